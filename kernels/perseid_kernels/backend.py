@@ -1,0 +1,102 @@
+"""The set of ops a decoder is written in. Three backends implement it:
+
+    native   CPU: the C++ library in `native/`, float32, built by the system's compiler at first use
+    eager    CPU or CUDA: plain torch; the fallback without a compiler, and the readable form
+    triton   CUDA, or the CPU through Triton's interpreter (tests)
+
+`backend_for(device)` picks one. A decoder holds the backend it was given and calls nothing else, so a test can
+run the same decoder on any of them.
+
+Shape legend: T rows of the batch, S sequences, N outputs, K inputs, H query heads, Hkv key/value heads, D head dim,
+P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from perseid_kernels.segments import Segments
+from perseid_kernels.weights import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Where the rows of a step lie in their sequences. Rows of a sequence stand together, in order.
+
+    Row r of sequence s has position `context_len[s] - (query_start[s+1] - query_start[s]) + r` and sees the keys
+    at positions ≤ its own. The K and V of all the step's rows are in the cache before attention runs.
+    """
+
+    query_start: Tensor  # int32 [S+1]
+    context_len: Tensor  # int32 [S], tokens in the cache with this step's rows
+    block_table: Tensor  # int32 [S, max blocks], cache block of the sequence's i-th group of BS tokens
+    max_query_len: int
+    max_context_len: int
+
+
+class Backend(Protocol):
+    """All tensors live on one device. Activations are [T, ·] contiguous rows of `compute_dtype`."""
+
+    name: str
+    compute_dtype: torch.dtype  # float32 on CPU; bfloat16 on CUDA
+
+    def pack(self, weight: Weight, device: torch.device) -> Any:
+        """Turn a canonical weight into this backend's layout on `device`. The result has `.nbytes` and `.shape`."""
+        ...
+
+    def matmul(self, x_TK: Tensor, packed: Any, out_TN: Tensor) -> None:
+        """out = x Wᵀ, accumulated in float32. `out` may be a column slice of a wider row-major tensor."""
+        ...
+
+    def embed(self, packed: Any, token_ids_T: Tensor) -> Tensor:
+        """Rows `token_ids` of a packed [vocab, hidden] weight, dequantised: [T, hidden]."""
+        ...
+
+    def add_lora(
+        self, x_TK: Tensor, a_PCK: Tensor, b_PRN: Tensor, slices: Sequence[int], segments: Segments, out_TN: Tensor
+    ) -> None:
+        """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] for each row's pages (equation in segments.py).
+
+        `slices` holds the widths of the fused projections, Σ = N. A has PAGE_RANK rows for each slice
+        (C = PAGE_RANK·len(slices)); the columns of slice i are multiplied with rows i·PAGE_RANK … of the shrink.
+        """
+        ...
+
+    def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x²) + eps) · weight over the last dimension; x may be [T, N] or [T, H, D]."""
+        ...
+
+    def add_rms_norm(self, x_TN: Tensor, residual_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+        """residual += x in place; returns rms_norm(residual)."""
+        ...
+
+    def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
+        """silu(gate) · up for gate = the first half of the columns, up = the second: [T, F]."""
+        ...
+
+    def rope_and_store(
+        self,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        cos_XD: Tensor,
+        sin_XD: Tensor,
+        positions_T: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
+    ) -> None:
+        """Rotate q and k in place (Hugging Face's half-split layout; cos, sin [max positions, D/2] float32), then
+        write k and v into cache slot `slots[t]` = block · BS + offset. q, k, v may be views of one qkv tensor
+        (row stride larger than H·D). Caches are [NB, BS, Hkv, D]."""
+        ...
+
+    def attention(
+        self, q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
+    ) -> None:
+        """Causal attention over the paged cache: out = softmax(scale · q Kᵀ) V, float32 softmax, GQA by
+        head h reading key/value head h // (H / Hkv)."""
+        ...

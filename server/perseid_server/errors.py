@@ -1,0 +1,69 @@
+"""Every error a client can be told about, in one tree.
+
+    PerseidError
+    ├── InvalidRequest        400  INVALID_ARGUMENT    (names the field)
+    │   ├── UnsupportedModel                           (an architecture or file we cannot serve)
+    │   └── AdapterRejected                            (an adapter that would not do what its author meant)
+    ├── Forbidden             403  PERMISSION_DENIED
+    ├── NotFound              404  NOT_FOUND
+    ├── Conflict              409  ALREADY_EXISTS
+    ├── TooLarge              413  INVALID_ARGUMENT
+    ├── QueueFull             429  RESOURCE_EXHAUSTED  (retry_after_s)
+    └── Unavailable           503  UNAVAILABLE         (retry_after_s)
+
+`api/http/errors.py` and `api/grpc/errors.py` map the tree to the wire, once each. Anything else that escapes
+a handler is a bug: it is logged with its traceback and the client is told "internal error" and the request id.
+"""
+
+
+class PerseidError(Exception):
+    """The root: `message` is written for the client; `field` names the offending input where there is one."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidRequest(PerseidError):
+    """A field of the request is missing, malformed or out of range."""
+
+
+class UnsupportedModel(InvalidRequest):
+    """A base model whose architecture, file format or quantisation is not supported."""
+
+
+class AdapterRejected(InvalidRequest):
+    """An adapter refused before it could serve a wrong answer: unknown tensor, wrong shape, NaN, unknown key."""
+
+
+class Forbidden(PerseidError):
+    """The operator has not allowed what the client asks for."""
+
+
+class NotFound(PerseidError):
+    """No such model or adapter."""
+
+
+class Conflict(PerseidError):
+    """The name is taken, or the object is in a state that does not admit the operation."""
+
+
+class TooLarge(PerseidError):
+    """A body or file larger than the operator's limit."""
+
+
+class QueueFull(PerseidError):
+    """Too much is waiting already; try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(PerseidError):
+    """The server cannot answer now (starting, draining, engine restarting); try again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
