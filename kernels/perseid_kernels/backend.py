@@ -56,7 +56,13 @@ class Backend(Protocol):
         ...
 
     def add_lora(
-        self, x_TK: Tensor, a_PCK: Tensor, b_PRN: Tensor, slices: Sequence[int], segments: Segments, out_TN: Tensor
+        self,
+        x_TK: Tensor,
+        a_PCK: Tensor,
+        b_PRN: Tensor,
+        slices: Sequence[int],
+        segments: Segments,
+        out_TN: Tensor,
     ) -> None:
         """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] for each row's pages (equation in segments.py).
 
@@ -95,7 +101,13 @@ class Backend(Protocol):
         ...
 
     def attention(
-        self, q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
+        self,
+        q_THD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        out_THD: Tensor,
     ) -> None:
         """Causal attention over the paged cache: out = softmax(scale · q Kᵀ) V, float32 softmax, GQA by
         head h reading key/value head h // (H / Hkv)."""

@@ -109,7 +109,9 @@ class SequenceOutput:
     stop_token_id: int | None = None  # the end or stop token that finished it; not part of token_ids
     error: str | None = None  # with finish_reason "error"
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
-    queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
+    queue_s: float | None = (
+        None  # with the first output: seconds from arrival in the engine to first scheduling
+    )
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
 
 

@@ -21,8 +21,13 @@ FUSED_LINEARS: Mapping[str, tuple[str, ...]] = {
 """Projections that share an input are one fused linear: one 4-bit product, one shrink. Outputs lie side by side."""
 
 PARENT_OF_PROJECTION: Mapping[str, str] = {
-    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
 }
 """Where Hugging Face keeps a projection: `model.layers.{i}.{parent}.{projection}`."""
 
