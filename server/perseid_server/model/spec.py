@@ -18,7 +18,7 @@ FUSED_LINEARS: Mapping[str, tuple[str, ...]] = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
-"""Projections that share an input are one fused linear: one 4-bit product, one shrink. Outputs lie side by side."""
+"""Projections that share an input are one fused linear (one product, one shrink); outputs lie side by side."""
 
 PARENT_OF_PROJECTION: Mapping[str, str] = {
     "q_proj": "self_attn",
