@@ -1,0 +1,71 @@
+# Perseid. `make serve` and `make test` set everything up by themselves; `make help` lists the rest.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+ARGS    ?=
+TESTS   ?= tests
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+SERVE_READY := $(VENV)/.ready-to-serve
+DEV_READY   := $(VENV)/.ready-to-develop
+
+# The example adapters belong to the embedded base; another --model starts without them.
+EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir $(folder))=$(folder))
+ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast lint format protos bench examples examples-eval clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+serve: $(SERVE_READY)  ## set up on the first run, then serve the embedded base and the example adapters (ARGS="…")
+	@$(BIN)/perseid serve $(ADAPTERS) $(ARGS)
+
+test: $(DEV_READY)  ## set up, then run all tests (TESTS=… narrows)
+	$(BIN)/python -m pytest $(TESTS)
+
+test-fast: $(DEV_READY)  ## only the tests that need no base model
+	$(BIN)/python -m pytest -m "not e2e" $(TESTS)
+
+lint: $(DEV_READY)  ## style, types, import layers, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+format: $(DEV_READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(DEV_READY)  ## generate the gRPC stubs anew
+	$(BIN)/python -m perseid_protos.generate
+
+bench: $(DEV_READY)  ## decode and prefill speed on this machine, PEFT beside it in the same run (ARGS="…")
+	$(BIN)/python -m perseid_loadtest.offline $(ARGS)
+
+examples: $(DEV_READY)  ## train the example adapters anew (hours on two cores)
+	$(BIN)/python examples/train.py --out examples/adapters $(ARGS)
+
+examples-eval: $(DEV_READY)  ## score the base and every example adapter on held-out items through a server
+	$(BIN)/python examples/evaluate.py $(ARGS)
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Perseid needs Python 3.11 or newer; name one with: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "No virtual environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Perseid into $(VENV) (once; a few minutes, mostly torch) …"
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e .
+	@touch $@
+
+$(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Perseid and its development tools into $(VENV) (once) …"
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[dev,examples]"
+	@touch $@ $(SERVE_READY)

@@ -1,0 +1,5 @@
+"""`python -m perseid_server` is the `perseid` command."""
+
+from perseid_server.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""What an operator can set: one frozen tree, filled from the command line, `PERSEID_*` variables and a file.
+
+The command line wins over the environment, the environment over the file, the file over the defaults. The text
+beside each field is what `perseid serve --help` prints. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter, validators
+
+MODEL = Group("Model", sort_key=1)
+ADAPTERS = Group("Adapters", sort_key=2)
+NETWORK = Group("Network", sort_key=3)
+CAPACITY = Group("Memory and batching", sort_key=4)
+OPERATION = Group("Operation", sort_key=5)
+
+PORT = validators.Number(gte=0, lte=65535)
+POSITIVE = validators.Number(gte=1)
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """`NAME=SOURCE` from the command line."""
+
+    name: str
+    source: str
+
+    @staticmethod
+    def parse(text: str) -> "NamedSource":
+        """Split at the first `=`; ValueError when either side is missing."""
+        name, separator, source = text.partition("=")
+        if not (separator and name and source):
+            raise ValueError(f"expected NAME=SOURCE, got {text!r}")
+        return NamedSource(name, source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """All options of `perseid serve`."""
+
+    model: Annotated[str, Parameter(group=MODEL)] = "embedded"
+    """Base model: "embedded" (SmolLM2-135M-Instruct), a .gguf file, a Hugging Face folder, or a hub id
+    org/name[@revision]. 16-bit checkpoints are quantised to NF4 while loading."""
+
+    served_name: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Name clients use for the base. Default: the model's own name."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=MODEL)] = "auto"
+    """Where to run. "auto" takes a CUDA device when there is one."""
+
+    adapter: Annotated[
+        tuple[str, ...], Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE")
+    ] = ()
+    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder or a hub id. Repeat for more."""
+
+    store: Annotated[Path | None, Parameter(group=ADAPTERS)] = None
+    """Folder that keeps loaded adapters across restarts. Default: perseid/store in the user's data folder."""
+
+    adapter_root: Annotated[tuple[Path, ...], Parameter(group=ADAPTERS, negative=(), consume_multiple=False)] = ()
+    """Folder from which clients may load adapters at run time. Repeat for more. Default: none."""
+
+    allow_hub: Annotated[bool, Parameter(group=ADAPTERS)] = False
+    """Let clients load adapters from the Hugging Face hub."""
+
+    host: Annotated[str, Parameter(group=NETWORK)] = "127.0.0.1"
+    """Address to listen on."""
+
+    http_port: Annotated[int, Parameter(group=NETWORK, validator=PORT)] = 8000
+    """HTTP port; 0 picks a free one and prints it."""
+
+    grpc_port: Annotated[int, Parameter(group=NETWORK, validator=PORT)] = 50051
+    """gRPC port; 0 picks a free one and prints it."""
+
+    kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 512
+    """Memory for the KV cache, MiB."""
+
+    kv_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=CAPACITY)] = "auto"
+    """Element type of the KV cache. "auto": float32 on a CPU, bfloat16 on a GPU."""
+
+    adapter_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 256
+    """Memory for adapters on the device, MiB. Others wait in host memory or on disk."""
+
+    adapter_host_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 1024
+    """Memory for adapters kept ready in host memory, MiB."""
+
+    max_batch_tokens: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 512
+    """Most tokens in one step, prefill chunks and decodes together. Larger: faster prefill, longer steps."""
+
+    max_num_seqs: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 64
+    """Most sequences decoding at once."""
+
+    max_model_len: Annotated[int | None, Parameter(group=CAPACITY, validator=POSITIVE)] = None
+    """Most tokens of prompt and completion together. Default: what the model and the KV memory allow."""
+
+    max_queue: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 1024
+    """Most requests in progress; more are answered with 429 / RESOURCE_EXHAUSTED at once."""
+
+    prefix_cache: Annotated[bool, Parameter(group=CAPACITY)] = True
+    """Reuse the KV blocks of equal prompt beginnings."""
+
+    threads: Annotated[int | None, Parameter(group=OPERATION, validator=POSITIVE)] = None
+    """Threads for the forward pass on a CPU. Default: all cores."""
+
+    grace: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0))] = 30.0
+    """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=OPERATION)] = "info"
+    """Least severity that is logged."""
+
+    log_format: Annotated[Literal["human", "json"], Parameter(group=OPERATION)] = "human"
+    """How log lines look."""

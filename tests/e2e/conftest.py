@@ -1,0 +1,55 @@
+"""What the end-to-end proofs share: the embedded base, eight adapters, the reference, a running server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.reference import RECIPES, Reference, load_reference, write_adapter
+from tests.e2e.running import RunningServer, running_server
+
+from perseid_server.model.embedded import embedded_base
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder is `e2e`."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def base_gguf() -> Path:
+    """The embedded base's file, fetched on first use."""
+    return embedded_base()
+
+
+@pytest.fixture(scope="session")
+def _reference_model(base_gguf: Path):
+    return load_reference(base_gguf)
+
+
+@pytest.fixture(scope="session")
+def adapter_folders(_reference_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Eight adapters of different ranks and targets, saved by PEFT: name → folder."""
+    root = tmp_path_factory.mktemp("adapters")
+    return {recipe.name: write_adapter(_reference_model, recipe, root / recipe.name) for recipe in RECIPES}
+
+
+@pytest.fixture(scope="session")
+def reference(_reference_model, adapter_folders: dict[str, Path]) -> Reference:
+    """PEFT with all eight adapters."""
+    return Reference(_reference_model, adapter_folders)
+
+
+@pytest.fixture(scope="session")
+def server(
+    adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """One server with the eight adapters, shared by the tests that leave it as they found it."""
+    named = [f"--adapter={name}={folder}" for name, folder in adapter_folders.items()]
+    root = next(iter(adapter_folders.values())).parent
+    store = tmp_path_factory.mktemp("server") / "store"
+    with running_server(*named, "--adapter-root", str(root), store=store) as running:
+        yield running
