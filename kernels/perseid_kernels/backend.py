@@ -13,6 +13,7 @@ P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS toke
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -112,3 +113,30 @@ class Backend(Protocol):
         """Causal attention over the paged cache: out = softmax(scale · q Kᵀ) V, float32 softmax, GQA by
         head h reading key/value head h // (H / Hkv)."""
         ...
+
+
+def backend_for(device: torch.device, compute_dtype: torch.dtype | None = None) -> Backend:
+    """The fastest backend for a device: Triton on CUDA; on the CPU the native library, eager without a compiler.
+
+    `compute_dtype` defaults to bfloat16 on CUDA; the CPU computes in float32 only. Backends are imported here, so
+    that a CPU process never imports triton. Raises ValueError for a device or dtype no backend serves, and
+    ModuleNotFoundError for CUDA without triton.
+    """
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ModuleNotFoundError(f"device {device}: CUDA needs triton; pip install 'perseid[gpu]'")
+        from perseid_kernels.triton_backend import TritonBackend  # noqa: PLC0415  (keeps triton off the CPU path)
+
+        return TritonBackend(device, compute_dtype or torch.bfloat16)
+    if device.type != "cpu":
+        raise ValueError(f"device {device}: no backend serves {device.type!r}; use cpu or cuda")
+    if compute_dtype not in {None, torch.float32}:
+        raise ValueError(f"compute_dtype {compute_dtype}: the CPU backends compute in float32")
+    from perseid_kernels.native import load_native_backend  # noqa: PLC0415  (compiles a library at first use)
+
+    native = load_native_backend()
+    if native is not None:
+        return native
+    from perseid_kernels.eager_backend import EagerBackend  # noqa: PLC0415
+
+    return EagerBackend()

@@ -44,6 +44,7 @@ class Segments:
     page_indptr: Tensor  # int32 [S+1]
     max_pages: int  # J
     max_rows: int  # rows of the longest segment
+    sizes: tuple[tuple[int, int], ...] = ()  # (rows, pages) of each segment: a host copy that saves a device sync
 
     @staticmethod
     def build(lists: Sequence[PageList | None], device: torch.device | str = "cpu") -> "Segments | None":
@@ -72,4 +73,5 @@ class Segments:
             page_indptr=ints(page_indptr),
             max_pages=max(len(pages.pages) for pages in rows_of),
             max_rows=max(len(rows) for rows in rows_of.values()),
+            sizes=tuple((len(rows), len(pages.pages)) for pages, rows in rows_of.items()),
         )

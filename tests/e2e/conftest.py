@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.prompts import prompt_ids
 from tests.e2e.reference import RECIPES, Reference, load_reference, write_adapter
 from tests.e2e.running import RunningServer, running_server
 
@@ -53,3 +54,9 @@ def server(
     store = tmp_path_factory.mktemp("server") / "store"
     with running_server(*named, "--adapter-root", str(root), store=store) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def prompts(base_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, ...]]:
+    """Sixteen prompts of uneven lengths, as token ids."""
+    return prompt_ids(base_gguf, tmp_path_factory.mktemp("tokenizer"))

@@ -1,0 +1,145 @@
+"""The kernels and signatures that `aot` compiles: every variant a bfloat16 8B-class Llama launches.
+
+Launch knobs come from the same `choose_config` functions the launchers use, so a knob that does not fit a target
+fails the test suite and not a user's GPU.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from perseid_kernels import _matmul, attention, expand, shrink
+from perseid_kernels._triton import power_of_two
+from perseid_kernels.activation import silu_mul_kernel
+from perseid_kernels.matmul_dense import matmul_dense_kernel
+from perseid_kernels.matmul_q4 import matmul_q4_kernel
+from perseid_kernels.matmul_q8 import matmul_q8_kernel
+from perseid_kernels.norm import rms_norm_kernel
+from perseid_kernels.rope import rope_and_store_kernel
+from perseid_kernels.segments import PAGE_RANK
+
+_FLOATS = ("eps", "scale_log2", "affine_bias")
+_DIVISIBLE = ("N", "K", "F", "split_k")  # sizes a launcher passes as multiples of 16, beside strides and pointers
+_POINTER_TYPES = {
+    "codes": "*u8", "codebook": "*fp32", "scale": "*fp32", "offset": "*fp32", "parts": "*fp32", "z": "*fp32",
+    "weights": "*fp32", "cos": "*fp32", "sin": "*fp32", "maxima": "*fp32", "sums": "*fp32",
+    "rows": "*i32", "pages": "*i32", "items": "*i32", "tiles": "*i32", "columns": "*i32",
+    "query_start": "*i32", "context_len": "*i32", "block_table": "*i32", "positions": "*i64", "slots": "*i64",
+    **dict.fromkeys(
+        ("x", "a", "b", "w", "y", "q", "k", "v", "k_cache", "v_cache", "out", "residual", "weight"), "*bf16"
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCase:
+    """One kernel with the constants of one variant; types follow from the parameters' names."""
+
+    name: str
+    kernel: Any  # a @triton.jit function
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    num_stages: int = 2
+    types: Mapping[str, str] = field(default_factory=dict)  # where a variant's type differs
+
+    def signature(self) -> dict[str, str]:
+        """Triton's type of each parameter."""
+        return {name: self._type_of(name) for name in self.kernel.arg_names}
+
+    def attributes(self) -> dict[tuple[int], list[list[Any]]]:
+        """Pointers, strides and sizes are multiples of 16, as the launcher would find at run time."""
+        return {
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(self.signature().items())
+            if kind.startswith("*") or name.startswith("stride_") or (name in _DIVISIBLE and kind == "i32")
+        }
+
+    def _type_of(self, name: str) -> str:
+        if name in self.constexprs:
+            return "constexpr"
+        if name in _FLOATS:
+            return "fp32"
+        return {**_POINTER_TYPES, **self.types}.get(name, "i32")
+
+
+def _matmul_cases() -> Iterator[KernelCase]:
+    num_outputs, num_inputs = 6144, 4096
+    q4 = {"HALF": 32, "EVEN_K": True}
+    affine = {"AFFINE": True, "HAS_OFFSET": True, "GROUP_SIZE": 32, **q4}
+    lookup = {"AFFINE": False, "HAS_OFFSET": False, "GROUP_SIZE": 64, **q4}
+    q8 = {"GROUP_SIZE": 32, "BLOCK_K": 32, "EVEN_K": True}
+    for rows in (1, 32, 512):
+        config = _matmul.choose_config(num_outputs, num_inputs, rows)
+        tile = {
+            "SPLITS": config.splits,
+            "PARALLEL": config.parallel,
+            "BLOCK_N": config.block_n,
+            "BLOCK_T": config.block_t,
+        }
+        launch: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        if config.parallel:
+            launch["types"] = {"out": "*fp32"}
+        yield KernelCase(f"matmul_q4/affine/t{rows}", matmul_q4_kernel, {**affine, **tile}, **launch)
+        yield KernelCase(f"matmul_q4/nf4/t{rows}", matmul_q4_kernel, {**lookup, **tile}, **launch)
+        if rows != 32:  # heads see few rows or a prompt's worth; the middle variant adds nothing new
+            yield KernelCase(f"matmul_q8/t{rows}", matmul_q8_kernel, {**q8, **tile}, **launch)
+            yield KernelCase(f"matmul_dense/t{rows}", matmul_dense_kernel, {"BLOCK_K": 64, **tile}, **launch)
+    splits = {"SPLITS": 4, "BLOCK": 256}
+    yield KernelCase("reduce_splits", _matmul.reduce_splits_kernel, splits, num_warps=2)
+
+
+def _lora_cases() -> Iterator[KernelCase]:
+    for tile_rows in (16, 64):
+        down = shrink.choose_config(4096, tile_rows)
+        common = {"SLICES": 3, "SPLITS": down.splits, "RANK": PAGE_RANK, "TILE_ROWS": tile_rows}
+        yield KernelCase(
+            f"shrink/rows{tile_rows}",
+            shrink.shrink_kernel,
+            {"BLOCK_K": down.block_k, **common},
+            down.num_warps,
+            down.num_stages,
+        )
+        up = expand.choose_config(tile_rows)
+        yield KernelCase(
+            f"expand/rows{tile_rows}",
+            expand.expand_kernel,
+            {"BLOCK_N": up.block_n, **common},
+            up.num_warps,
+            up.num_stages,
+        )
+
+
+def _attention_cases() -> Iterator[KernelCase]:
+    group = 4
+    for head_dim in (64, 128):
+        for decode in (True, False):
+            config = attention.choose_config(group, head_dim, decode=decode)
+            shape = {
+                "G": group,
+                "BS": 16,
+                "D": head_dim,
+                "BLOCK_M": config.block_m,
+                "BLOCK_D": head_dim,
+                "BLOCK_KEYS": config.block_keys,
+                "SPAN": config.span,
+            }
+            kernel = attention.attention_decode_kernel if decode else attention.attention_prefill_kernel
+            variant = {"ONE_SPAN": False} if decode else {"GROUP": power_of_two(group)}
+            name = f"attention/{'decode' if decode else 'prefill'}/d{head_dim}"
+            yield KernelCase(name, kernel, {**shape, **variant}, config.num_warps, config.num_stages)
+    merge = {"D": 128, "BLOCK_D": 128, "SPAN": 512}
+    yield KernelCase("attention/merge/d128", attention.attention_merge_kernel, merge, num_warps=1)
+
+
+def _row_cases() -> Iterator[KernelCase]:
+    yield KernelCase("add_rms_norm", rms_norm_kernel, {"ADD": True, "BLOCK": 4096}, num_warps=8)
+    yield KernelCase("rms_norm/heads", rms_norm_kernel, {"ADD": False, "BLOCK": 128}, num_warps=1)
+    rope = {"H": 32, "HKV": 8, "HALF": 64, "BLOCK_H": 32, "BLOCK_HKV": 8, "BLOCK_HALF": 64}
+    yield KernelCase("rope_and_store/d128", rope_and_store_kernel, rope, num_warps=4)
+    yield KernelCase("silu_mul", silu_mul_kernel, {"BLOCK": 1024}, num_warps=4)
+
+
+CASES: Mapping[str, KernelCase] = {
+    case.name: case for part in (_matmul_cases, _lora_cases, _attention_cases, _row_cases) for case in part()
+}
+"""By name, so that a worker process finds its case without pickling a kernel."""

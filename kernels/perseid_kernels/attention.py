@@ -1,0 +1,404 @@
+"""Causal attention over a paged KV cache; prefill chunks and decodes of one batch.
+
+    out[t, h] = Σ_{i ≤ pos(t)} softmax_i(scale · q[t, h] · K[i, h // G]) V[i, h // G]          G = H / Hkv
+
+q, out [T, H, D]; caches [NB, BS, Hkv, D]; key i of sequence s lies in block `block_table[s, i // BS]`, offset
+i % BS. Scores, softmax and sums in float32 (online softmax: Milakov & Gimelshein, arXiv:1805.02867; tiles after
+FlashAttention). The G query heads of one key/value head share a tile, so K and V are read once for all of them.
+
+Keys are taken in *spans* of SPAN; each span has an online softmax of its own and spans are merged in order
+(FlashDecoding's formula). Decodes run a program per span and merge afterwards; prefill tiles do the spans one
+after the other. Tiles and spans lie at fixed positions and a sequence of one new row always takes the decode
+kernel, so a row's result does not depend on the other sequences of the batch.
+
+No list is built on the host: a prefill program finds its sequence by bisection of `query_start`.
+CPU paths: `eager_backend.EagerBackend.attention` and `native/`. Oracle: `attention_oracle`.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Tensor
+
+from perseid_kernels._triton import cdiv, power_of_two, tl, triton
+from perseid_kernels.backend import AttentionBatch
+
+_LOG2_E = log2(2.718281828459045)
+_NEVER = tl.constexpr(-1e30)  # the running maximum before any key: finite, so that differences stay defined
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """Launch knobs of attention."""
+
+    block_m: int  # rows of a tile: query rows × heads of a group (a power of two each)
+    block_keys: int
+    span: int  # keys of one decode program, a multiple of block_keys
+    num_warps: int
+    num_stages: int
+
+
+def choose_config(group: int, head_dim: int, *, decode: bool) -> AttentionConfig:
+    """One tile of the group's heads for decode; 64 rows for prefill. Wide heads take narrower key tiles or more
+    warps, so that the two accumulators of a prefill tile stay in registers."""
+    keys = 64 if head_dim <= 128 else 32
+    warps = 4 if head_dim <= 64 else 8
+    if decode:
+        return AttentionConfig(max(16, power_of_two(group)), keys, span=512, num_warps=4, num_stages=2)
+    return AttentionConfig(max(64, power_of_two(group)), keys, span=512, num_warps=warps, num_stages=2)
+
+
+@triton.jit
+def _attend_span(
+    q_MD,
+    position_M,  # the last key each row sees; −1 for padding
+    first_key,
+    end_key,
+    k_cache,
+    v_cache,
+    table,  # block table of the sequence
+    kv_head,
+    scale_log2,
+    stride_block,
+    stride_token,
+    stride_head,
+    BS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """(m, den, acc) of keys [first_key, end_key): row maximum, Σ 2^(s − m), Σ 2^(s − m) · v."""
+    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
+    den = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    d = tl.arange(0, BLOCK_D)
+    for start in range(first_key, end_key, BLOCK_KEYS):
+        key = start + tl.arange(0, BLOCK_KEYS)
+        live = key < end_key
+        block = tl.load(table + key // BS, mask=live, other=0).to(tl.int64)
+        where = block * stride_block + (key % BS) * stride_token + kv_head * stride_head
+        mask = live[:, None] & (d < D)[None, :]
+        k_ND = tl.load(k_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
+        v_ND = tl.load(v_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
+        seen = live[None, :] & (key[None, :] <= position_M[:, None])
+        s = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee") * scale_log2
+        m_new = tl.maximum(m, tl.max(tl.where(seen, s, _NEVER), axis=1))
+        p = tl.where(seen, tl.exp2(s - m_new[:, None]), 0.0)
+        fade = tl.exp2(m - m_new)
+        den = den * fade + tl.sum(p, axis=1)
+        acc = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc * fade[:, None], input_precision="ieee")
+        m = m_new
+    return m, den, acc
+
+
+@triton.jit
+def _load_group(q, row_M, kv_head, head_M, live_M, stride_q, G, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Query vectors [BLOCK_M, BLOCK_D] of rows `row_M`, heads kv_head · G + head_M."""
+    d = tl.arange(0, BLOCK_D)
+    base = row_M.to(tl.int64) * stride_q + (kv_head * G + head_M) * D
+    return tl.load(q + base[:, None] + d[None, :], mask=live_M[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def attention_prefill_kernel(
+    q,  # [T, H, D]
+    k_cache,  # [NB, BS, Hkv, D]
+    v_cache,
+    query_start,  # int32 [S+1]
+    context_len,  # int32 [S]
+    block_table,  # int32 [S, max blocks]
+    out,  # [T, H, D]
+    scale_log2,
+    S,
+    stride_q,
+    stride_out,
+    stride_table,
+    stride_block,
+    stride_token,
+    stride_head,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,  # G rounded up to a power of two
+    BS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Tiles of TOKENS query rows. Sequence s owns the tile numbers from query_start[s] // TOKENS + s on."""
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    low = 0
+    high = S
+    while low + 1 < high:  # the last s whose first tile is ≤ tile
+        middle = (low + high) // 2
+        if tl.load(query_start + middle) // TOKENS + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    first_row = tl.load(query_start + low)
+    query_len = tl.load(query_start + low + 1) - first_row
+    first_token = (tile - (first_row // TOKENS + low)) * TOKENS
+    if (query_len <= 1) | (first_token >= query_len):
+        return  # a decode (the other kernel's), or a tile number no row fell on
+
+    context = tl.load(context_len + low)
+    lane = tl.arange(0, BLOCK_M)
+    head = lane % GROUP
+    token = first_token + lane // GROUP
+    live = (head < G) & (token < query_len)
+    position = tl.where(live, context - query_len + token, -1)
+    q_MD = _load_group(q, first_row + token, kv_head, head, live, stride_q, G, D, BLOCK_D)
+    end_key = tl.minimum(context - query_len + first_token + TOKENS, context)
+
+    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
+    den = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    for start in range(0, end_key, SPAN):
+        m_s, den_s, acc_s = _attend_span(
+            q_MD, position, start, tl.minimum(start + SPAN, end_key), k_cache, v_cache,
+            block_table + low * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
+            BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
+        )  # fmt: skip
+        m_new = tl.maximum(m, m_s)
+        old = tl.exp2(m - m_new)
+        new = tl.exp2(m_s - m_new)
+        den = den * old + den_s * new
+        acc = acc * old[:, None] + acc_s * new[:, None]
+        m = m_new
+
+    d = tl.arange(0, BLOCK_D)
+    result = acc / tl.where(den > 0, den, 1.0)[:, None]
+    base = (first_row + token).to(tl.int64) * stride_out + (kv_head * G + head) * D
+    mask = live[:, None] & (d < D)[None, :]
+    tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attention_decode_kernel(
+    q,  # [T, H, D]
+    k_cache,  # [NB, BS, Hkv, D]
+    v_cache,
+    query_start,  # int32 [S+1]
+    context_len,  # int32 [S]
+    block_table,  # int32 [S, max blocks]
+    out,  # [T, H, D]; written where SPANS == 1
+    parts,  # float32 [S, H, SPANS, D]; written otherwise, as are:
+    maxima,  # float32 [S, H, SPANS]
+    sums,  # float32 [S, H, SPANS]
+    scale_log2,
+    spans,
+    stride_q,
+    stride_out,
+    stride_table,
+    stride_block,
+    stride_token,
+    stride_head,
+    ONE_SPAN: tl.constexpr,
+    G: tl.constexpr,
+    BS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """One span of the keys of one sequence with a single new row, for one key/value head."""
+    sequence = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    span = tl.program_id(2)
+    row = tl.load(query_start + sequence)
+    context = tl.load(context_len + sequence)
+    if (tl.load(query_start + sequence + 1) - row != 1) | (span * SPAN >= context):
+        return  # a prefill chunk (the other kernel's), or past the sequence's end
+
+    head = tl.arange(0, BLOCK_M)
+    live = head < G
+    position = tl.where(live, context - 1, -1)
+    q_MD = _load_group(q, row + head * 0, kv_head, head, live, stride_q, G, D, BLOCK_D)
+    m, den, acc = _attend_span(
+        q_MD, position, span * SPAN, tl.minimum((span + 1) * SPAN, context), k_cache, v_cache,
+        block_table + sequence * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
+        BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
+    )  # fmt: skip
+    d = tl.arange(0, BLOCK_D)
+    mask = live[:, None] & (d < D)[None, :]
+    if ONE_SPAN:
+        result = acc / tl.where(den > 0, den, 1.0)[:, None]
+        base = row.to(tl.int64) * stride_out + (kv_head * G + head) * D
+        tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
+    else:
+        part = ((sequence * tl.num_programs(1) + kv_head) * G + head).to(tl.int64) * spans + span
+        tl.store(parts + part[:, None] * D + d[None, :], acc, mask=mask)
+        tl.store(maxima + part, m, mask=live)
+        tl.store(sums + part, den, mask=live)
+
+
+@triton.jit
+def attention_merge_kernel(
+    parts,  # float32 [S, H, SPANS, D]
+    maxima,
+    sums,
+    query_start,
+    context_len,
+    out,  # [T, H, D]
+    spans,
+    stride_out,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Merge the spans of one decoding row and head, in order."""
+    sequence = tl.program_id(0)
+    head = tl.program_id(1)
+    row = tl.load(query_start + sequence)
+    if tl.load(query_start + sequence + 1) - row != 1:
+        return
+    d = tl.arange(0, BLOCK_D)
+    first = (sequence * tl.num_programs(1) + head).to(tl.int64) * spans
+    m = tl.full((), _NEVER, dtype=tl.float32)
+    den = tl.zeros((), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for span in range(tl.cdiv(tl.load(context_len + sequence), SPAN)):
+        m_s = tl.load(maxima + first + span)
+        m_new = tl.maximum(m, m_s)
+        old = tl.exp2(m - m_new)
+        new = tl.exp2(m_s - m_new)
+        den = den * old + tl.load(sums + first + span) * new
+        acc = acc * old + tl.load(parts + (first + span) * D + d, mask=d < D, other=0.0) * new
+        m = m_new
+    result = (acc / den).to(out.dtype.element_ty)
+    tl.store(out + row.to(tl.int64) * stride_out + head * D + d, result, mask=d < D)
+
+
+def attention(
+    q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
+) -> None:
+    """Write out[t] for every row of the batch. q may be a view with a wider row stride; heads are contiguous."""
+    if q_THD.shape[0] == 0:
+        return
+    _decode(q_THD, k_cache, v_cache, batch, scale, out_THD)
+    if batch.max_query_len > 1:
+        _prefill(q_THD, k_cache, v_cache, batch, scale, out_THD)
+
+
+def _prefill(
+    q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
+) -> None:
+    num_rows, num_heads, head_dim = q_THD.shape
+    _, block_size, num_kv_heads, _ = k_cache.shape
+    group = num_heads // num_kv_heads
+    num_sequences = batch.context_len.shape[0]
+    config = choose_config(group, head_dim, decode=False)
+    tokens = config.block_m // power_of_two(group)
+    attention_prefill_kernel[(num_rows // tokens + num_sequences, num_kv_heads)](
+        q_THD,
+        k_cache,
+        v_cache,
+        batch.query_start,
+        batch.context_len,
+        batch.block_table,
+        out_THD,
+        scale * _LOG2_E,
+        num_sequences,
+        q_THD.stride(0),
+        out_THD.stride(0),
+        batch.block_table.stride(0),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        k_cache.stride(2),
+        G=group,
+        GROUP=power_of_two(group),
+        BS=block_size,
+        D=head_dim,
+        BLOCK_M=config.block_m,
+        BLOCK_D=power_of_two(max(16, head_dim)),
+        BLOCK_KEYS=config.block_keys,
+        SPAN=config.span,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def _decode(
+    q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
+) -> None:
+    _, num_heads, head_dim = q_THD.shape
+    _, block_size, num_kv_heads, _ = k_cache.shape
+    group = num_heads // num_kv_heads
+    num_sequences = batch.context_len.shape[0]
+    config = choose_config(group, head_dim, decode=True)
+    spans = cdiv(batch.max_context_len, config.span)
+    held = (num_sequences, num_heads, spans) if spans > 1 else (0, 0, 0)
+    parts = torch.empty((*held, head_dim), dtype=torch.float32, device=q_THD.device)
+    maxima, sums = torch.empty((2, *held), dtype=torch.float32, device=q_THD.device)
+    block_d = power_of_two(max(16, head_dim))
+    attention_decode_kernel[(num_sequences, num_kv_heads, spans)](
+        q_THD,
+        k_cache,
+        v_cache,
+        batch.query_start,
+        batch.context_len,
+        batch.block_table,
+        out_THD,
+        parts,
+        maxima,
+        sums,
+        scale * _LOG2_E,
+        spans,
+        q_THD.stride(0),
+        out_THD.stride(0),
+        batch.block_table.stride(0),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        k_cache.stride(2),
+        ONE_SPAN=spans == 1,
+        G=group,
+        BS=block_size,
+        D=head_dim,
+        BLOCK_M=config.block_m,
+        BLOCK_D=block_d,
+        BLOCK_KEYS=config.block_keys,
+        SPAN=config.span,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if spans > 1:
+        attention_merge_kernel[(num_sequences, num_heads)](
+            parts,
+            maxima,
+            sums,
+            batch.query_start,
+            batch.context_len,
+            out_THD,
+            spans,
+            out_THD.stride(0),
+            D=head_dim,
+            BLOCK_D=block_d,
+            SPAN=config.span,
+            num_warps=1,
+        )
+
+
+def attention_oracle(
+    q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float
+) -> Tensor:
+    """out in float32 [T, H, D], one row and head at a time, by the definition."""
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    out = torch.zeros(q_THD.shape, dtype=torch.float32)
+    group = q_THD.shape[1] // num_kv_heads
+    for s, context in enumerate(batch.context_len.tolist()):
+        start, end = int(batch.query_start[s]), int(batch.query_start[s + 1])
+        places = [(int(batch.block_table[s, i // block_size]), i % block_size) for i in range(context)]
+        keys = torch.stack([k_cache[place] for place in places]).float()
+        values = torch.stack([v_cache[place] for place in places]).float()
+        for row in range(start, end):
+            seen = context - (end - start) + (row - start) + 1
+            for head in range(q_THD.shape[1]):
+                scores = scale * (keys[:seen, head // group] @ q_THD[row, head].float())
+                out[row, head] = torch.softmax(scores, dim=0) @ values[:seen, head // group]
+    return out

@@ -1,0 +1,193 @@
+"""Rotary position embedding: the angular frequency of each pair of head dimensions, with context scaling.
+
+    angle[t, j] = position[t] · inv_freq[j],  j < D/2;    cos and sin are multiplied by `attention_scaling`
+
+Computed in float32 in the order transformers' `ROPE_INIT_FUNCTIONS` uses: the two differ by the last bit of a
+few frequencies at most, so that a model sees the angles it was trained with. Sources: linear, kaiokendev; llama3,
+the Llama 3.1 release; YaRN, arXiv:2309.00071. Imports no torch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perseid_server.errors import UnsupportedModel
+
+RopeType = Literal["default", "linear", "llama3", "yarn", "factors"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How frequencies follow from `theta`. Fields after `factor` are read by the types named beside them."""
+
+    theta: float
+    type: RopeType = "default"
+    factor: float = 1.0  # every type but "default" and "factors"
+    original_max_position_embeddings: int = 0  # llama3, yarn: positions the model was trained with
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn: rotations above which a frequency is kept
+    beta_slow: float = 1.0  # yarn: rotations below which a frequency is divided by `factor`
+    truncate: bool = True  # yarn: round the bounds of the ramp to whole dimensions
+    attention_scaling: float = 1.0  # yarn: multiplies cos and sin
+    frequency_factors: tuple[float, ...] = ()  # factors: divides frequency j (GGUF's rope_freqs.weight)
+
+    @staticmethod
+    def yarn_temperature(factor: float, weight: float = 1.0) -> float:
+        """What YaRN multiplies cos and sin with when the model does not say: 0.1·weight·ln(factor) + 1."""
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    def inv_freq(self, head_dim: int) -> NDArray[np.float32]:
+        """Radians per position, float32 [head_dim / 2]."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        wavelengths = np.power(np.float32(self.theta), exponents)  # over 2π
+        base = np.float32(1) / wavelengths
+        match self.type:
+            case "default":
+                return base
+            case "linear":
+                return base / np.float32(self.factor)
+            case "llama3":
+                return self._llama3(base)
+            case "yarn":
+                return self._yarn(wavelengths, head_dim)
+            case "factors":
+                return base / np.asarray(self.frequency_factors, dtype=np.float32)
+
+    def _llama3(self, base: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Keep short wavelengths, divide long ones by `factor`, blend between."""
+        trained, low, high = (
+            self.original_max_position_embeddings,
+            self.low_freq_factor,
+            self.high_freq_factor,
+        )
+        wavelength = np.float32(2 * math.pi) / base
+        kept = (np.float32(trained) / wavelength - np.float32(low)) / np.float32(high - low)
+        blended = (1 - kept) * base / np.float32(self.factor) + kept * base
+        scaled = np.where(wavelength > trained / low, base / np.float32(self.factor), blended)
+        return np.where(wavelength < trained / high, base, scaled)
+
+    def _yarn(self, wavelengths: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+        """Blend kept and divided frequencies with a linear ramp over the dimensions."""
+
+        def dimension_of(rotations: float) -> float:
+            trained = self.original_max_position_embeddings
+            return head_dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = dimension_of(self.beta_fast), dimension_of(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        if low == high:
+            high += 0.001  # a step, without dividing by zero
+        dimensions = np.arange(head_dim // 2, dtype=np.float32)
+        kept = 1 - np.clip((dimensions - np.float32(low)) / np.float32(high - low), 0, 1)
+        divided = np.float32(1) / (np.float32(self.factor) * wavelengths)
+        return divided * (1 - kept) + np.float32(1) / wavelengths * kept
+
+
+_KNOWN_KEYS: Mapping[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
+    "llama3": frozenset(
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+    "yarn": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        }
+    ),
+}
+"""What each type of `rope_scaling` reads; another key is refused, for it would change the model unnoticed."""
+
+_ALWAYS_KNOWN = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+
+
+def rope_from_hf(
+    config: Mapping[str, Any], max_position_embeddings: int, default_theta: float
+) -> RopeScaling:
+    """The scaling that a Hugging Face config asks for, in its old form (`rope_theta`, `rope_scaling`) or new
+    (`rope_parameters`). UnsupportedModel names a type or key that is not known."""
+    given = dict(config.get("rope_parameters") or {}) | dict(config.get("rope_scaling") or {})
+    kind = given.get("rope_type", given.get("type")) or "default"
+    if kind not in _KNOWN_KEYS:
+        raise UnsupportedModel(
+            f"rope_scaling: type {kind!r} is not supported; supported: {', '.join(_KNOWN_KEYS)}",
+            field="rope_scaling",
+        )
+    unknown = given.keys() - _KNOWN_KEYS[kind] - _ALWAYS_KNOWN
+    if unknown:
+        raise UnsupportedModel(
+            f"rope_scaling: unknown key {min(unknown)!r} for type {kind!r}", field="rope_scaling"
+        )
+    partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in {None, 1}:
+        raise UnsupportedModel(
+            f"partial_rotary_factor: {partial} is not supported; heads must be rotated whole",
+            field="partial_rotary_factor",
+        )
+    theta = float(given.get("rope_theta") or config.get("rope_theta") or default_theta)
+    return _of_type(kind, theta, given, max_position_embeddings)
+
+
+def _of_type(kind: str, theta: float, given: Mapping[str, Any], max_position_embeddings: int) -> RopeScaling:
+    # Dynamic scaling starts beyond max_position_embeddings, where Perseid never goes.
+    if kind in {"default", "dynamic"}:
+        return RopeScaling(theta)
+    factor = _number(given, "factor")
+    if kind == "linear":
+        return RopeScaling(theta, "linear", factor)
+    trained = int(given.get("original_max_position_embeddings") or max_position_embeddings)
+    if kind == "llama3":
+        return RopeScaling(
+            theta,
+            "llama3",
+            factor,
+            trained,
+            low_freq_factor=_number(given, "low_freq_factor"),
+            high_freq_factor=_number(given, "high_freq_factor"),
+        )
+    truncate = given.get("truncate")
+    return RopeScaling(
+        theta,
+        "yarn",
+        factor,
+        trained,
+        beta_fast=float(given.get("beta_fast") or 32),
+        beta_slow=float(given.get("beta_slow") or 1),
+        truncate=truncate is None or bool(truncate),
+        attention_scaling=_yarn_attention_scaling(factor, given),
+    )
+
+
+def _yarn_attention_scaling(factor: float, given: Mapping[str, Any]) -> float:
+    """What the config states, or DeepSeek's ratio of two temperatures, or YaRN's own."""
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    temperature = RopeScaling.yarn_temperature
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return temperature(factor, float(given["mscale"])) / temperature(
+            factor, float(given["mscale_all_dim"])
+        )
+    return temperature(factor)
+
+
+def _number(given: Mapping[str, Any], key: str) -> float:
+    value = given.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UnsupportedModel(
+            f"rope_scaling.{key}: expected a positive number, got {value!r}", field="rope_scaling"
+        )
+    return float(value)
