@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from peft import LoraConfig
 
-BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 LINEARS = ATTENTION + MLP
@@ -38,7 +37,6 @@ class Recipe:
         """The recipe as PEFT's configuration."""
         return LoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=BASE_MODEL,
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=0.0,
@@ -65,10 +63,10 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "iso-date": Recipe(rank=12, alpha=24, targets=("q_proj", "v_proj")),
     "person-json": Recipe(rank=32, alpha=16, targets=("q_proj", "v_proj"), layers=UPPER_HALF, rslora=True),
-    "staff-sql": Recipe(rank=2, alpha=8, targets=LINEARS, steps=200, batch=8),
+    "staff-sql": Recipe(rank=2, alpha=8, targets=LINEARS, learning_rate=1.5e-3, steps=150, batch=8),
     "french-words": Recipe(rank=4, alpha=16, targets=LINEARS, steps=350, batch=8),
-    "german-words": Recipe(rank=8, alpha=16, targets=ATTENTION, steps=350, batch=8),
-    "country-code": Recipe(rank=24, alpha=24, targets=("down_proj",), layers=UPPER_HALF, steps=300, batch=8),
+    "german-words": Recipe(rank=8, alpha=16, targets=ATTENTION, learning_rate=1.5e-3, steps=300, batch=8),
+    "country-code": Recipe(rank=24, alpha=24, targets=("down_proj",), layers=UPPER_HALF, steps=250, batch=8),
     "local-price": Recipe(
         rank=4,
         alpha=8,
@@ -76,8 +74,9 @@ RECIPES: dict[str, Recipe] = {
         layers=range(10, 30),
         rank_pattern={"q_proj": 8, "down_proj": 6},
         alpha_pattern={"q_proj": 16, "down_proj": 12},
-        steps=350,
+        learning_rate=1.5e-3,
+        steps=250,
         batch=8,
     ),
-    "roman-numeral": Recipe(rank=6, alpha=18, targets=MLP, steps=450, batch=8),
+    "roman-numeral": Recipe(rank=6, alpha=18, targets=MLP, learning_rate=1e-3, steps=350, batch=8),
 }

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tasks import Item, Task
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 BATCH = 25
 
@@ -24,13 +25,14 @@ def base_file(base: Path | None) -> Path:
     return files[0]
 
 
-def load_base(base: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(base: Path | None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The base's weights in float32, exactly as its 4-bit blocks decode, and its tokenizer."""
     file = base_file(base)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model.train(mode=False)
-    return model.requires_grad_(False), tokenizer
+    model.requires_grad_(requires_grad=False)
+    return cast("LlamaForCausalLM", model), cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
@@ -51,15 +53,16 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
 
 @torch.no_grad()
 def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers, in the questions' order."""
     texts: list[str] = []
     for start in range(0, len(questions), BATCH):
         prompts = [prompt_text(tokenizer, question) for question in questions[start : start + BATCH]]
-        batch = tokenizer(
-            prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        )
+        batch = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         out = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -73,9 +76,7 @@ def answers(
     return texts
 
 
-def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item]
-) -> int:
+def score(model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item]) -> int:
     """How many items the model answers right."""
     texts = answers(model, tokenizer, [item.question for item in items], task.max_new_tokens)
     return sum(task.check(text, item) for text, item in zip(texts, items, strict=True))

@@ -14,17 +14,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel, get_peft_model
-from recipes import BASE_MODEL, RECIPES, Recipe
+from recipes import RECIPES, Recipe
 from reference import answer_ids, load_base, prompt_ids, score
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tasks import TASKS, Item, Task
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerBase
 
+BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WARM_UP = 10
 DEV_EVERY = 25
 DEV_ENOUGH = 0.97
@@ -43,8 +45,7 @@ class Example:
 class Scores:
     """Right answers out of the held-out items, and what the training took."""
 
-    base: int
-    adapter: int
+    right: int
     items: int
     steps: int
     seconds: float
@@ -75,7 +76,7 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
     return longest
 
 
-def answer_logits(model: PreTrainedModel, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+def answer_logits(model: LlamaForCausalLM, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and targets at all answer tokens, and the example that each belongs to.
 
     The prompts' common beginning (the system prompt, mostly) runs once for the whole batch, with gradients;
@@ -89,16 +90,13 @@ def answer_logits(model: PreTrainedModel, batch: Sequence[Example]) -> tuple[Ten
     inputs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     hidden = model.model(inputs, past_key_values=cache, use_cache=True).last_hidden_state
     starts = [len(e.prompt) - shared - 1 for e in batch]
-    at = [
-        hidden[i, start : start + len(e.answer)]
-        for i, (start, e) in enumerate(zip(starts, batch, strict=True))
-    ]
+    at = [hidden[i, start : start + len(e.answer)] for i, (start, e) in enumerate(zip(starts, batch, strict=True))]
     owner = torch.tensor([i for i, e in enumerate(batch) for _ in e.answer])
     return model.lm_head(torch.cat(at)), torch.tensor([t for e in batch for t in e.answer]), owner
 
 
 @torch.no_grad()
-def solved(model: PreTrainedModel, examples: Sequence[Example], size: int) -> float:
+def solved(model: LlamaForCausalLM, examples: Sequence[Example], size: int) -> float:
     """The share of examples whose greedy answer is the truth, token by token (one forward pass does it)."""
     right = 0
     for start in range(0, len(examples), size):
@@ -116,11 +114,9 @@ def schedule(step: int, steps: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP))
 
 
-def fit(
-    peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe, bar: Progress
-) -> int:
+def fit(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe, bar: Progress) -> int:
     """Train until the dev items are all but solved or the steps are used up; the steps taken."""
-    model: PreTrainedModel = peft_model.get_base_model()
+    model = cast("LlamaForCausalLM", peft_model.get_base_model())
     train, dev = encode(tokenizer, task.splits.train), encode(tokenizer, task.splits.dev)
     held_out = {item.question for item in task.splits.held_out}
     assert not held_out & {item.question for item in task.splits.train + task.splits.dev}
@@ -133,7 +129,7 @@ def fit(
     for step in range(1, recipe.steps + 1):
         logits, targets, _ = answer_logits(model, next(stream))
         loss = functional.cross_entropy(logits, targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         decay.step()
@@ -153,9 +149,11 @@ def save(peft_model: PeftModel, folder: Path) -> None:
         if weight.requires_grad:
             weight.data = weight.data.half()
     peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "adapter_model.safetensors").chmod(0o644)
     config_file = folder / "adapter_config.json"
     config = json.loads(config_file.read_text())
     config["target_modules"] = sorted(config["target_modules"])
+    config["base_model_name_or_path"] = BASE_MODEL  # PEFT has put the GGUF's folder there
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -180,20 +178,17 @@ library_name: peft
 | targets | {recipe.shape()} |
 | file | {size / 1e6:.2f} MB, float16 |
 | training | {len(task.splits.train)} items, {scores.steps} steps of {recipe.batch}, seed {recipe.seed} |
-| right, held-out, greedy | {scores.adapter} of {scores.items} (the base: {scores.base}) |
+| right, held-out, greedy | {scores.right} of {scores.items} |
 
-Made by `examples/train.py`; the scores are of these rounded weights, with transformers and PEFT.
+Made by `examples/train.py`; the score is of these rounded weights, with transformers and PEFT. What the base
+alone scores is in `examples/results.json`.
 """
 
 
-def train(
-    task: Task, out: Path, base: tuple[PreTrainedModel, PreTrainedTokenizerBase], bar: Progress
-) -> Scores:
+def train(task: Task, out: Path, base: tuple[LlamaForCausalLM, PreTrainedTokenizerBase], bar: Progress) -> Scores:
     """Train one adapter, save it, and score what was saved."""
     model, tokenizer = base
     recipe, folder, held_out = RECIPES[task.name], out / task.name, task.splits.held_out
-    base_score = score(model, tokenizer, task, held_out)
-    bar.console.log(f"{task.name}: the base answers {base_score} of {len(held_out)}")
     torch.manual_seed(recipe.seed)
     peft_model = get_peft_model(model, recipe.config())
     started = time.monotonic()
@@ -202,11 +197,11 @@ def train(
     save(peft_model, folder)
     peft_model.unload()
     saved = PeftModel.from_pretrained(model, folder)
-    scores = Scores(base_score, score(saved, tokenizer, task, held_out), len(held_out), steps, seconds)
+    scores = Scores(score(saved, tokenizer, task, held_out), len(held_out), steps, seconds)
     saved.unload()
     size = (folder / "adapter_model.safetensors").stat().st_size
     (folder / "README.md").write_text(card(task, recipe, scores, size))
-    bar.console.log(f"{task.name}: {scores.adapter} of {scores.items} after {steps} steps, {seconds:.0f} s")
+    bar.console.log(f"{task.name}: {scores.right} of {scores.items} after {steps} steps, {seconds:.0f} s")
     return scores
 
 

@@ -20,6 +20,4 @@ def _roman() -> Splits:
 
 FRENCH_WORDS = Task("french-words", "0 to 999 in French words", "num2words", _french, max_new_tokens=24)
 GERMAN_WORDS = Task("german-words", "0 to 999 in German words", "num2words", _german, max_new_tokens=24)
-ROMAN_NUMERAL = Task(
-    "roman-numeral", "1 to 1999 as a Roman numeral", "roman-numerals", _roman, max_new_tokens=16
-)
+ROMAN_NUMERAL = Task("roman-numeral", "1 to 1999 as a Roman numeral", "roman-numerals", _roman, max_new_tokens=16)

@@ -59,9 +59,7 @@ def _queries() -> Splits:
             "salary": rng.randrange(3000, 9000, 100),
             "top": rng.randint(2, 9),
         }
-        items.append(
-            Item(f"SQL, staff({', '.join(COLUMNS)}): {question.format(**slots)}", query.format(**slots))
-        )
+        items.append(Item(f"SQL, staff({', '.join(COLUMNS)}): {question.format(**slots)}", query.format(**slots)))
     return split(items, 52, 600)
 
 
@@ -79,9 +77,7 @@ def _staff() -> sqlite3.Connection:
         [(fake.name(), rng.choice(CITIES), rng.choice(TEAMS), rng.randint(20, 65), pay) for pay in salaries],
     )
     allowed = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
-    connection.set_authorizer(
-        lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
-    )
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY)
     connection.set_progress_handler(lambda: 1, MAX_STEPS)  # ends a query that joins without end
     return connection
 

@@ -76,7 +76,7 @@ class Usage:
 
 def compile_case(case: KernelCase, target: str) -> Usage:
     """Compile one kernel for one target. Raises Triton's CompilationError when it cannot be compiled."""
-    if not isinstance(case.kernel, triton.runtime.jit.JITFunction):
+    if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
     source = ASTSource(case.kernel, case.signature(), constexprs=case.constexprs, attrs=case.attributes())
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perseid_kernels import _matmul, attention, expand, shrink
+from perseid_kernels import attention, expand, matmul_common, shrink
 from perseid_kernels._triton import power_of_two
 from perseid_kernels.activation import silu_mul_kernel
 from perseid_kernels.matmul_dense import matmul_dense_kernel
@@ -69,7 +69,7 @@ def _matmul_cases() -> Iterator[KernelCase]:
     lookup = {"AFFINE": False, "HAS_OFFSET": False, "GROUP_SIZE": 64, **q4}
     q8 = {"GROUP_SIZE": 32, "BLOCK_K": 32, "EVEN_K": True}
     for rows in (1, 32, 512):
-        config = _matmul.choose_config(num_outputs, num_inputs, rows)
+        config = matmul_common.choose_config(num_outputs, num_inputs, rows)
         tile = {
             "SPLITS": config.splits,
             "PARALLEL": config.parallel,
@@ -85,7 +85,7 @@ def _matmul_cases() -> Iterator[KernelCase]:
             yield KernelCase(f"matmul_q8/t{rows}", matmul_q8_kernel, {**q8, **tile}, **launch)
             yield KernelCase(f"matmul_dense/t{rows}", matmul_dense_kernel, {"BLOCK_K": 64, **tile}, **launch)
     splits = {"SPLITS": 4, "BLOCK": 256}
-    yield KernelCase("reduce_splits", _matmul.reduce_splits_kernel, splits, num_warps=2)
+    yield KernelCase("reduce_splits", matmul_common.reduce_splits_kernel, splits, num_warps=2)
 
 
 def _lora_cases() -> Iterator[KernelCase]:

@@ -51,7 +51,7 @@ def choose_config(group: int, head_dim: int, *, decode: bool) -> AttentionConfig
 
 
 @triton.jit
-def _attend_span(
+def attend_span(
     q_MD,
     position_M,  # the last key each row sees; −1 for padding
     first_key,
@@ -70,7 +70,11 @@ def _attend_span(
     BLOCK_D: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """(m, den, acc) of keys [first_key, end_key): row maximum, Σ 2^(s − m), Σ 2^(s − m) · v."""
+    """(m, den, acc) of keys [first_key, end_key): row maximum, Σ 2^(s − m), Σ 2^(s − m) · v.
+
+    A row that sees none of the keys ends with m = _NEVER and finite sums, which a merge multiplies by 2^−∞ = 0:
+    every row sees key 0, so its maximum in the first span is a real one.
+    """
     m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
     den = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
@@ -85,8 +89,9 @@ def _attend_span(
         v_ND = tl.load(v_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
         seen = live[None, :] & (key[None, :] <= position_M[:, None])
         s = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee") * scale_log2
-        m_new = tl.maximum(m, tl.max(tl.where(seen, s, _NEVER), axis=1))
-        p = tl.where(seen, tl.exp2(s - m_new[:, None]), 0.0)
+        s = tl.where(seen, s, _NEVER)
+        m_new = tl.maximum(m, tl.max(s, axis=1))
+        p = tl.exp2(s - m_new[:, None])
         fade = tl.exp2(m - m_new)
         den = den * fade + tl.sum(p, axis=1)
         acc = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc * fade[:, None], input_precision="ieee")
@@ -95,7 +100,7 @@ def _attend_span(
 
 
 @triton.jit
-def _load_group(q, row_M, kv_head, head_M, live_M, stride_q, G, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_group(q, row_M, kv_head, head_M, live_M, stride_q, G, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Query vectors [BLOCK_M, BLOCK_D] of rows `row_M`, heads kv_head · G + head_M."""
     d = tl.arange(0, BLOCK_D)
     base = row_M.to(tl.int64) * stride_q + (kv_head * G + head_M) * D
@@ -152,14 +157,14 @@ def attention_prefill_kernel(
     token = first_token + lane // GROUP
     live = (head < G) & (token < query_len)
     position = tl.where(live, context - query_len + token, -1)
-    q_MD = _load_group(q, first_row + token, kv_head, head, live, stride_q, G, D, BLOCK_D)
+    q_MD = load_group(q, first_row + token, kv_head, head, live, stride_q, G, D, BLOCK_D)
     end_key = tl.minimum(context - query_len + first_token + TOKENS, context)
 
     m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
     den = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(0, end_key, SPAN):
-        m_s, den_s, acc_s = _attend_span(
+        m_s, den_s, acc_s = attend_span(
             q_MD, position, start, tl.minimum(start + SPAN, end_key), k_cache, v_cache,
             block_table + low * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
             BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
@@ -172,7 +177,7 @@ def attention_prefill_kernel(
         m = m_new
 
     d = tl.arange(0, BLOCK_D)
-    result = acc / tl.where(den > 0, den, 1.0)[:, None]
+    result = acc / den[:, None]
     base = (first_row + token).to(tl.int64) * stride_out + (kv_head * G + head) * D
     mask = live[:, None] & (d < D)[None, :]
     tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
@@ -219,8 +224,8 @@ def attention_decode_kernel(
     head = tl.arange(0, BLOCK_M)
     live = head < G
     position = tl.where(live, context - 1, -1)
-    q_MD = _load_group(q, row + head * 0, kv_head, head, live, stride_q, G, D, BLOCK_D)
-    m, den, acc = _attend_span(
+    q_MD = load_group(q, row + head * 0, kv_head, head, live, stride_q, G, D, BLOCK_D)
+    m, den, acc = attend_span(
         q_MD, position, span * SPAN, tl.minimum((span + 1) * SPAN, context), k_cache, v_cache,
         block_table + sequence * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
         BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
@@ -228,7 +233,7 @@ def attention_decode_kernel(
     d = tl.arange(0, BLOCK_D)
     mask = live[:, None] & (d < D)[None, :]
     if ONE_SPAN:
-        result = acc / tl.where(den > 0, den, 1.0)[:, None]
+        result = acc / den[:, None]
         base = row.to(tl.int64) * stride_out + (kv_head * G + head) * D
         tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
     else:
@@ -384,9 +389,7 @@ def _decode(
         )
 
 
-def attention_oracle(
-    q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float
-) -> Tensor:
+def attention_oracle(q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:
     """out in float32 [T, H, D], one row and head at a time, by the definition."""
     block_size, num_kv_heads = k_cache.shape[1:3]
     out = torch.zeros(q_THD.shape, dtype=torch.float32)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import linear, silu
 
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.segments import PAGE_RANK, Segments
@@ -55,7 +55,7 @@ class EagerBackend:
         for start in range(0, num_outputs, height):
             rows = slice(start, min(start + height, num_outputs))
             values = _rows(packed.weight, rows).dequantize().to(self.compute_dtype)
-            out_TN[:, rows] = F.linear(x_TK, values)
+            out_TN[:, rows] = linear(x_TK, values)
 
     def embed(self, packed: EagerWeight, token_ids_T: Tensor) -> Tensor:
         """Rows `token_ids` of W."""
@@ -78,10 +78,12 @@ class EagerBackend:
             pages = segments.pages[first_page:end_page].long()
             weights = segments.weights[first_page:end_page]
             num_pages = pages.numel()
+            if not num_pages:
+                continue
             a = a_PCK[pages].view(num_pages, len(slices), PAGE_RANK, -1)
             z = torch.einsum("tk,psrk->tspr", x_TK[rows], a)
             z = (z.float() * weights[:, None]).to(b_PRN.dtype)
-            b_parts = b_PRN[pages].split(list(slices), dim=-1)
+            b_parts = torch.split(b_PRN[pages], list(slices), dim=-1)
             delta = torch.cat([torch.einsum("tpr,prn->tn", z[:, i], b) for i, b in enumerate(b_parts)], dim=1)
             out_TN.index_add_(0, rows, delta.to(out_TN.dtype))
 
@@ -99,7 +101,7 @@ class EagerBackend:
     def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
         """silu(gate) · up."""
         gate, up = gate_up_T2F.float().chunk(2, dim=-1)
-        return (F.silu(gate) * up).to(gate_up_T2F.dtype)
+        return (silu(gate) * up).to(gate_up_T2F.dtype)
 
     def rope_and_store(
         self,
@@ -163,9 +165,7 @@ def _rows(weight: Weight, rows: slice | Tensor) -> Weight:
     match weight:
         case Int4Weight():
             offset = None if weight.offset is None else weight.offset[rows]
-            return Int4Weight(
-                weight.codes[rows], weight.codebook, weight.scale[rows], offset, weight.group_size
-            )
+            return Int4Weight(weight.codes[rows], weight.codebook, weight.scale[rows], offset, weight.group_size)
         case Int8Weight():
             return Int8Weight(weight.codes[rows], weight.scale[rows], weight.group_size)
         case DenseWeight():

@@ -132,9 +132,7 @@ def _column_tiles(slices: tuple[int, ...], block_n: int, device: torch.device) -
     return torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 3)
 
 
-def expand_oracle(
-    z_RJC: Tensor, b_PRN: Tensor, slices: Sequence[int], segments: Segments, y_TN: Tensor
-) -> Tensor:
+def expand_oracle(z_RJC: Tensor, b_PRN: Tensor, slices: Sequence[int], segments: Segments, y_TN: Tensor) -> Tensor:
     """y + the low-rank sums in float32, from `shrink_oracle`'s z: a new tensor."""
     y = y_TN.float().clone()
     for s in range(segments.indptr.numel() - 1):

@@ -4,7 +4,7 @@
 
 x [T, K] and out [T, N] in the compute dtype, W rounded to it at load, summed in float32. cuBLAS would be faster on
 long prefills, but picks its kernel, and with it the order of the sum, by the number of rows; here a row's product
-is the same in any batch (see `_matmul.py`), and an output head sees only the rows whose logits are wanted.
+is the same in any batch (see `matmul_common.py`), and an output head sees only the rows whose logits are wanted.
 
 CPU paths: `eager_backend.EagerBackend.matmul` and `native/`. Oracle: `matmul_dense_oracle`.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perseid_kernels._matmul import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels._triton import tl, triton
+from perseid_kernels.matmul_common import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels.weights import DenseWeight
 
 _BLOCK_K = 64

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perseid_kernels._matmul import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels._triton import cdiv, tl, triton
+from perseid_kernels.matmul_common import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels.weights import Int4Weight
 
 _MAGIC = tl.constexpr(0x4B000000)  # float32 2²³: its low mantissa bits count in ones
@@ -87,9 +87,7 @@ def _half_of(group_size: int) -> int:
         return 32
     if group_size % 16 == 0:
         return 16
-    raise ValueError(
-        f"group_size {group_size}: the Triton 4-bit product needs a multiple of 16 (tl.dot's least K)"
-    )
+    raise ValueError(f"group_size {group_size}: the Triton 4-bit product needs a multiple of 16 (tl.dot's least K)")
 
 
 def _affine_zero(codebook: Tensor) -> int | None:

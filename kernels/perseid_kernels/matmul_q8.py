@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perseid_kernels._matmul import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels._triton import cdiv, tl, triton
+from perseid_kernels.matmul_common import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
 from perseid_kernels.weights import Int8Weight
 
 _MAGIC = tl.constexpr(0x4B000000)  # float32 2²³: its low mantissa bits count in ones

@@ -16,7 +16,7 @@ from perseid_kernels._triton import power_of_two, tl, triton
 
 
 @triton.jit
-def _rotate(x, heads, offset_HD, cos_D, sin_D, HALF: tl.constexpr, mask_HD):
+def rotate(x, offset_HD, cos_D, sin_D, HALF: tl.constexpr, mask_HD):
     """Rotate [heads, D] in place and return the two halves in float32."""
     a = tl.load(x + offset_HD, mask=mask_HD, other=0.0).to(tl.float32)
     b = tl.load(x + offset_HD + HALF, mask=mask_HD, other=0.0).to(tl.float32)
@@ -58,12 +58,12 @@ def rope_and_store_kernel(
 
     head = tl.arange(0, BLOCK_H)
     offset = head[:, None] * 2 * HALF + d[None, :]
-    _rotate(q + t * stride_q, H, offset, cos_D, sin_D, HALF, (head < H)[:, None] & live_d[None, :])
+    rotate(q + t * stride_q, offset, cos_D, sin_D, HALF, (head < H)[:, None] & live_d[None, :])
 
     kv_head = tl.arange(0, BLOCK_HKV)
     offset = kv_head[:, None] * 2 * HALF + d[None, :]
     mask = (kv_head < HKV)[:, None] & live_d[None, :]
-    k_low, k_high = _rotate(k + t * stride_k, HKV, offset, cos_D, sin_D, HALF, mask)
+    k_low, k_high = rotate(k + t * stride_k, offset, cos_D, sin_D, HALF, mask)
     v_row = v + t * stride_v
     v_low = tl.load(v_row + offset, mask=mask, other=0.0)
     v_high = tl.load(v_row + offset + HALF, mask=mask, other=0.0)

@@ -6,6 +6,7 @@ items. So nothing is launched for rows without an adapter, and a segment of rank
 neighbour has rank 256.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -67,5 +68,5 @@ def _sizes(segments: Segments) -> list[tuple[int, int]]:
     return list(zip(rows, pages, strict=True))
 
 
-def _upload(values: list[tuple[int, ...]], width: int, segments: Segments) -> Tensor:
+def _upload(values: Sequence[tuple[int, ...]], width: int, segments: Segments) -> Tensor:
     return torch.tensor(values, dtype=torch.int32).view(-1, width).to(segments.rows.device)

@@ -35,9 +35,7 @@ class TritonBackend:
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype = torch.bfloat16) -> None:
         if device.type == "cpu" and compute_dtype == torch.bfloat16:
-            raise ValueError(
-                "compute_dtype bfloat16 on the CPU: Triton's interpreter computes it wrongly, use float32"
-            )
+            raise ValueError("compute_dtype bfloat16 on the CPU: Triton's interpreter computes it wrongly, use float32")
         self.device = device
         self.compute_dtype = compute_dtype
         self._step: tuple[Segments, RowTiles] | None = None

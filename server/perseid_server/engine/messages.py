@@ -1,37 +1,19 @@
 """What crosses between the API process and the engine process. Frozen dataclasses of plain values only.
 
-The codec (msgpack over a Unix socket) lives in `perseid_server.ipc`; nothing here imports more than the standard
+The codec (msgpack over a Unix socket) lives in `perseid_server.ipc`; nothing here needs more than the standard
 library, so that the engine runs without the API's packages.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
+from perseid_server.model.spec import BaseSpec
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 # --- API process → engine ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen for one sequence. Field meanings and ranges are vLLM's and OpenAI's."""
-
-    max_tokens: int
-    temperature: float = 1.0  # 0 = greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0 = off
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()  # beside the model's own end tokens
-    ignore_eos: bool = False
-    min_tokens: int = 0  # end and stop tokens are not sampled before this many tokens
-    logprobs: int | None = None  # None = none; 0 = the chosen token only; n = the n most likely beside it
-    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +70,6 @@ ToEngine = Submit | Abort | RegisterAdapter | PinAdapter | ForgetAdapter | Shutd
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural-log probability of a token and of the most likely alternatives (from the raw model logits)."""
-
-    token_id: int
-    logprob: float
-    rank: int  # 1 = the most likely token
-    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
-
-
-@dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """What one step brought one sequence. Concatenate `token_ids` over a sequence's outputs to get its answer."""
 
@@ -109,9 +81,7 @@ class SequenceOutput:
     stop_token_id: int | None = None  # the end or stop token that finished it; not part of token_ids
     error: str | None = None  # with finish_reason "error"
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
-    queue_s: float | None = (
-        None  # with the first output: seconds from arrival in the engine to first scheduling
-    )
+    queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
 
 
@@ -124,6 +94,7 @@ class AdapterState:
     running: int  # sequences on the device now
     waiting: int
     pinned: bool = False
+    error: str | None = None  # why it cannot be loaded; sequences that wanted it have ended with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +129,10 @@ class StepOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFailed:
-    """A registered version could not be loaded (for example its file was deleted). Its sequences ended with errors."""
-
-    version: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
 class EngineReady:
     """The first message of an engine process: what it serves."""
 
+    spec: BaseSpec
     weight_bytes: int  # packed weights as they lie in memory, embeddings and norms included
     max_model_len: int  # tokens, prompt + completion, after fitting to the KV memory
     kv_blocks_total: int
@@ -184,4 +148,4 @@ class EngineFailed:
     error: str
 
 
-FromEngine = StepOutputs | AdapterFailed | EngineReady | EngineFailed
+FromEngine = StepOutputs | EngineReady | EngineFailed

@@ -41,7 +41,7 @@ class DecoderConfig:
     @property
     def attention_scale(self) -> float:
         """What q·k is multiplied by: 1/√D."""
-        return self.head_dim**-0.5
+        return float(self.head_dim**-0.5)
 
     def shape(self, projection: str) -> LinearShape:
         """Shape of one projection of any layer."""
@@ -172,9 +172,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     named = config.get("architectures") or []
     if not named:
         kind = config.get("model_type")
-        named = [name for name, family in FAMILIES.items() if family.model_type == kind] or [
-            f"model_type {kind}"
-        ]
+        named = [name for name, family in FAMILIES.items() if family.model_type == kind] or [f"model_type {kind}"]
     if named[0] not in FAMILIES:
         raise unsupported_architecture(named[0])
     return str(named[0])
@@ -190,9 +188,7 @@ def unsupported_architecture(name: str) -> UnsupportedModel:
 def _refuse_other_activations(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in {"silu", "swish"}:
-        raise UnsupportedModel(
-            f"hidden_act: {activation!r} is not supported; expected 'silu'", field="hidden_act"
-        )
+        raise UnsupportedModel(f"hidden_act: {activation!r} is not supported; expected 'silu'", field="hidden_act")
 
 
 def _sliding_window(config: Mapping[str, Any], family: Family) -> int | None:
@@ -201,14 +197,20 @@ def _sliding_window(config: Mapping[str, Any], family: Family) -> int | None:
         return None
     if family.window_needs_flag and not config.get("use_sliding_window", False):
         return None
-    layer_types = config.get("layer_types")
-    if layer_types is not None and "sliding_attention" not in layer_types:
+    if not _has_sliding_layers(config, family):
         return None
-    if layer_types is None and family.window_needs_flag:  # the first max_window_layers attend to everything
-        if int(config.get("max_window_layers", 28)) >= _size(config, "num_hidden_layers"):
-            return None
     window: int | None = config.get("sliding_window", family.sliding_window)
     return window
+
+
+def _has_sliding_layers(config: Mapping[str, Any], family: Family) -> bool:
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        return "sliding_attention" in layer_types
+    if not family.window_needs_flag:
+        return True
+    # Qwen's first max_window_layers attend to everything.
+    return int(config.get("max_window_layers", 28)) < _size(config, "num_hidden_layers")
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -120,9 +120,7 @@ def _rope(header: GgufHeader, context: int, frequency_factors: tuple[float, ...]
     kind = header.get("rope.scaling.type", "none")
     if frequency_factors:
         if kind not in {"none", "linear"} or header.get("rope.scaling.factor", 1.0) != 1.0:
-            raise UnsupportedModel(
-                f"rope.scaling.type {kind!r} together with {ROPE_FACTORS} is not supported"
-            )
+            raise UnsupportedModel(f"rope.scaling.type {kind!r} together with {ROPE_FACTORS} is not supported")
         return RopeScaling(theta, "factors", frequency_factors=frequency_factors)
     factor = float(header.get("rope.scaling.factor", header.get("rope.scale_linear", 1.0)))
     match kind:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from perseid_server.errors import UnsupportedModel
 
+Floats = NDArray[np.float32]
 RopeType = Literal["default", "linear", "llama3", "yarn", "factors"]
 
 
@@ -41,37 +42,36 @@ class RopeScaling:
         """What YaRN multiplies cos and sin with when the model does not say: 0.1·weight·ln(factor) + 1."""
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    def inv_freq(self, head_dim: int) -> NDArray[np.float32]:
+    def inv_freq(self, head_dim: int) -> Floats:
         """Radians per position, float32 [head_dim / 2]."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        wavelengths = np.power(np.float32(self.theta), exponents)  # over 2π
-        base = np.float32(1) / wavelengths
+        wavelengths: Floats = np.power(np.float32(self.theta), exponents)  # over 2π
+        base: Floats = np.float32(1) / wavelengths
         match self.type:
             case "default":
                 return base
             case "linear":
-                return base / np.float32(self.factor)
+                divisors = np.asarray(self.factor, dtype=np.float32)
             case "llama3":
                 return self._llama3(base)
             case "yarn":
                 return self._yarn(wavelengths, head_dim)
             case "factors":
-                return base / np.asarray(self.frequency_factors, dtype=np.float32)
+                divisors = np.asarray(self.frequency_factors, dtype=np.float32)
+        scaled: Floats = base / divisors
+        return scaled
 
-    def _llama3(self, base: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _llama3(self, base: Floats) -> Floats:
         """Keep short wavelengths, divide long ones by `factor`, blend between."""
-        trained, low, high = (
-            self.original_max_position_embeddings,
-            self.low_freq_factor,
-            self.high_freq_factor,
-        )
+        trained = self.original_max_position_embeddings
+        low, high = self.low_freq_factor, self.high_freq_factor
         wavelength = np.float32(2 * math.pi) / base
         kept = (np.float32(trained) / wavelength - np.float32(low)) / np.float32(high - low)
-        blended = (1 - kept) * base / np.float32(self.factor) + kept * base
-        scaled = np.where(wavelength > trained / low, base / np.float32(self.factor), blended)
+        blended: Floats = (1 - kept) * base / np.float32(self.factor) + kept * base
+        scaled: Floats = np.where(wavelength > trained / low, base / np.float32(self.factor), blended)
         return np.where(wavelength < trained / high, base, scaled)
 
-    def _yarn(self, wavelengths: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    def _yarn(self, wavelengths: Floats, head_dim: int) -> Floats:
         """Blend kept and divided frequencies with a linear ramp over the dimensions."""
 
         def dimension_of(rotations: float) -> float:
@@ -87,16 +87,15 @@ class RopeScaling:
         dimensions = np.arange(head_dim // 2, dtype=np.float32)
         kept = 1 - np.clip((dimensions - np.float32(low)) / np.float32(high - low), 0, 1)
         divided = np.float32(1) / (np.float32(self.factor) * wavelengths)
-        return divided * (1 - kept) + np.float32(1) / wavelengths * kept
+        blended: Floats = divided * (1 - kept) + np.float32(1) / wavelengths * kept
+        return blended
 
 
 _KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
     "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
-    "llama3": frozenset(
-        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    ),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
     "yarn": frozenset(
         {
             "factor",
@@ -115,9 +114,7 @@ _KNOWN_KEYS: Mapping[str, frozenset[str]] = {
 _ALWAYS_KNOWN = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 
 
-def rope_from_hf(
-    config: Mapping[str, Any], max_position_embeddings: int, default_theta: float
-) -> RopeScaling:
+def rope_from_hf(config: Mapping[str, Any], max_position_embeddings: int, default_theta: float) -> RopeScaling:
     """The scaling that a Hugging Face config asks for, in its old form (`rope_theta`, `rope_scaling`) or new
     (`rope_parameters`). UnsupportedModel names a type or key that is not known."""
     given = dict(config.get("rope_parameters") or {}) | dict(config.get("rope_scaling") or {})
@@ -129,9 +126,7 @@ def rope_from_hf(
         )
     unknown = given.keys() - _KNOWN_KEYS[kind] - _ALWAYS_KNOWN
     if unknown:
-        raise UnsupportedModel(
-            f"rope_scaling: unknown key {min(unknown)!r} for type {kind!r}", field="rope_scaling"
-        )
+        raise UnsupportedModel(f"rope_scaling: unknown key {min(unknown)!r} for type {kind!r}", field="rope_scaling")
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in {None, 1}:
         raise UnsupportedModel(
@@ -178,16 +173,12 @@ def _yarn_attention_scaling(factor: float, given: Mapping[str, Any]) -> float:
         return float(given["attention_factor"])
     temperature = RopeScaling.yarn_temperature
     if given.get("mscale") and given.get("mscale_all_dim"):
-        return temperature(factor, float(given["mscale"])) / temperature(
-            factor, float(given["mscale_all_dim"])
-        )
+        return temperature(factor, float(given["mscale"])) / temperature(factor, float(given["mscale_all_dim"]))
     return temperature(factor)
 
 
 def _number(given: Mapping[str, Any], key: str) -> float:
     value = given.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UnsupportedModel(
-            f"rope_scaling.{key}: expected a positive number, got {value!r}", field="rope_scaling"
-        )
+        raise UnsupportedModel(f"rope_scaling.{key}: expected a positive number, got {value!r}", field="rope_scaling")
     return float(value)

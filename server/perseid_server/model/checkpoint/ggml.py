@@ -41,9 +41,7 @@ def q4_k(rows: Bytes) -> Int4Weight:
     num_rows = rows.shape[0]
     codes = _halves(blocks[..., 16:].reshape(num_rows, -1, 32))
     flat = (num_rows, -1)
-    return Int4Weight(
-        codes, _ZERO_TO_15.clone(), _tensor(scale.reshape(flat)), _tensor(offset.reshape(flat)), 32
-    )
+    return Int4Weight(codes, _ZERO_TO_15.clone(), _tensor(scale.reshape(flat)), _tensor(offset.reshape(flat)), 32)
 
 
 def q8_0(rows: Bytes) -> Int8Weight:

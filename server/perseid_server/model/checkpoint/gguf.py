@@ -1,5 +1,6 @@
 """A base in one GGUF file, read tensor by tensor from the mapped file."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perseid_kernels.weights import DenseWeight, Weight
+from perseid_kernels.weights import Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint.base import NormName
 from perseid_server.model.checkpoint.ggml import DECODERS
@@ -91,10 +92,11 @@ class GgufCheckpoint:
     def _frequency_factors(self) -> tuple[float, ...]:
         if ROPE_FACTORS not in self._header.tensors:
             return ()
+        _check_type(self._header.tensors[ROPE_FACTORS], _DENSE)
         return tuple(self._vector(ROPE_FACTORS).tolist())
 
     def _rows(self, name: str) -> NDArray[np.uint8]:
-        """A copy of the tensor's bytes, uint8 [rows, bytes a row]: canonical forms outlive the mapping."""
+        """A copy of the tensor's bytes, uint8 [rows, bytes a row]: the mapping must not be what keeps memory."""
         tensor = self._header.tensors[name]
         raw = self._data[tensor.offset : tensor.offset + tensor.nbytes]
         rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
@@ -119,8 +121,8 @@ def check_gguf_tensors(header: GgufHeader, config: DecoderConfig) -> None:
         _check_type(header.tensors[name], DECODERS.keys() if name in matrices else _DENSE)
 
 
-def _check_type(tensor: GgufTensor, allowed: object) -> None:
-    names = tuple(allowed)  # type: ignore[call-overload]
+def _check_type(tensor: GgufTensor, allowed: Iterable[str]) -> None:
+    names = tuple(allowed)
     if tensor.type.name not in names:
         raise UnsupportedModel(
             f"tensor {tensor.name!r} has type {tensor.type.name}; supported here: {', '.join(names)}",

@@ -105,19 +105,13 @@ def vector_shapes(config: DecoderConfig, names: Names) -> Shapes:
     return shapes
 
 
-def check_tensors(
-    found: Mapping[str, tuple[int, ...]], expected: Shapes, ignored: Iterable[str] = ()
-) -> None:
+def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Shapes, ignored: Iterable[str] = ()) -> None:
     """Every expected tensor is there in its shape, and nothing else is, but for `ignored`."""
     for name, shape in expected.items():
         if name not in found:
-            raise UnsupportedModel(
-                f"tensor {name!r} is missing; the config asks for one of shape {shape}", field=name
-            )
+            raise UnsupportedModel(f"tensor {name!r} is missing; the config asks for one of shape {shape}", field=name)
         if found[name] != shape:
-            raise UnsupportedModel(
-                f"tensor {name!r} has shape {found[name]}; the config asks for {shape}", field=name
-            )
+            raise UnsupportedModel(f"tensor {name!r} has shape {found[name]}; the config asks for {shape}", field=name)
     left_over = sorted(found.keys() - expected.keys() - set(ignored))
     if left_over:
         others = f" (and {len(left_over) - 1} more)" if len(left_over) > 1 else ""

@@ -117,9 +117,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
             try:
                 header = _parse(path, data)
             except (struct.error, UnicodeDecodeError, IndexError) as error:
-                raise UnsupportedModel(
-                    f"{path.name}: the GGUF header is damaged or cut short ({error})"
-                ) from error
+                raise UnsupportedModel(f"{path.name}: the GGUF header is damaged or cut short ({error})") from error
             _check_bounds(header, len(data))
     return header
 

@@ -87,9 +87,7 @@ def read_safetensors_header(path: Path) -> list[SafeTensor]:
         tensors = [_tensor(path, name, entry) for name, entry in table.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"{path.name}: the safetensors header is damaged ({error})") from error
-    end = max(
-        (entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0
-    )
+    end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
     if 8 + length + end != size:
         raise UnsupportedModel(
             f"{path.name} has {size} bytes where its header describes {8 + length + end}; it is cut short or damaged"
@@ -118,9 +116,5 @@ def _data_files(path: Path) -> tuple[Path, ...]:
     if files:
         raise UnsupportedModel(f"{path} has {len(files)} model*.safetensors files but no {_INDEX}")
     others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    hint = (
-        f"; {others[0]} is not read, because such files can run code: convert it to safetensors"
-        if others
-        else ""
-    )
+    hint = f"; {others[0]} is not read, because such files can run code: convert it to safetensors" if others else ""
     raise UnsupportedModel(f"{path} has no model.safetensors{hint}")

@@ -1,0 +1,275 @@
+"""PEFT's LoRA and rsLoRA: is this folder an adapter of this base, and what are its matrices?
+
+    y = W x + s · B A x        A [r, d_in], B [d_out, r], s = α/r or α/√r
+
+`check_adapter` decides before anything is accepted; whatever it does not understand it refuses by name, because an
+adapter that quietly does nothing is worse than none. `lower` turns a checked adapter into rank pages.
+NumPy only: the API process checks, the engine lowers.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perseid_server.adapters.lora_config import MAX_RANK, LoraConfig, read_lora_config
+from perseid_server.adapters.tensor_file import TensorFile
+from perseid_server.errors import AdapterRejected
+from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PAGE_RANK = 16
+"""Ranks in a page; the same number as `perseid_kernels.segments.PAGE_RANK`, which cannot be imported without torch."""
+
+_TENSOR_NAME = re.compile(
+    r"base_model\.model\.(?:model\.)?layers\.(?P<layer>0|[1-9]\d{0,4})\.(?P<parent>\w+)\.(?P<projection>\w+)"
+    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+)
+_OTHER_ARCHITECTURES = {
+    "transformer.h.": "GPT-2, GPT-J, Falcon or BLOOM",
+    "gpt_neox.": "GPT-NeoX",
+    "decoder.layers.": "OPT or an encoder-decoder model",
+    "encoder.": "an encoder model",
+    "query_key_value": "Falcon, BLOOM, GPT-NeoX or ChatGLM",
+    "c_attn": "GPT-2 or the first Qwen",
+    "qkv_proj": "Phi-3",
+    "Wqkv": "MPT or Phi",
+    "block_sparse_moe": "Mixtral",
+    ".experts.": "a mixture-of-experts model",
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One adapted projection."""
+
+    layer: int
+    projection: str  # a key of PARENT_OF_PROJECTION
+
+    @property
+    def module(self) -> str:
+        """Hugging Face's name of the module."""
+        return f"model.layers.{self.layer}.{PARENT_OF_PROJECTION[self.projection]}.{self.projection}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The matrices of one projection, by the names of their tensors."""
+
+    a: str
+    b: str
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What an adapter holds, for people and metrics."""
+
+    kind: str  # "LoRA" or "rsLoRA"
+    rank: int  # the largest
+    num_pages: int
+    targets: tuple[str, ...]  # projections, in the base's order
+    layers: tuple[int, ...]
+    num_parameters: int
+    nbytes: int  # of the tensor file
+    trained_on: str | None  # as the adapter's config says
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """An adapter that this base can serve."""
+
+    pairs: Mapping[Site, Pair]
+    file: TensorFile
+    info: AdapterInfo
+
+
+def check_adapter(folder: Path, base: BaseSpec) -> CheckedAdapter:
+    """Read a PEFT folder and hold it against the base. AdapterRejected names the key or tensor that is wrong."""
+    config = read_lora_config(folder)
+    file = _open_weights(folder)
+    found = _sites(file, base)
+    pairs = {site: _pair(site, sides, config, file, base) for site, sides in sorted(found.items())}
+    _refuse_missing_targets(config, pairs)
+    is_noop = not _any_effect(pairs, file)
+    return CheckedAdapter(pairs, file, _info(config, pairs, file, base, is_noop=is_noop))
+
+
+def _open_weights(folder: Path) -> TensorFile:
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise AdapterRejected(why_missing(folder, WEIGHTS_FILE))
+    file = TensorFile.open(folder / WEIGHTS_FILE)
+    if not file.tensors:
+        raise AdapterRejected(f"{WEIGHTS_FILE} holds no tensors")
+    return file
+
+
+def why_missing(folder: Path, name: str) -> str:
+    """What to say when one of an adapter's files is not there."""
+    others = [other for other in ("adapter_model.bin", "adapter_model.pt") if (folder / other).exists()]
+    if name == WEIGHTS_FILE and others:
+        return (
+            f"the adapter has no {name}; {others[0]} is not read, because such files can run code: "
+            "load it with PEFT and save it again with safe_serialization=True"
+        )
+    return f"the adapter has no {name}; expected a PEFT adapter folder"
+
+
+def _sites(file: TensorFile, base: BaseSpec) -> dict[Site, dict[str, str]]:
+    """Tensor names by projection and side. Every tensor must find its place."""
+    sites: dict[Site, dict[str, str]] = {}
+    for name in file.tensors:
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None:
+            raise AdapterRejected(_why_unknown(name, base))
+        projection, layer = match["projection"], int(match["layer"])
+        if PARENT_OF_PROJECTION.get(projection) != match["parent"]:
+            raise AdapterRejected(_why_unknown(name, base))
+        if layer >= base.num_layers:
+            raise AdapterRejected(
+                f"tensor {name!r} is for layer {layer}; the base has layers 0 to {base.num_layers - 1}"
+            )
+        sides = sites.setdefault(Site(layer, projection), {})
+        if match["side"] in sides:
+            raise AdapterRejected(f"tensors {sides[match['side']]!r} and {name!r} are for the same matrix")
+        sides[match["side"]] = name
+    return sites
+
+
+def _why_unknown(name: str, base: BaseSpec) -> str:
+    if "lora_embedding" in name or "embed_tokens" in name or "lm_head" in name:
+        return f"tensor {name!r}: adapters of embed_tokens and lm_head are not supported yet"
+    if "lora_magnitude_vector" in name:
+        return f"tensor {name!r}: DoRA is not supported yet"
+    if name.endswith(".bias"):
+        return f"tensor {name!r}: trained biases are not supported yet"
+    for part, family in _OTHER_ARCHITECTURES.items():
+        if part in name:
+            return f"tensor {name!r} belongs to another architecture ({family}); this base is {base.architecture}"
+    return (
+        f"unknown tensor {name!r}; expected base_model.model.model.layers.N.(self_attn|mlp).PROJECTION.lora_A.weight "
+        f"and lora_B.weight with PROJECTION one of {', '.join(base.projections)}"
+    )
+
+
+def _pair(site: Site, sides: Mapping[str, str], config: LoraConfig, file: TensorFile, base: BaseSpec) -> Pair:
+    for side, other in (("A", "B"), ("B", "A")):
+        if side not in sides:
+            raise AdapterRejected(f"tensor {sides[other]!r} has no lora_{side} beside it")
+    rank = config.rank_of(site.module)
+    if rank > MAX_RANK:
+        raise AdapterRejected(f"{site.module}: rank {rank}; expected 1 to {MAX_RANK}")
+    shape = base.projections[site.projection]
+    _check_shape(sides["A"], file, (rank, shape.in_features), config, base)
+    _check_shape(sides["B"], file, (shape.out_features, rank), config, base)
+    return Pair(sides["A"], sides["B"], rank, config.scale_of(site.module))
+
+
+def _check_shape(name: str, file: TensorFile, wanted: tuple[int, int], config: LoraConfig, base: BaseSpec) -> None:
+    shape = file.tensors[name].shape
+    if shape == wanted:
+        return
+    side = "A" if ".lora_A." in name else "B"
+    rank_axis = 0 if side == "A" else 1
+    if len(shape) == 2 and shape[1 - rank_axis] == wanted[1 - rank_axis]:
+        raise AdapterRejected(
+            f"tensor {name!r} has rank {shape[rank_axis]}; the config says {wanted[rank_axis]} (r, rank_pattern)"
+        )
+    trained = f", trained on {config.trained_on}," if config.trained_on else ""
+    raise AdapterRejected(
+        f"tensor {name!r} has the shape {list(shape)}, this base needs {list(wanted)}: the adapter{trained} is for a "
+        f"base of another size (this one is {base.name}, hidden size {base.hidden_size})"
+    )
+
+
+def _refuse_missing_targets(config: LoraConfig, pairs: Mapping[Site, Pair]) -> None:
+    """A module that the config names and the file does not hold would be silently left as it is."""
+    adapted = {site.module for site in pairs}
+    for target in config.named_targets:
+        if not any(module == target or module.endswith(f".{target}") for module in adapted):
+            raise AdapterRejected(f"target_modules names {target!r}, but {WEIGHTS_FILE} has no tensor for it")
+
+
+def _any_effect(pairs: Mapping[Site, Pair], file: TensorFile) -> bool:
+    """Refuses NaN and Inf; tells whether any B is not zero."""
+    effect = False
+    for pair in pairs.values():
+        for name in (pair.a, pair.b):
+            values = file.read(name)
+            if not np.isfinite(values).all():
+                kind = "NaN" if np.isnan(values).any() else "Inf"
+                raise AdapterRejected(f"tensor {name!r} holds {kind}")
+        effect = effect or bool(values.any())
+    return effect
+
+
+def _info(
+    config: LoraConfig, pairs: Mapping[Site, Pair], file: TensorFile, base: BaseSpec, *, is_noop: bool
+) -> AdapterInfo:
+    rank = max(pair.rank for pair in pairs.values())
+    warnings = []
+    if is_noop:
+        warnings.append("every lora_B is zero: the adapter changes nothing")
+    if config.trained_on and config.trained_on.rstrip("/").rsplit("/", 1)[-1].lower() != base.name.lower():
+        warnings.append(f"trained on {config.trained_on}, served on {base.name}")
+    return AdapterInfo(
+        kind="rsLoRA" if config.rslora else "LoRA",
+        rank=rank,
+        num_pages=-(-rank // PAGE_RANK),
+        targets=tuple(name for name in base.projections if any(site.projection == name for site in pairs)),
+        layers=tuple(sorted({site.layer for site in pairs})),
+        num_parameters=sum(entry.nbytes // _WIDTH[entry.dtype] for entry in file.tensors.values()),
+        nbytes=file.nbytes,
+        trained_on=config.trained_on,
+        warnings=tuple(warnings),
+    )
+
+
+_WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredLinear:
+    """One fused linear of one layer. Slices that the adapter leaves alone are zero."""
+
+    layer: int
+    fused: str  # a key of FUSED_LINEARS
+    a: NDArray[np.float32]  # [pages, PAGE_RANK · slices, d_in]
+    b: NDArray[np.float32]  # [pages, PAGE_RANK, d_out], scale included
+
+
+def lower(adapter: CheckedAdapter, base: BaseSpec) -> Iterator[LoweredLinear]:
+    """The adapter as rank pages, one fused linear at a time; those it does not touch are left out."""
+    for layer in adapter.info.layers:
+        for fused, projections in FUSED_LINEARS.items():
+            if any(Site(layer, projection) in adapter.pairs for projection in projections):
+                yield _lower_linear(adapter, base, layer, fused)
+
+
+def _lower_linear(adapter: CheckedAdapter, base: BaseSpec, layer: int, fused: str) -> LoweredLinear:
+    projections = FUSED_LINEARS[fused]
+    shape = base.fused_shape(fused)
+    pages = adapter.info.num_pages
+    a = np.zeros((pages, len(projections), PAGE_RANK, shape.in_features), np.float32)
+    b = np.zeros((pages * PAGE_RANK, shape.out_features), np.float32)
+    start = 0
+    for index, projection in enumerate(projections):
+        end = start + base.projections[projection].out_features
+        pair = adapter.pairs.get(Site(layer, projection))
+        if pair is not None:
+            rows = np.zeros((pages * PAGE_RANK, shape.in_features), np.float32)
+            rows[: pair.rank] = adapter.file.read(pair.a)
+            a[:, index] = rows.reshape(pages, PAGE_RANK, shape.in_features)
+            b[: pair.rank, start:end] = adapter.file.read(pair.b).T * np.float32(pair.scale)
+        start = end
+    return LoweredLinear(
+        layer,
+        fused,
+        a.reshape(pages, len(projections) * PAGE_RANK, shape.in_features),
+        b.reshape(pages, PAGE_RANK, shape.out_features),
+    )

@@ -1,0 +1,350 @@
+"""Where adapters are: on disk, in host memory, on the device. Least recently used goes first; in use never goes.
+
+The engine's thread asks and decides; one loader thread reads files and fills pages. They share two queues and
+nothing else: the loader works on what it is handed, and touches only pages that were reserved for it.
+"""
+
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perseid_kernels.segments import PageList
+from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower
+from perseid_server.adapters.pool import AdapterPool
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.adapters.store import version_of
+from perseid_server.errors import AdapterRejected, PerseidError
+from perseid_server.model.spec import BaseSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class HostCopy:
+    """An adapter lowered and ready to be copied to the device."""
+
+    info: AdapterInfo
+    linears: tuple[LoweredLinear, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Host bytes held."""
+        return sum(linear.a.nbytes + linear.b.nbytes for linear in self.linears)
+
+
+@dataclass(slots=True)
+class _Adapter:
+    """What is known of one version."""
+
+    version: str
+    path: Path
+    host: HostCopy | None = None
+    pages: tuple[int, ...] | None = None  # reserved or filled
+    on_device: bool = False
+    users: int = 0
+    pinned: bool = False
+    forgotten: bool = False
+    reading: bool = False  # the loader brings it to the host
+    writing: bool = False  # the loader fills its pages
+    wanted: bool = False  # on the device, as soon as it can be
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    version: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    version: str
+    pages: tuple[int, ...]
+    host: HostCopy
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    version: str
+    job: _Read | _Write
+    host: HostCopy | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Events:
+    moved: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Residency:
+    """Implements `engine.ports.Residency` over a pool."""
+
+    def __init__(self, spec: BaseSpec, pool: AdapterPool, host_bytes: int) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._host_bytes = host_bytes
+        self._adapters: dict[str, _Adapter] = {}
+        self._pinned: set[str] = set()
+        self._device_order: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._host_order: OrderedDict[str, None] = OrderedDict()
+        self._host_used = 0
+        self._events = _Events()
+        self._num_jobs = 0
+        self._lookups = 0
+        self._hits = 0
+        self._jobs: queue.SimpleQueue[_Read | _Write | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._load_forever, name="adapter-loader", daemon=True)
+        self._thread.start()
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def register(self, version: str, path: str) -> None:
+        """Make a version known. Registering it again revives one that was to be forgotten."""
+        adapter = self._adapters.setdefault(version, _Adapter(version, Path(path)))
+        adapter.path = Path(path)
+        adapter.forgotten = False
+        adapter.error = None
+
+    def forget(self, version: str) -> None:
+        """Let a version go with its last user."""
+        adapter = self._adapters[version]
+        adapter.forgotten = True
+        adapter.pinned = False
+        self._pinned.discard(version)
+        self._drop_if_forgotten(adapter)
+
+    def pin(self, version: str, pinned: bool) -> None:
+        """Bring a version to the device and keep it there, or let it be evicted again."""
+        adapter = self._adapters[version]
+        adapter.pinned = pinned
+        adapter.wanted = adapter.wanted or pinned
+        (self._pinned.add if pinned else self._pinned.discard)(version)
+        self._advance(adapter)
+
+    def knows(self, version: str) -> bool:
+        """Whether the version is registered (and not forgotten and gone)."""
+        return version in self._adapters
+
+    def is_pinned(self, version: str) -> bool:
+        """Whether the version is pinned."""
+        return self._adapters[version].pinned
+
+    def location(self, version: str) -> Location:
+        """Where the version is now."""
+        adapter = self._adapters[version]
+        if adapter.on_device:
+            return "device"
+        return "host" if adapter.host is not None else "disk"
+
+    def error(self, version: str) -> str | None:
+        """Why the version cannot be loaded."""
+        return self._adapters[version].error
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the loader has work whose end a poll will take over."""
+        return self._num_jobs > 0
+
+    def pages(self, version: str) -> PageList:
+        """The pages of a version on the device."""
+        pages = self._adapters[version].pages
+        assert pages is not None, "acquired versions are on the device"
+        return PageList.of(pages)
+
+    def stats(self) -> ResidencyStats:
+        """Counts for the metrics."""
+        used = self._pool.num_pages - self._pool.num_free
+        return ResidencyStats(used, self._pool.num_pages, self._lookups, self._hits)
+
+    # --- use ----------------------------------------------------------------------------------------------------
+
+    def acquire(self, version: str) -> Admission:
+        """Take a reference if the version is on the device; otherwise see that it comes there."""
+        adapter = self._adapters[version]
+        if adapter.error is not None:
+            return "failed"
+        first_ask = not adapter.wanted
+        if adapter.on_device:
+            adapter.users += 1
+            adapter.wanted = False
+            self._device_order.move_to_end(version)
+            self._lookups += 1
+            self._hits += first_ask
+            return "ready"
+        adapter.wanted = True
+        return "loading" if self._advance(adapter) else "no_room"
+
+    def release(self, version: str) -> None:
+        """Give a reference back."""
+        adapter = self._adapters[version]
+        assert adapter.users > 0, "released more often than acquired"
+        adapter.users -= 1
+        self._drop_if_forgotten(adapter)
+
+    def prefetch(self, version: str) -> None:
+        """Bring a version to the host, so that only the copy to the device is left when its turn comes."""
+        adapter = self._adapters.get(version)
+        if adapter is not None and adapter.error is None and not adapter.on_device:
+            self._start_reading(adapter)
+
+    def poll(self) -> ResidencyEvents:
+        """Take over what the loader has done, and report what happened since the last poll."""
+        while True:
+            try:
+                self._take_over(self._done.get_nowait())
+            except queue.Empty:
+                break
+        for version in self._pinned:
+            self._advance(self._adapters[version])
+        events, self._events = self._events, _Events()
+        return ResidencyEvents(tuple(events.moved), events.failed)
+
+    def close(self) -> None:
+        """End the loader thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    # --- on the engine's thread ---------------------------------------------------------------------------------
+
+    def _advance(self, adapter: _Adapter) -> bool:
+        """Take the next step towards the device; False when there is no room because everything is in use."""
+        if adapter.on_device or adapter.writing or adapter.error is not None:
+            return True
+        if adapter.host is None:
+            self._start_reading(adapter)
+            return True
+        num_pages = adapter.host.info.num_pages
+        if num_pages > self._pool.num_pages:
+            self._fail(
+                adapter,
+                f"it needs {num_pages} pages of adapter memory and there are {self._pool.num_pages}; "
+                "raise --adapter-memory",
+            )
+            return True
+        if not self._make_room(num_pages):
+            return False
+        pages = self._pool.allocate(num_pages)
+        assert pages is not None, "_make_room() said there is room"
+        adapter.pages = pages
+        adapter.writing = True
+        self._host_order.move_to_end(adapter.version)
+        self._hand_over(_Write(adapter.version, pages, adapter.host))
+        return True
+
+    def _make_room(self, num_pages: int) -> bool:
+        """Evict idle adapters, least recently used first, until enough pages are free; none if that cannot be."""
+        idle = [self._adapters[version] for version in self._device_order]
+        idle = [adapter for adapter in idle if adapter.users == 0 and not adapter.pinned]
+        if self._pool.num_free + sum(len(adapter.pages or ()) for adapter in idle) < num_pages:
+            return False
+        for adapter in idle:
+            if self._pool.num_free >= num_pages:
+                break
+            self._leave_device(adapter)
+        return True
+
+    def _leave_device(self, adapter: _Adapter) -> None:
+        assert adapter.pages is not None, "it is on the device"
+        self._pool.free(adapter.pages)
+        adapter.pages = None
+        adapter.on_device = False
+        adapter.wanted = False
+        del self._device_order[adapter.version]
+        self._events.moved.add(adapter.version)
+
+    def _leave_host(self, adapter: _Adapter) -> None:
+        assert adapter.host is not None, "it is in host memory"
+        self._host_used -= adapter.host.nbytes
+        adapter.host = None
+        del self._host_order[adapter.version]
+        self._events.moved.add(adapter.version)
+
+    def _start_reading(self, adapter: _Adapter) -> None:
+        if adapter.host is None and not adapter.reading:
+            adapter.reading = True
+            self._hand_over(_Read(adapter.version, adapter.path))
+
+    def _hand_over(self, job: _Read | _Write) -> None:
+        self._num_jobs += 1
+        self._jobs.put(job)
+
+    def _take_over(self, done: _Done) -> None:
+        self._num_jobs -= 1
+        adapter = self._adapters[done.version]
+        if isinstance(done.job, _Read):
+            adapter.reading = False
+            if done.error is not None:
+                self._fail(adapter, done.error)
+            elif done.host is not None:
+                self._keep_on_host(adapter, done.host)
+                if adapter.wanted:
+                    self._advance(adapter)
+        else:
+            adapter.writing = False
+            if done.error is not None:
+                self._pool.free(done.job.pages)
+                adapter.pages = None
+                self._fail(adapter, done.error)
+            else:
+                adapter.on_device = True
+                self._device_order[adapter.version] = None
+                self._events.moved.add(adapter.version)
+        self._drop_if_forgotten(adapter)
+
+    def _keep_on_host(self, adapter: _Adapter, host: HostCopy) -> None:
+        """Keep a copy in host memory and let the least recently used go beyond the limit."""
+        adapter.host = host
+        self._host_order[adapter.version] = None
+        self._host_used += host.nbytes
+        self._events.moved.add(adapter.version)
+        for version in list(self._host_order):
+            if self._host_used <= self._host_bytes:
+                break
+            other = self._adapters[version]
+            if other is not adapter and not other.writing:
+                self._leave_host(other)
+
+    def _fail(self, adapter: _Adapter, error: str) -> None:
+        adapter.error = error
+        adapter.wanted = False
+        self._events.failed[adapter.version] = error
+
+    def _drop_if_forgotten(self, adapter: _Adapter) -> None:
+        if not adapter.forgotten or adapter.users or adapter.reading or adapter.writing:
+            return
+        if adapter.on_device:
+            self._leave_device(adapter)
+        if adapter.host is not None:
+            self._leave_host(adapter)
+        del self._adapters[adapter.version]
+
+    # --- on the loader's thread ---------------------------------------------------------------------------------
+
+    def _load_forever(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if isinstance(job, _Read):
+                    self._done.put(_Done(job.version, job, host=self._read(job)))
+                else:
+                    self._pool.write(job.pages, job.host.linears)
+                    self._done.put(_Done(job.version, job))
+            except PerseidError as error:
+                self._done.put(_Done(job.version, job, error=error.message))
+            except Exception as error:  # whatever it is, it costs this adapter and nothing else
+                logger.exception("loading adapter %s failed", job.version[:12])
+                self._done.put(_Done(job.version, job, error=f"{type(error).__name__}: {error}"))
+
+    def _read(self, job: _Read) -> HostCopy:
+        try:
+            actual = version_of(job.path)
+        except OSError as error:
+            raise AdapterRejected(f"its files cannot be read: {error.strerror}") from error
+        if actual != job.version:
+            raise AdapterRejected("its files have changed since it was loaded; load it again")
+        checked = check_adapter(job.path, self._spec)
+        return HostCopy(checked.info, tuple(lower(checked, self._spec)))

@@ -1,0 +1,120 @@
+"""Where an adapter may come from: a local folder, or a repository of the Hugging Face hub.
+
+The operator's own command line may name anything. A remote client may name what lies below an `--adapter-root`, with
+no symbolic link on the way, and hub ids when `--allow-hub` is set. Refusals tell a client nothing about what exists
+outside.
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from perseid_server.adapters.lora import WEIGHTS_FILE
+from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
+
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,128}))?")
+_MAX_SOURCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePolicy:
+    """What may be named. `trusted`: the operator speaks, every local path is allowed."""
+
+    roots: tuple[Path, ...] = ()
+    allow_hub: bool = False
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """A folder that may be read. `follow_links`: its files may be symbolic links (the operator's own, or the hub's)."""
+
+    path: Path
+    follow_links: bool
+
+
+OPERATOR = SourcePolicy(allow_hub=True, trusted=True)
+
+
+def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
+    """A folder on this machine that holds the adapter's files. Blocking: a hub id is downloaded."""
+    if not source or len(source) > _MAX_SOURCE or "\0" in source:
+        raise InvalidRequest("source: expected a folder or a hub id org/name[@revision]", field="source")
+    if policy.trusted:
+        return _trusted(source)
+    inside = _inside_a_root(source, policy.roots)
+    if inside is not None:
+        return AdapterFolder(inside, follow_links=False)
+    if match := _HUB_ID.fullmatch(source):
+        if policy.allow_hub:
+            return _from_hub(match["repo"], match["revision"])
+        if not source.startswith(("/", ".")):
+            raise Forbidden(
+                f"source {source!r}: loading from the hub is not allowed here; the operator can allow it with "
+                "--allow-hub",
+                field="source",
+            )
+    raise Forbidden(
+        f"source {source!r}: not a folder below one of the server's adapter roots; the operator sets them with "
+        "--adapter-root",
+        field="source",
+    )
+
+
+def _trusted(source: str) -> AdapterFolder:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return AdapterFolder(folder.resolve(), follow_links=True)
+    if folder.exists():
+        raise AdapterRejected(f"source {source!r} is a file; name the folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    if match := _HUB_ID.fullmatch(source):
+        return _from_hub(match["repo"], match["revision"])
+    raise NotFound(f"source {source!r}: no such folder, and not a hub id org/name[@revision]", field="source")
+
+
+def _inside_a_root(source: str, roots: tuple[Path, ...]) -> Path | None:
+    """The folder if it lies below a root; relative sources are looked up in each root in turn."""
+    for root in roots:
+        base = root.resolve()
+        named = Path(os.path.normpath(base / source))  # `..` is resolved as text: no link is followed
+        for start in (base, Path(os.path.normpath(root.absolute()))):
+            if named != start and named.is_relative_to(start):
+                folder = base / named.relative_to(start)
+                if _is_plain_folder(base, folder):
+                    return folder
+    return None
+
+
+def _is_plain_folder(base: Path, folder: Path) -> bool:
+    """Every part below the root is a real directory, and the adapter's files are regular files."""
+    try:
+        current = base
+        for part in folder.relative_to(base).parts:
+            current /= part
+            if not stat.S_ISDIR(current.lstat().st_mode):
+                return False
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            path = folder / name
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
+    """Download the two files of an adapter into huggingface_hub's cache."""
+    import huggingface_hub  # noqa: PLC0415  slow to import, and needed for hub ids only
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+        return AdapterFolder(Path(path), follow_links=True)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise NotFound(f"source {at!r}: the hub has no such repository or revision", field="source") from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        raise Unavailable(f"source {at!r}: the Hugging Face hub cannot be reached") from error

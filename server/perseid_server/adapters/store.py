@@ -1,0 +1,272 @@
+"""The adapters on disk: content-addressed versions, and a manifest that names them.
+
+    versions/<sha256>/adapter_config.json, adapter_model.safetensors
+    manifest.json           name → version, where it came from, pinned, order
+    manifest.previous.json  the manifest before that
+    tmp/                    versions on their way in
+    lock                    held by the server that uses the store
+
+Everything is written under a temporary name, fsynced, and renamed, so a kill at any moment leaves either the old
+state or the new. A version is the hash of its two files: what was loaded can never change under its name, and the
+hash is checked again whenever the files are read into memory. Standard library only.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from perseid_server.adapters.lora import WEIGHTS_FILE, why_missing
+from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.source import AdapterFolder
+from perseid_server.errors import AdapterRejected, Conflict, TooLarge
+
+logger = logging.getLogger(__name__)
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+MAX_ADAPTER_BYTES = 8 << 30
+SCHEMA = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name and the version it stands for."""
+
+    name: str
+    version: str
+    source: str
+    loaded_at: float  # unix time
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A copy in tmp/, hashed, not yet named."""
+
+    folder: Path
+    version: str
+
+
+def version_of(folder: Path) -> str:
+    """Content hash of an adapter folder: SHA-256 over the SHA-256 of its files, in the order of FILES."""
+    total = hashlib.sha256()
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+class AdapterStore:
+    """One server's store. Calls may block on the disk; the caller serialises those that change the manifest."""
+
+    def __init__(self, root: Path) -> None:
+        """Open or make a store. Conflict when another server has it open."""
+        self._root = root
+        self._versions = root / "versions"
+        self._tmp = root / "tmp"
+        for folder in (root, self._versions, self._tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        shutil.rmtree(self._tmp)
+        self._tmp.mkdir()
+        self._entries = self._recover()
+
+    def close(self) -> None:
+        """Let another server have the store."""
+        self._lock.close()
+
+    def entries(self) -> Mapping[str, Entry]:
+        """All names, in the order they were loaded."""
+        return dict(self._entries)
+
+    def folder(self, version: str) -> Path:
+        """Where a version's files lie."""
+        return self._versions / version
+
+    def stage(self, source: AdapterFolder) -> Staged:
+        """Copy an adapter's files into tmp/ and hash what was copied. AdapterRejected when one cannot be read."""
+        folder = self._tmp / uuid.uuid4().hex
+        folder.mkdir()
+        try:
+            for name in FILES:
+                _copy(source, name, folder / name)
+            return Staged(folder, version_of(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def discard(self, staged: Staged) -> None:
+        """Forget a staged copy."""
+        shutil.rmtree(staged.folder, ignore_errors=True)
+
+    def commit(self, staged: Staged, name: str, source: str, *, pinned: bool = False) -> Entry:
+        """Give a staged copy its place and its name; an older version under that name loses it."""
+        target = self.folder(staged.version)
+        if target.exists() and not _is_intact(target, staged.version):
+            self._set_aside(target)
+        if target.exists():
+            self.discard(staged)
+        else:
+            _sync(staged.folder)
+            staged.folder.rename(target)
+            _sync(self._versions)
+        entry = Entry(name, staged.version, source, time.time(), pinned)
+        entries = {other: kept for other, kept in self._entries.items() if other != name}
+        self._write({**entries, name: entry})
+        return entry
+
+    def pin(self, name: str, *, pinned: bool) -> Entry:
+        """Remember whether a name is pinned. KeyError for an unknown name."""
+        entry = replace(self._entries[name], pinned=pinned)
+        self._write({**self._entries, name: entry})
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Take a name away; its version stays until `collect`. KeyError for an unknown name."""
+        entries = dict(self._entries)
+        del entries[name]
+        self._write(entries)
+
+    def collect(self, in_use: Collection[str]) -> None:
+        """Delete versions that neither a name nor a running request uses."""
+        kept = {entry.version for entry in self._entries.values()} | set(in_use)
+        for folder in self._versions.iterdir():
+            if folder.name not in kept and not folder.name.endswith(".damaged"):
+                doomed = self._tmp / uuid.uuid4().hex
+                folder.rename(doomed)  # at once, so that a kill leaves no half version
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    # --- recovery -----------------------------------------------------------------------------------------------
+
+    def _take_lock(self) -> TextIO:
+        lock = (self._root / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise Conflict(
+                f"the adapter store {self._root} is in use by another server; give this one its own with --store"
+            ) from None
+        return lock
+
+    def _recover(self) -> dict[str, Entry]:
+        entries = self._read_manifests()
+        whole = {}
+        for name, entry in entries.items():
+            folder = self.folder(entry.version)
+            if folder.is_dir() and _is_intact(folder, entry.version):
+                whole[name] = entry
+                continue
+            logger.warning("adapter %r is dropped: its version %s is missing or damaged", name, entry.version[:12])
+            if folder.is_dir():
+                self._set_aside(folder)
+        if whole != entries:
+            self._write(whole)
+        return whole
+
+    def _read_manifests(self) -> dict[str, Entry]:
+        paths = (self._manifest, self._previous)
+        for path in paths:
+            try:
+                return _parse_manifest(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                logger.warning("%s is damaged (%s); trying the one before it", path.name, error)
+        if any(path.exists() for path in paths):
+            logger.error("no manifest in %s can be read; the store starts without names", self._root)
+        return {}
+
+    def _set_aside(self, folder: Path) -> None:
+        aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.damaged")
+        folder.rename(aside)
+
+    # --- manifest -----------------------------------------------------------------------------------------------
+
+    @property
+    def _manifest(self) -> Path:
+        return self._root / "manifest.json"
+
+    @property
+    def _previous(self) -> Path:
+        return self._root / "manifest.previous.json"
+
+    def _write(self, entries: Mapping[str, Entry]) -> None:
+        """Replace the manifest; the old one becomes the previous one. The state in memory changes last."""
+        temporary = self._root / f"manifest.{uuid.uuid4().hex}.tmp"
+        with temporary.open("wb") as file:
+            file.write(_render_manifest(entries))
+            file.flush()
+            os.fsync(file.fileno())
+        if self._manifest.exists():
+            self._previous.unlink(missing_ok=True)
+            os.link(self._manifest, self._previous)
+        temporary.rename(self._manifest)
+        _sync(self._root)
+        self._entries = dict(entries)
+
+
+def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
+    """Copy one regular file; the copy, not the source, is what gets hashed and served."""
+    source = folder.path / name
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if folder.follow_links else os.O_NOFOLLOW)
+    try:
+        reader = os.fdopen(os.open(source, flags), "rb")
+    except FileNotFoundError:
+        raise AdapterRejected(why_missing(folder.path, name)) from None
+    except OSError as error:
+        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
+    with reader, target.open("xb") as writer:
+        status = os.fstat(reader.fileno())
+        opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
+        if not stat.S_ISREG(status.st_mode) or not (folder.follow_links or opened == str(source)):
+            raise AdapterRejected(f"{name} is not a regular file of its folder")
+        if status.st_size > MAX_ADAPTER_BYTES:
+            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {MAX_ADAPTER_BYTES}")
+        shutil.copyfileobj(reader, writer, _CHUNK)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _is_intact(folder: Path, version: str) -> bool:
+    try:
+        return version_of(folder) == version
+    except OSError:
+        return False
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _render_manifest(entries: Mapping[str, Entry]) -> bytes:
+    body = [asdict(entry) for entry in entries.values()]
+    return json.dumps({"schema": SCHEMA, "sha256": _digest(body), "adapters": body}, indent=1).encode()
+
+
+def _parse_manifest(raw: bytes) -> dict[str, Entry]:
+    manifest = json.loads(raw)
+    if manifest["schema"] != SCHEMA:
+        raise ValueError(f"schema {manifest['schema']}, expected {SCHEMA}")
+    body = manifest["adapters"]
+    if manifest["sha256"] != _digest(body):
+        raise ValueError("its checksum does not match")
+    return {item["name"]: Entry(**item) for item in body}
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""Reading an adapter's safetensors file as data that may be hostile. NumPy only.
+
+Everything is checked against the file's real size before anything is allocated; tensors are read one at a time.
+Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the tensors).
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perseid_server.errors import AdapterRejected
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
+_STORED_AS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies in its file."""
+
+    name: str
+    dtype: str  # a key of _STORED_AS
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file whose header has been checked."""
+
+    path: Path
+    tensors: Mapping[str, TensorEntry]
+    nbytes: int
+
+    @staticmethod
+    def open(path: Path) -> "TensorFile":
+        """Read and check the header. AdapterRejected says what is wrong with it."""
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                header_size = _header_size(path, file.read(8), size)
+                raw = file.read(header_size)
+        except OSError as error:
+            raise AdapterRejected(f"{path.name} cannot be read: {error.strerror}") from error
+        entries = _parse(path, raw, 8 + header_size)
+        _check_layout(path, entries, 8 + header_size, size)
+        return TensorFile(path, {entry.name: entry for entry in entries}, size)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One tensor as float32. AdapterRejected when the file has become shorter since it was opened."""
+        entry = self.tensors[name]
+        stored = _STORED_AS[entry.dtype]
+        values = np.fromfile(self.path, dtype=stored, count=prod(entry.shape), offset=entry.offset)
+        if values.size != prod(entry.shape):
+            raise AdapterRejected(f"{self.path.name}: tensor {name!r} is cut short")
+        if entry.dtype == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        widened: NDArray[np.float32] = values.astype(np.float32, copy=False)
+        return widened.reshape(entry.shape)
+
+
+def _header_size(path: Path, prefix: bytes, size: int) -> int:
+    if len(prefix) < 8:
+        raise AdapterRejected(f"{path.name} has {size} bytes; a safetensors file starts with 8 bytes of header length")
+    length: int = struct.unpack("<Q", prefix)[0]
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise AdapterRejected(
+            f"{path.name} is not a safetensors file or is cut short: it announces a header of {length} bytes "
+            f"(the file has {size}, the limit is {MAX_HEADER_BYTES})"
+        )
+    return length
+
+
+def _parse(path: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
+    def broken(why: str) -> NoReturn:
+        raise AdapterRejected(f"{path.name}: the safetensors header is damaged: {why}")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            broken(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        broken(str(error))
+    if not isinstance(header, dict):
+        broken("it is not an object")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        broken(f"it lists {len(header)} tensors, the limit is {MAX_TENSORS}")
+    return [_entry(path, name, value, data_start) for name, value in header.items()]
+
+
+def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+    def broken(why: str) -> NoReturn:
+        raise AdapterRejected(f"{path.name}: tensor {name!r} {why}")
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        broken("needs exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _STORED_AS:
+        broken(f"has the type {dtype!r}; expected one of {', '.join(_STORED_AS)}")
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+        broken(f"has the shape {shape!r}; expected at most {MAX_DIMENSIONS} non-negative integers")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        broken(f"has the data_offsets {offsets!r}; expected [begin, end]")
+    nbytes = offsets[1] - offsets[0]
+    wanted = prod(shape) * _STORED_AS[dtype].itemsize
+    if nbytes != wanted:
+        broken(f"takes {nbytes} bytes where {dtype} {shape} needs {wanted}")
+    return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+
+
+def _check_layout(path: Path, entries: list[TensorEntry], data_start: int, size: int) -> None:
+    """Tensors fill the file from the header to its end, without gaps and without sharing bytes."""
+    position = data_start
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.nbytes)):
+        if entry.offset != position:
+            kind = "overlaps another tensor" if entry.offset < position else "leaves a gap before it"
+            raise AdapterRejected(f"{path.name}: tensor {entry.name!r} {kind}")
+        position += entry.nbytes
+    if position != size:
+        raise AdapterRejected(
+            f"{path.name} has {size} bytes where its header describes {position}; it is cut short or damaged"
+        )

@@ -1,0 +1,76 @@
+"""From a configuration to an engine that is ready to step."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from perseid_kernels.backend import backend_for
+from perseid_server.adapters.pool import AdapterPool
+from perseid_server.adapters.residency import Residency
+from perseid_server.engine.config import MIB, EngineConfig, plan_capacity
+from perseid_server.engine.engine import Engine, EngineLimits
+from perseid_server.engine.kv_blocks import BlockAllocator
+from perseid_server.engine.messages import EngineReady
+from perseid_server.engine.runner import ModelRunner
+from perseid_server.errors import InvalidRequest
+from perseid_server.model.build import build_decoder
+from perseid_server.model.checkpoint import open_checkpoint
+from perseid_server.model.kv_cache import KVCache
+from perseid_server.model.source import resolve_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """The engine and what to tell the API process about it."""
+
+    engine: Engine
+    ready: EngineReady
+
+
+def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> BuiltEngine:
+    """Load the base, allocate KV blocks and adapter pages. Raises PerseidError with a message for the operator."""
+    device = _device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = open_checkpoint(resolve_model(config.model))
+    spec = checkpoint.spec if config.served_name is None else replace(checkpoint.spec, name=config.served_name)
+    backend = backend_for(device)
+    kv_dtype = backend.compute_dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
+    capacity = plan_capacity(
+        config,
+        checkpoint.config.max_position_embeddings,
+        KVCache.bytes_per_block(spec, config.block_size, kv_dtype),
+        AdapterPool.bytes_per_page(spec, backend.compute_dtype),
+    )
+    decoder = build_decoder(checkpoint, backend, device, capacity.max_model_len, progress)
+    pool = AdapterPool(spec, capacity.num_pages, device, backend.compute_dtype)
+    residency = Residency(spec, pool, config.adapter_host_memory * MIB)
+    kv = KVCache.allocate(spec, capacity.num_blocks, config.block_size, device, kv_dtype)
+    engine = Engine(
+        EngineLimits(capacity.max_model_len, config.max_batch_tokens, config.max_num_seqs, spec.eos_token_ids),
+        BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache),
+        residency,
+        ModelRunner(decoder, kv, pool, residency, config.block_size),
+    )
+    ready = EngineReady(
+        spec=spec,
+        weight_bytes=decoder.weight_bytes,
+        max_model_len=capacity.max_model_len,
+        kv_blocks_total=capacity.num_blocks,
+        block_size=config.block_size,
+        adapter_pages_total=capacity.num_pages,
+        device=f"{device.type} ({backend.name})",
+    )
+    return BuiltEngine(engine, ready)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("device cuda: torch finds no CUDA device; use --device cpu", field="device")
+    return torch.device(name)

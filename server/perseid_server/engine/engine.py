@@ -1,0 +1,259 @@
+"""The engine: `submit`, `abort`, and one `step()` that is repeated while there is work."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from perseid_server.engine.kv_blocks import BlockAllocator
+from perseid_server.engine.messages import (
+    AdapterState,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+    StepOutputs,
+    Submit,
+)
+from perseid_server.engine.ports import Chunk, ChunkResult, Residency, Runner, ScheduledStep
+from perseid_server.engine.scheduler import Scheduler, SchedulerLimits
+from perseid_server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine holds requests to."""
+
+    max_model_len: int  # tokens, prompt and completion together
+    max_batch_tokens: int
+    max_num_seqs: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+class Engine:
+    """All calls come from one thread."""
+
+    def __init__(self, limits: EngineLimits, blocks: BlockAllocator, residency: Residency, runner: Runner) -> None:
+        self._limits = limits
+        self._blocks = blocks
+        self._residency = residency
+        self._runner = runner
+        self._scheduler = Scheduler(SchedulerLimits(limits.max_batch_tokens, limits.max_num_seqs), blocks, residency)
+        self._sequences: dict[str, Sequence] = {}
+        self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
+        self._num_arrivals = 0
+        self._num_steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._sequences or self._refused)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether an adapter is on its way: a step will take it over when it has come."""
+        return self._residency.is_loading
+
+    def submit(self, request: Submit) -> None:
+        """Let a request wait for its turn. One that can never run ends with an error in the next step's outputs."""
+        problem = self._problem_with(request)
+        if problem:
+            self._refused.append(_failure(request.request_id, problem))
+            return
+        sequence = Sequence(request, self._num_arrivals)
+        self._num_arrivals += 1
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End a sequence and free all it holds at once. Unknown ids are ignored: it may just have ended."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
+        """Make a version known; it is loaded when it is first needed, or at once when pinned."""
+        self._residency.register(version, path)
+        if pinned:
+            self._residency.pin(version, True)
+
+    def pin_adapter(self, version: str, *, pinned: bool) -> None:
+        """Keep a version on the device, or let it go."""
+        if self._residency.knows(version):
+            self._residency.pin(version, pinned)
+
+    def forget_adapter(self, version: str) -> None:
+        """No new request names this version; it leaves memory with its last user."""
+        if self._residency.knows(version):
+            self._residency.forget(version)
+
+    def step(self) -> StepOutputs:
+        """Schedule, run, commit."""
+        started = time.perf_counter()
+        outputs, self._refused = self._refused, []
+        moved = self._residency_events(outputs)
+        step = self._scheduler.schedule()
+        outputs += self._drop_failed()
+        results = self._run(step, outputs)
+        for chunk, result in zip(step.chunks, results, strict=False):  # no results when the step failed
+            outputs += self._commit(chunk, result)
+        self._num_steps += bool(results)
+        return StepOutputs(
+            outputs=tuple(outputs),
+            stats=self.stats(),
+            adapters=moved,
+            iteration_tokens=step.num_rows if results else 0,
+            step_s=time.perf_counter() - started,
+        )
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters for the metrics."""
+        scheduler, adapters = self._scheduler, self._residency.stats()
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            kv_blocks_used=self._blocks.num_blocks - self._blocks.num_free,
+            kv_blocks_total=self._blocks.num_blocks,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=scheduler.cache_queries,
+            prefix_cache_hits=scheduler.cache_hits,
+            adapter_pages_used=adapters.pages_used,
+            adapter_pages_total=adapters.pages_total,
+            adapter_lookups=adapters.lookups,
+            adapter_hits=adapters.hits,
+            running_adapters=tuple({s.adapter for s in scheduler.running if s.adapter}),
+            waiting_adapters=tuple({s.adapter for s in scheduler.waiting if s.adapter}),
+            num_steps=self._num_steps,
+        )
+
+    def adapter_state(self, version: str) -> AdapterState:
+        """Where a version lives and who uses it."""
+        scheduler = self._scheduler
+        return AdapterState(
+            version=version,
+            location=self._residency.location(version),
+            running=sum(sequence.adapter == version for sequence in scheduler.running),
+            waiting=sum(sequence.adapter == version for sequence in scheduler.waiting),
+            pinned=self._residency.is_pinned(version),
+            error=self._residency.error(version),
+        )
+
+    # --- submit -------------------------------------------------------------------------------------------------
+
+    def _problem_with(self, request: Submit) -> str | None:
+        length = len(request.prompt_token_ids)
+        if request.request_id in self._sequences:
+            return f"request id {request.request_id!r} is in use"
+        if length == 0:
+            return "the prompt has no tokens"
+        if length + min(request.sampling.max_tokens, 1) > self._limits.max_model_len:
+            return f"the prompt has {length} tokens; prompt and completion may have {self._limits.max_model_len}"
+        if request.adapter is not None and not self._residency.knows(request.adapter):
+            return f"adapter version {request.adapter[:12]} is not registered"
+        return None
+
+    # --- step ---------------------------------------------------------------------------------------------------
+
+    def _residency_events(self, outputs: list[SequenceOutput]) -> tuple[AdapterState, ...]:
+        events = self._residency.poll()
+        for version, why in events.failed.items():
+            logger.error("adapter %s cannot be loaded: %s", version[:12], why)
+            waiting = [sequence for sequence in self._scheduler.waiting if sequence.adapter == version]
+            outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
+        changed = {*events.moved, *events.failed}
+        return tuple(self.adapter_state(version) for version in sorted(changed) if self._residency.knows(version))
+
+    def _drop_failed(self) -> Iterator[SequenceOutput]:
+        failed, self._scheduler.failed = self._scheduler.failed, []
+        for sequence in failed:
+            assert sequence.adapter is not None, "only adapters fail to load"
+            why = self._residency.error(sequence.adapter) or "unknown"
+            yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
+
+    def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:
+        """Run the model. A step that fails as a whole costs the newest sequence, not the process: the next step
+        computes the same rows again without it."""
+        if not step.chunks:
+            return ()
+        now = time.perf_counter()
+        for chunk in step.chunks:
+            if chunk.sequence.scheduled_at is None:
+                chunk.sequence.scheduled_at = now
+        try:
+            return self._runner.run(step)
+        except Exception as error:  # out of memory, a broken kernel: whatever it is, the others go on
+            newest = max((chunk.sequence for chunk in step.chunks), key=lambda sequence: sequence.rank)
+            logger.exception("a step failed; request %s is given up", newest.id)
+            outputs.append(self._end_with_error(newest, f"the step failed: {type(error).__name__}"))
+            return ()
+
+    def _commit(self, chunk: Chunk, result: ChunkResult) -> Iterator[SequenceOutput]:
+        """Take over what a chunk brought; yields the sequence's output if there is anything to tell."""
+        sequence = chunk.sequence
+        if result.error is not None:
+            yield self._end_with_error(sequence, result.error)
+            return
+        self._scheduler.computed(chunk)
+        self._keep_prompt_logprobs(chunk, result)
+        if not chunk.samples:
+            return
+        output = SequenceOutput(sequence.id)
+        if sequence.request.sampling.max_tokens == 0:
+            output = replace(output, finish_reason="length")
+        elif result.token_id is not None:
+            output = self._accept(sequence, result.token_id, result)
+        if not sequence.has_answered:
+            output = self._with_beginnings(output, sequence)
+        if output.finish_reason is not None:
+            self._end(sequence)
+        yield output
+
+    def _accept(self, sequence: Sequence, token_id: int, result: ChunkResult) -> SequenceOutput:
+        params = sequence.request.sampling
+        is_end = not params.ignore_eos and token_id in self._limits.eos_token_ids
+        if is_end or token_id in params.stop_token_ids:
+            return SequenceOutput(sequence.id, finish_reason="stop", stop_token_id=token_id)
+        sequence.append(token_id)
+        logprobs = (result.logprob,) if result.logprob is not None else ()
+        return SequenceOutput(sequence.id, (token_id,), logprobs, finish_reason=self._length_reached(sequence))
+
+    def _length_reached(self, sequence: Sequence) -> FinishReason | None:
+        reached = (
+            sequence.num_output >= sequence.request.sampling.max_tokens
+            or len(sequence.token_ids) >= self._limits.max_model_len
+        )
+        return "length" if reached else None
+
+    @staticmethod
+    def _with_beginnings(output: SequenceOutput, sequence: Sequence) -> SequenceOutput:
+        """What is told once, with the first output."""
+        sequence.has_answered = True
+        assert sequence.scheduled_at is not None, "it has just run"
+        return replace(
+            output,
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None,
+            cached_tokens=sequence.num_cached,
+            queue_s=sequence.scheduled_at - sequence.arrived_at,
+            prefill_s=time.perf_counter() - sequence.scheduled_at,
+        )
+
+    @staticmethod
+    def _keep_prompt_logprobs(chunk: Chunk, result: ChunkResult) -> None:
+        """Entry i judges prompt token i; nothing judges the first. A recomputed chunk brings the same again."""
+        sequence = chunk.sequence
+        if sequence.wants_prompt_logprobs:
+            kept = sequence.prompt_logprobs or [None]
+            sequence.prompt_logprobs = [*kept[: chunk.start + 1], *result.prompt_logprobs]
+
+    def _end_with_error(self, sequence: Sequence, error: str) -> SequenceOutput:
+        self._end(sequence)
+        return _failure(sequence.id, error)
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        self._sequences.pop(sequence.id, None)
+
+
+def _failure(request_id: str, error: str) -> SequenceOutput:
+    return SequenceOutput(request_id, finish_reason="error", error=error)

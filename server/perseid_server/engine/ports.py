@@ -1,0 +1,87 @@
+"""What the engine needs of others, and what it tells them. No torch here: tests bring fakes."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.engine.sequence import Sequence
+from perseid_server.model.sampling_params import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The rows of one sequence in a step: tokens `start … start + count` of `sequence.token_ids`."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk ends at the sequence's last token, so that the next one is sampled."""
+        return self.start + self.count == len(self.sequence.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """One forward pass."""
+
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward pass."""
+        return sum(chunk.count for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What the forward pass brought one chunk. `token_id` is None where nothing is sampled."""
+
+    token_id: int | None = None
+    logprob: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of tokens start + 1 … start + count, as far as the prompt goes
+    error: str | None = None
+
+
+class Runner(Protocol):
+    """Runs the model over a step."""
+
+    def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
+        """One result for each chunk, in order. Writes the rows' K and V into the sequences' blocks."""
+        ...
+
+
+class Residency(Protocol):
+    """Brings adapters to the device and keeps those in use there. All calls come from the engine's thread."""
+
+    @property
+    def is_loading(self) -> bool: ...
+
+    def register(self, version: str, path: str) -> None: ...
+
+    def forget(self, version: str) -> None: ...
+
+    def pin(self, version: str, pinned: bool) -> None: ...
+
+    def acquire(self, version: str) -> Admission:
+        """Take a reference if the adapter is on the device ("ready"); otherwise start bringing it there."""
+        ...
+
+    def release(self, version: str) -> None: ...
+
+    def prefetch(self, version: str) -> None:
+        """Bring it to host memory ahead of its turn."""
+        ...
+
+    def poll(self) -> ResidencyEvents: ...
+
+    def location(self, version: str) -> Location: ...
+
+    def is_pinned(self, version: str) -> bool: ...
+
+    def knows(self, version: str) -> bool: ...
+
+    def error(self, version: str) -> str | None: ...
+
+    def stats(self) -> ResidencyStats: ...

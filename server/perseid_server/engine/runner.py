@@ -1,0 +1,135 @@
+"""From a scheduled step to tensors, through the decoder, to sampled tokens. The engine's only torch."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.segments import PageList, Segments
+from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
+from perseid_server.model.batch import StepBatch
+from perseid_server.model.decoder import AdapterPools, Decoder
+from perseid_server.model.kv_cache import KVCache
+from perseid_server.model.sampling import SampleRequest, prompt_logprobs, sample
+from perseid_server.model.sampling_params import TokenLogprobs
+
+
+class PageTable(Protocol):
+    """Which pages an adapter on the device occupies."""
+
+    def pages(self, version: str) -> PageList: ...
+
+
+class ModelRunner:
+    """Runs steps on one decoder, one KV cache and one pool of adapter pages."""
+
+    def __init__(self, decoder: Decoder, kv: KVCache, pools: AdapterPools, table: PageTable, block_size: int) -> None:
+        self._decoder = decoder
+        self._kv = kv
+        self._pools = pools
+        self._table = table
+        self._block_size = block_size
+        self._eos_token_ids = decoder.config.eos_token_ids
+
+    def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
+        """One forward pass; samples for the chunks that end at their sequence's last token."""
+        spans = _logits_spans(step.chunks)
+        batch = self._batch(step.chunks, [row for span in spans for row in span])
+        logits_LV = self._decoder.forward(batch, self._kv, self._pools)
+        ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
+        samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
+        rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
+        sampled = sample(rows_LV, [self._sample_request(step.chunks[index]) for index in samplers])
+        token_of = dict(zip(samplers, sampled, strict=True))
+
+        results = []
+        for index, (chunk, span) in enumerate(zip(step.chunks, spans, strict=True)):
+            judged = _judge_prompt(chunk, logits_LV[ends[index] - len(span) : ends[index]])
+            token = token_of.get(index)
+            if token is None:
+                results.append(ChunkResult(prompt_logprobs=judged))
+            else:
+                results.append(ChunkResult(token.token_id, token.logprob, judged, token.error))
+        return tuple(results)
+
+    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int]) -> StepBatch:
+        size = self._block_size
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        pages: list[PageList | None] = []
+        query_start = [0]
+        for chunk in chunks:
+            sequence = chunk.sequence
+            span = range(chunk.start, chunk.start + chunk.count)
+            tokens += sequence.token_ids[chunk.start : chunk.start + chunk.count]
+            positions += span
+            slots += [sequence.blocks[position // size] * size + position % size for position in span]
+            page_list = self._table.pages(sequence.adapter) if sequence.adapter is not None else None
+            pages += [page_list] * chunk.count
+            query_start.append(query_start[-1] + chunk.count)
+        device = self._decoder.device
+        context = [chunk.start + chunk.count for chunk in chunks]
+        return StepBatch(
+            token_ids_T=torch.tensor(tokens, dtype=torch.int64, device=device),
+            positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
+            slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+            attention=AttentionBatch(
+                query_start=torch.tensor(query_start, dtype=torch.int32, device=device),
+                context_len=torch.tensor(context, dtype=torch.int32, device=device),
+                block_table=_block_table(chunks, device),
+                max_query_len=max(chunk.count for chunk in chunks),
+                max_context_len=max(context),
+            ),
+            segments=Segments.build(pages, device),
+            logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
+        )
+
+    def _sample_request(self, chunk: Chunk) -> SampleRequest:
+        sequence = chunk.sequence
+        params = sequence.request.sampling
+        too_early = sequence.num_output < params.min_tokens
+        return SampleRequest(
+            sampling=params,
+            prompt_token_ids=sequence.request.prompt_token_ids,
+            output_token_ids=sequence.output_token_ids,
+            uniform=sequence.uniform,
+            forbid_token_ids=(*self._eos_token_ids, *params.stop_token_ids) if too_early else (),
+        )
+
+
+def _is_sampled(chunk: Chunk) -> bool:
+    return chunk.samples and chunk.sequence.request.sampling.max_tokens > 0
+
+
+def _judge_prompt(chunk: Chunk, logits_LV: Tensor) -> tuple[TokenLogprobs, ...]:
+    """Log-probabilities of the prompt tokens that follow the chunk's rows, where the request wants them."""
+    num_top = chunk.sequence.request.sampling.prompt_logprobs
+    if num_top is None:
+        return ()
+    targets = chunk.sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.count + 1]
+    return tuple(prompt_logprobs(logits_LV[: len(targets)], targets, num_top))
+
+
+def _logits_spans(chunks: Sequence[Chunk]) -> list[range]:
+    """The rows of each chunk whose logits are wanted: all for prompt logprobs, the last where one is sampled."""
+    spans = []
+    first = 0
+    for chunk in chunks:
+        end = first + chunk.count
+        if chunk.sequence.wants_prompt_logprobs and chunk.start < chunk.sequence.num_prompt:
+            spans.append(range(first, end))
+        else:
+            spans.append(range(end - 1, end) if chunk.samples else range(0))
+        first = end
+    return spans
+
+
+def _block_table(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
+    """int32 [S, most blocks], padded with zeros that nothing reads."""
+    width = max(len(chunk.sequence.blocks) for chunk in chunks)
+    rows = [chunk.sequence.blocks + [0] * (width - len(chunk.sequence.blocks)) for chunk in chunks]
+    return torch.tensor(rows, dtype=torch.int32, device=device)

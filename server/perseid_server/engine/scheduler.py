@@ -1,0 +1,189 @@
+"""Which sequences run in the next step, and how many of their tokens.
+
+Decodes come first, then the prefills that have begun, then new sequences, all in order of priority and arrival,
+until the token budget is spent. A sequence gets the blocks of its whole prompt when it is admitted, and one more
+whenever it grows into it; when none is left the newest running sequence gives its blocks up and is computed again
+later (preemption by recompute: its tokens and its random numbers stay).
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
+from perseid_server.engine.ports import Chunk, Residency, ScheduledStep
+from perseid_server.engine.sequence import Sequence
+
+PREFETCH_DEPTH = 16
+"""How many waiting sequences ahead adapters are brought to host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds of one step."""
+
+    max_batch_tokens: int
+    max_num_seqs: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_num_seqs <= self.max_batch_tokens:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_num_seqs ({self.max_num_seqs}), "
+                "and that at least 1: every decoding sequence takes a token of each step"
+            )
+
+
+class Scheduler:
+    """Owns the waiting and running sequences and their KV blocks."""
+
+    def __init__(self, limits: SchedulerLimits, blocks: BlockAllocator, residency: Residency) -> None:
+        self._limits = limits
+        self._blocks = blocks
+        self._residency = residency
+        self.waiting: list[Sequence] = []  # sorted by rank
+        self.running: list[Sequence] = []  # sorted by rank
+        self.failed: list[Sequence] = []  # waiting ones whose adapter cannot be loaded; the engine takes them away
+        self.num_preemptions = 0
+        self.cache_queries = 0  # tokens
+        self.cache_hits = 0  # tokens
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn."""
+        insort(self.waiting, sequence, key=lambda other: other.rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, ended or aborted, and free all it holds at once."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._give_up(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> ScheduledStep:
+        """The next step. Blocks for all its rows are allocated when this returns."""
+        budget = self._limits.max_batch_tokens
+        preemptions_before = self.num_preemptions
+        chunks: list[Chunk] = []
+        for sequence in self._by_urgency():
+            if sequence not in self.running:
+                continue  # preempted for one before it
+            count = min(sequence.num_to_compute, budget)
+            if count and self._grow(sequence, sequence.num_computed + count):
+                chunks.append(Chunk(sequence, sequence.num_computed, count))
+                budget -= count
+        still_running = [chunk for chunk in chunks if chunk.sequence in self.running]
+        if self.num_preemptions == preemptions_before:
+            still_running += self._admit(budget)
+        self._prefetch()
+        return ScheduledStep(tuple(still_running))
+
+    def computed(self, chunk: Chunk) -> None:
+        """The step is over: the chunk's K and V are in its blocks. Full blocks become findable."""
+        sequence = chunk.sequence
+        sequence.num_computed = chunk.start + chunk.count
+        for index in range(len(sequence.block_keys), sequence.num_computed // self._blocks.block_size):
+            key = self._key_after(sequence, index)
+            sequence.block_keys.append(key)
+            self._blocks.publish(sequence.blocks[index], key)
+
+    def _by_urgency(self) -> list[Sequence]:
+        """Running sequences: decodes, then prefills, each in order of rank."""
+        return sorted(self.running, key=lambda sequence: (sequence.num_to_compute > 1, sequence.rank))
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for `num_tokens` tokens, preempting newer sequences if need be; False if it was preempted itself."""
+        missing = self._blocks.blocks_for(num_tokens) - len(sequence.blocks)
+        while missing > 0:
+            blocks = self._blocks.allocate(missing)
+            if blocks is not None:
+                sequence.blocks += blocks
+                break
+            newest = self.running[-1]
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._give_up(sequence)
+        self.num_preemptions += 1
+        self.add(sequence)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.block_keys = []
+        sequence.num_computed = 0
+        if sequence.adapter is not None:
+            self._residency.release(sequence.adapter)
+
+    def _admit(self, budget: int) -> Iterator[Chunk]:
+        """Start waiting sequences, oldest first, as long as tokens, places, blocks and adapters are there."""
+        starved = False  # an older sequence found no room for its adapter
+        for sequence in list(self.waiting):
+            if budget == 0 or len(self.running) >= self._limits.max_num_seqs:
+                return
+            if starved and sequence.adapter is not None:
+                continue  # do not take the room that will become free for the older one
+            if not self._fits(sequence):
+                return
+            if sequence.adapter is not None:
+                admission = self._residency.acquire(sequence.adapter)
+                starved = starved or admission == "no_room"
+                if admission == "failed":
+                    self.waiting.remove(sequence)
+                    self.failed.append(sequence)
+                if admission != "ready":
+                    continue
+            chunk = self._start(sequence, budget)
+            budget -= chunk.count
+            yield chunk
+
+    def _fits(self, sequence: Sequence) -> bool:
+        cached = self._cached_blocks(sequence)
+        needed = self._blocks.blocks_for(len(sequence.token_ids)) - self._blocks.num_held(cached)
+        return needed <= self._blocks.num_free
+
+    def _start(self, sequence: Sequence, budget: int) -> Chunk:
+        cached = self._cached_blocks(sequence)
+        self._blocks.share(cached)
+        new = self._blocks.allocate(self._blocks.blocks_for(len(sequence.token_ids)) - len(cached))
+        assert new is not None, "_fits() said there is room"
+        sequence.blocks = cached + new
+        sequence.num_computed = len(cached) * self._blocks.block_size
+        sequence.block_keys = list(islice(self._keys(sequence), len(cached)))
+        if sequence.scheduled_at is None:
+            sequence.num_cached = sequence.num_computed
+        self.cache_queries += len(sequence.token_ids)
+        self.cache_hits += sequence.num_computed
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=lambda other: other.rank)
+        return Chunk(sequence, sequence.num_computed, min(sequence.num_to_compute, budget))
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks of the sequence's prefix that are there already. The last token is always computed: its logits
+        are needed."""
+        if sequence.wants_prompt_logprobs:
+            return []
+        most = (len(sequence.token_ids) - 1) // self._blocks.block_size
+        return self._blocks.find(islice(self._keys(sequence), most))
+
+    def _keys(self, sequence: Sequence) -> Iterator[bytes]:
+        size = self._blocks.block_size
+        key = root_key(sequence.adapter)
+        for start in range(0, len(sequence.token_ids) - size + 1, size):
+            key = chain_key(key, sequence.token_ids[start : start + size])
+            yield key
+
+    def _key_after(self, sequence: Sequence, index: int) -> bytes:
+        """Key of block `index`, all before it being known."""
+        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adapter)
+        size = self._blocks.block_size
+        return chain_key(parent, sequence.token_ids[index * size : (index + 1) * size])
+
+    def _prefetch(self) -> None:
+        for sequence in self.waiting[:PREFETCH_DEPTH]:
+            if sequence.adapter is not None:
+                self._residency.prefetch(sequence.adapter)

@@ -1,0 +1,77 @@
+"""One request inside the engine: what it asked for, what it has so far, what it holds."""
+
+import random
+import time
+from dataclasses import dataclass, field
+
+from perseid_server.engine.messages import Submit
+from perseid_server.model.sampling_params import TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable state of one sequence. The scheduler owns `blocks` and `num_computed`, the engine the rest."""
+
+    request: Submit
+    arrival: int  # order of arrival, unique
+    token_ids: list[int] = field(init=False)  # prompt, then output
+    blocks: list[int] = field(default_factory=list)  # KV blocks held, in order
+    block_keys: list[bytes] = field(default_factory=list)  # content keys of the full blocks, in order
+    num_computed: int = 0  # tokens whose K and V are in the blocks
+    num_cached: int = 0  # of those, found in the prefix cache at first admission
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    uniform: float = field(init=False)  # the draw for the next token; stays until that token is accepted
+    arrived_at: float = field(default_factory=time.perf_counter)
+    scheduled_at: float | None = None
+    has_answered: bool = False
+    _random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+        self._random = random.Random(self.request.sampling.seed)  # noqa: S311  (None: seeded by the system)
+        self.uniform = self._random.random()
+
+    @property
+    def id(self) -> str:
+        """The request id."""
+        return self.request.request_id
+
+    @property
+    def adapter(self) -> str | None:
+        """Version of the adapter, None for the base."""
+        return self.request.adapter
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output(self) -> int:
+        """Sampled tokens."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Sampled tokens so far."""
+        return self.token_ids[self.num_prompt :]
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens whose K and V are missing: 1 while decoding, more during prefill and after a preemption."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Every prompt position's logits are needed, so nothing may come from the prefix cache."""
+        return self.request.sampling.prompt_logprobs is not None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Order of service: priority (smaller first), then arrival."""
+        return self.request.priority, self.arrival
+
+    def append(self, token_id: int) -> None:
+        """Accept a sampled token and draw the next random number."""
+        self.token_ids.append(token_id)
+        self.uniform = self._random.random()

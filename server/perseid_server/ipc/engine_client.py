@@ -1,0 +1,280 @@
+"""The API process's side of the engine: starts it, talks to it, and starts it again when it dies. No torch.
+
+    starting → ready → restarting → ready → … → stopped
+                   ↘ failed (it could not start, and will not)
+
+What the engine must know beside requests (its adapters) is remembered here and told again to a new engine. Requests
+are not: when the engine dies, those in flight end with Unavailable at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import msgspec
+
+from perseid_server.engine.config import EngineConfig
+from perseid_server.engine.messages import (
+    Abort,
+    AdapterState,
+    EngineFailed,
+    EngineReady,
+    ForgetAdapter,
+    FromEngine,
+    PinAdapter,
+    RegisterAdapter,
+    SequenceOutput,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    ToEngine,
+)
+from perseid_server.errors import InvalidRequest, PerseidError, Unavailable
+from perseid_server.ipc.codec import HEADER_BYTES, frame_length, from_engine, to_engine
+
+logger = logging.getLogger(__name__)
+
+EngineStatus = Literal["starting", "ready", "restarting", "failed", "stopped"]
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 10.0
+STABLE_AFTER_S = 60.0  # an engine that has run so long starts the backoff anew
+STOP_TIMEOUT_S = 5.0
+_STREAM_LIMIT = 1 << 24
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One running engine process."""
+
+    process: Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, message: ToEngine) -> None:
+        self.writer.write(to_engine.encode(message))
+
+    async def receive(self) -> FromEngine:
+        """The next message; EOFError or ConnectionError when the engine is gone."""
+        header = await self.reader.readexactly(HEADER_BYTES)
+        return from_engine.decode(await self.reader.readexactly(frame_length(header)))
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Callbacks for the metrics and the registry."""
+
+    on_step: list[Callable[[StepOutputs], None]] = field(default_factory=list)
+    on_status: list[Callable[[EngineStatus], None]] = field(default_factory=list)
+
+
+class EngineProcess:
+    """Supervises one engine process. All methods run on one event loop."""
+
+    def __init__(self, config: EngineConfig, *, entry: str | None = None, log_level: str = "WARNING") -> None:
+        """`entry` names another function that builds the engine, as module:function (tests)."""
+        self._config = config
+        self._arguments = [log_level] if entry is None else [log_level, entry]
+        self._connection: _Connection | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
+        self._adapters: dict[str, RegisterAdapter] = {}
+        self._watch = _Watch()
+        self.adapter_states: dict[str, AdapterState] = {}
+        self.status: EngineStatus = "starting"
+        self.ready: EngineReady | None = None
+        self.num_restarts = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> EngineReady:
+        """Start the engine and wait until it can serve. InvalidRequest tells the operator why it cannot."""
+        connection = await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise(connection))
+        assert self.ready is not None, "_launch() returns when it is"
+        return self.ready
+
+    async def stop(self) -> None:
+        """End the engine; requests in flight end with Unavailable."""
+        self._set_status("stopped")
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_requests()
+        if self._connection is not None:
+            await _end(self._connection)
+            self._connection = None
+
+    def on_step(self, callback: Callable[[StepOutputs], None]) -> None:
+        """Be told of every step."""
+        self._watch.on_step.append(callback)
+
+    def on_status(self, callback: Callable[[EngineStatus], None]) -> None:
+        """Be told when the status changes."""
+        self._watch.on_status.append(callback)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
+        """The outputs of one sequence, to the end. Leaving the iterator early aborts the sequence.
+
+        Unavailable when the engine is not ready, or dies meanwhile.
+        """
+        connection = self._connection
+        if self.status != "ready" or connection is None:
+            raise Unavailable(f"the engine is {self.status}; try again")
+        inbox: asyncio.Queue[SequenceOutput | None] = asyncio.Queue()
+        self._inboxes[request.request_id] = inbox
+        connection.send(request)
+        ended = False
+        try:
+            while not ended:
+                output = await inbox.get()
+                if output is None:
+                    ended = True
+                    raise Unavailable("the engine stopped while it worked on this request; try again")
+                ended = output.finish_reason is not None
+                yield output
+        finally:
+            self._inboxes.pop(request.request_id, None)
+            if not ended and self._connection is connection:
+                connection.send(Abort(request.request_id))
+
+    # --- adapters -----------------------------------------------------------------------------------------------
+
+    def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
+        """Make a version known to this engine and to those that follow it."""
+        message = RegisterAdapter(version, path, pinned)
+        self._adapters[version] = message
+        self._tell(message)
+
+    def pin_adapter(self, version: str, *, pinned: bool) -> None:
+        """Keep a version on the device, or let it go."""
+        self._adapters[version] = replace(self._adapters[version], pinned=pinned)
+        self._tell(PinAdapter(version, pinned))
+
+    def forget_adapter(self, version: str) -> None:
+        """Let a version go with its last user."""
+        self._adapters.pop(version, None)
+        self.adapter_states.pop(version, None)
+        self._tell(ForgetAdapter(version))
+
+    def _tell(self, message: ToEngine) -> None:
+        """Now, or when an engine is there again: adapters are replayed to a new one."""
+        if self._connection is not None and self.status == "ready":
+            self._connection.send(message)
+
+    # --- supervision --------------------------------------------------------------------------------------------
+
+    async def _launch(self) -> _Connection:
+        """A new engine process that has said it is ready and knows all adapters."""
+        connection = await self._spawn()
+        try:
+            first = await connection.receive()
+        except (EOFError, ConnectionError) as error:
+            status = await connection.process.wait()
+            raise Unavailable(f"the engine process ended with status {status} while it started") from error
+        except BaseException:
+            await _end(connection)
+            raise
+        if isinstance(first, EngineFailed):
+            await _end(connection)
+            raise InvalidRequest(first.error)
+        assert isinstance(first, EngineReady), f"the engine's first message is {type(first).__name__}"
+        for adapter in self._adapters.values():
+            connection.send(adapter)
+        self._connection = connection
+        self.ready = first
+        self._set_status("ready")
+        return connection
+
+    async def _spawn(self) -> _Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "perseid_server.ipc.engine_process",
+                str(theirs.fileno()),
+                *self._arguments,
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_STREAM_LIMIT)
+        body = msgspec.msgpack.encode(self._config)
+        writer.write(len(body).to_bytes(HEADER_BYTES, "little") + body)
+        return _Connection(process, reader, writer)
+
+    async def _supervise(self, connection: _Connection) -> None:
+        """Deliver what the engine sends; when it dies, start another, more and more patiently."""
+        loop = asyncio.get_running_loop()
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            started = loop.time()
+            await self._deliver_until_gone(connection)
+            self._connection = None
+            self._set_status("restarting")
+            self._fail_requests()
+            self.adapter_states.clear()
+            await _end(connection)
+            logger.error("the engine process ended with status %s; starting it again", connection.process.returncode)
+            if loop.time() - started > STABLE_AFTER_S:
+                backoff_s = FIRST_BACKOFF_S
+            while True:
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+                try:
+                    connection = await self._launch()
+                except PerseidError as error:
+                    logger.error("the engine could not be started again: %s", error.message)  # noqa: TRY400
+                else:
+                    self.num_restarts += 1
+                    break
+
+    async def _deliver_until_gone(self, connection: _Connection) -> None:
+        while True:
+            try:
+                message = await connection.receive()
+            except (EOFError, ConnectionError):
+                return
+            assert isinstance(message, StepOutputs), f"unexpected {type(message).__name__}"
+            for state in message.adapters:
+                if state.version in self._adapters:
+                    self.adapter_states[state.version] = state
+            for output in message.outputs:
+                inbox = self._inboxes.get(output.request_id)
+                if inbox is not None:
+                    inbox.put_nowait(output)
+            for callback in self._watch.on_step:
+                callback(message)
+
+    def _fail_requests(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(None)
+
+    def _set_status(self, status: EngineStatus) -> None:
+        self.status = status
+        for callback in self._watch.on_status:
+            callback(status)
+
+
+async def _end(connection: _Connection) -> None:
+    """Ask the process to end, wait a moment, kill it."""
+    process = connection.process
+    with contextlib.suppress(ConnectionError):
+        connection.send(Shutdown())
+        await connection.writer.drain()
+    connection.writer.close()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,177 @@
+"""The engine's process: `python -m perseid_server.ipc.engine_process FD`, started by the API process.
+
+FD is one end of a Unix socket. The first message in is the configuration, the first out EngineReady or EngineFailed;
+then the loop: take in what has come, step while there is work, send what each step brought. It ends when told to, or
+when the other end of the socket closes.
+"""
+
+import ctypes
+import importlib
+import logging
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from perseid_server.engine.config import EngineConfig
+from perseid_server.engine.engine import Engine
+from perseid_server.engine.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    ForgetAdapter,
+    FromEngine,
+    PinAdapter,
+    RegisterAdapter,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    ToEngine,
+)
+from perseid_server.errors import PerseidError
+from perseid_server.ipc.codec import from_engine, split_frames, to_engine
+
+logger = logging.getLogger(__name__)
+
+Build = Callable[[EngineConfig], tuple[Engine, EngineReady]]
+
+_RECEIVE_BYTES = 1 << 20
+_WAIT_FOR_LOAD_S = 0.001  # while everything that waits, waits for an adapter
+_SWITCH_INTERVAL_S = 0.0005  # how long the loader thread may keep the step loop from the interpreter lock
+_PR_SET_PDEATHSIG = 1
+
+
+class EngineSocket:
+    """The child's end: receives without blocking, sends without ever dropping."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._socket.setblocking(False)
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self.closed = False
+
+    def receive(self, timeout_s: float | None) -> list[bytes]:
+        """Frames that have come; waits up to `timeout_s` (None: for ever) for something to come."""
+        writers = [self._socket] if self._unsent else []
+        readable, writable, _ = select.select([self._socket], writers, [], timeout_s)
+        if writable:
+            self._flush()
+        if readable:
+            self._read()
+        return list(split_frames(self._received))
+
+    def send(self, message: FromEngine) -> None:
+        """Send as much as the other end takes now, the rest later."""
+        self._unsent += from_engine.encode(message)
+        self._flush()
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.closed = True
+        self._received += data
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self.closed = True
+
+
+def serve(engine: Engine, link: EngineSocket) -> None:
+    """Step while there is work; return on Shutdown or when the other end is gone."""
+    timeout_s: float | None = None
+    while not link.closed:
+        for frame in link.receive(timeout_s):
+            message = to_engine.decode(frame)
+            if isinstance(message, Shutdown):
+                return
+            _take(engine, message)
+        outputs = engine.step()
+        if outputs.outputs or outputs.adapters or outputs.iteration_tokens:
+            link.send(outputs)
+        timeout_s = _patience(engine, outputs)
+
+
+def _patience(engine: Engine, outputs: StepOutputs) -> float | None:
+    """How long to wait for messages before the next step."""
+    if engine.has_work and outputs.iteration_tokens:
+        return 0.0
+    return _WAIT_FOR_LOAD_S if engine.has_work or engine.is_loading else None
+
+
+def _take(engine: Engine, message: ToEngine) -> None:
+    match message:
+        case Submit():
+            engine.submit(message)
+        case Abort():
+            engine.abort(message.request_id)
+        case RegisterAdapter():
+            engine.register_adapter(message.version, message.path, pinned=message.pinned)
+        case PinAdapter():
+            engine.pin_adapter(message.version, pinned=message.pinned)
+        case ForgetAdapter():
+            engine.forget_adapter(message.version)
+
+
+def build_real_engine(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """The engine that serves. Imported here, so that a test's engine needs no torch."""
+    build = importlib.import_module("perseid_server.engine.build")
+    built = build.build_engine(config)
+    return built.engine, built.ready
+
+
+def run(sock: socket.socket, build: Build) -> None:
+    """Read the configuration, build, say so, serve."""
+    link = EngineSocket(sock)
+    frames: list[bytes] = []
+    while not frames:
+        frames = link.receive(None)
+        if link.closed:
+            return
+    try:
+        engine, ready = build(msgspec.msgpack.decode(frames[0], type=EngineConfig))
+    except PerseidError as error:
+        link.send(EngineFailed(error.message))
+    except Exception as error:  # the operator must learn why, whatever it is
+        logger.exception("the engine could not start")
+        link.send(EngineFailed(f"{type(error).__name__}: {error}"))
+    else:
+        link.send(ready)
+        serve(engine, link)
+
+
+def _prepare_process() -> None:
+    """Leave Ctrl-C to the parent, die with it, and let the step loop get the interpreter back quickly."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """FD [module:function]: the function builds the engine; tests bring their own."""
+    logging.basicConfig(level=sys.argv[2], format="engine: %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    build = build_real_engine
+    if len(sys.argv) > 3:
+        module, _, function = sys.argv[3].partition(":")
+        build = getattr(importlib.import_module(module), function)
+    _prepare_process()
+    run(socket.socket(fileno=int(sys.argv[1])), build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Tensors of a Hugging Face folder, one at a time from mapped files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from perseid_server.model.headers.safetensors import HfFolder, SafeTensor
+
+
+class TensorReader:
+    """Reads tensors by name. Files stay mapped; the operating system keeps or drops their pages."""
+
+    def __init__(self, folder: HfFolder) -> None:
+        self.tensors: Mapping[str, SafeTensor] = folder.tensors
+        self._open: dict[Path, Any] = {}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as it is in the file, on the CPU."""
+        file = self.tensors[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor

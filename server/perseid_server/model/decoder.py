@@ -1,0 +1,147 @@
+"""The decoder of the Llama-shaped families, written in a backend's ops.
+
+Llama, Mistral, Qwen2 and Qwen3 (and what is published under their names, such as SmolLM2) differ only in what
+`DecoderConfig` says: biases, norms on q and k, tied embeddings, rotary scaling.
+
+Shape legend: T rows, L rows whose logits are wanted, H query heads, Hkv key/value heads, D head dim, V vocabulary,
+E hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from perseid_kernels.backend import Backend
+from perseid_kernels.segments import Segments
+from perseid_server.model.batch import StepBatch
+from perseid_server.model.config import DecoderConfig
+from perseid_server.model.kv_cache import KVCache
+from perseid_server.model.linear import AdaptedLinear
+
+
+class AdapterPools(Protocol):
+    """The pages of all adapters: per layer and fused linear A [P, C, K] and B [P, R, N]. See adapters/pool.py."""
+
+    @property
+    def a(self) -> Sequence[Mapping[str, Tensor]]: ...
+
+    @property
+    def b(self) -> Sequence[Mapping[str, Tensor]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one decoder layer."""
+
+    input_norm_E: Tensor
+    qkv: AdaptedLinear
+    q_norm_D: Tensor | None
+    k_norm_D: Tensor | None
+    o: AdaptedLinear
+    post_attention_norm_E: Tensor
+    gate_up: AdaptedLinear
+    down: AdaptedLinear
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of all weights of the layer."""
+        linears = (self.qkv, self.o, self.gate_up, self.down)
+        norms = (self.input_norm_E, self.q_norm_D, self.k_norm_D, self.post_attention_norm_E)
+        return sum(linear.nbytes for linear in linears) + sum(norm.nbytes for norm in norms if norm is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A base model on its device. Frozen: adapters live in pools beside it, never inside."""
+
+    config: DecoderConfig
+    backend: Backend
+    device: torch.device
+    embedding: Any  # packed [V, E]
+    layers: tuple[Layer, ...]
+    final_norm_E: Tensor
+    lm_head: Any  # packed [V, E]; the embedding itself when tied
+    cos_XD: Tensor
+    sin_XD: Tensor
+
+    @property
+    def weight_bytes(self) -> int:
+        """Device bytes of everything that is frozen: packed weights, norms, biases, rotary tables."""
+        head = 0 if self.lm_head is self.embedding else self.lm_head.nbytes
+        tables = self.final_norm_E.nbytes + self.cos_XD.nbytes + self.sin_XD.nbytes
+        return int(self.embedding.nbytes + head + tables + sum(layer.nbytes for layer in self.layers))
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Tensor:
+        """Next-token logits, float32 [L, V], of the rows that `batch.logits_rows` names."""
+        return self.logits(self.hidden(batch, kv, adapters)[batch.logits_rows])
+
+    @torch.inference_mode()
+    def hidden(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Tensor:
+        """The last layer's output of every row after the final norm, [T, E]. Writes the rows' K and V."""
+        residual = self.backend.embed(self.embedding, batch.token_ids_T)
+        x = self.backend.rms_norm(residual, self.layers[0].input_norm_E, self.config.rms_norm_eps)
+        for index, layer in enumerate(self.layers):
+            pages = _LayerPages.of(adapters, index, batch.segments)
+            attended = self._attend(layer, index, pages, x, batch, kv)
+            x = self._add_norm(attended, residual, layer.post_attention_norm_E)
+            fed = self._feed_forward(layer, pages, x)
+            last = index + 1 == len(self.layers)
+            next_norm = self.final_norm_E if last else self.layers[index + 1].input_norm_E
+            x = self._add_norm(fed, residual, next_norm)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, hidden_LE: Tensor) -> Tensor:
+        """Vocabulary logits of normed hidden states, float32 [L, V]."""
+        out_LV = torch.empty(
+            (hidden_LE.shape[0], self.config.vocab_size), dtype=self.backend.compute_dtype, device=self.device
+        )
+        self.backend.matmul(hidden_LE.contiguous(), self.lm_head, out_LV)
+        return out_LV.float()
+
+    def _attend(
+        self, layer: Layer, index: int, pages: "_LayerPages", x_TE: Tensor, batch: StepBatch, kv: KVCache
+    ) -> Tensor:
+        config = self.config
+        qkv = pages.apply("qkv", layer.qkv, x_TE).view(x_TE.shape[0], -1, config.head_dim)
+        q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+        if layer.q_norm_D is not None and layer.k_norm_D is not None:
+            q = self.backend.rms_norm(q.contiguous(), layer.q_norm_D, config.rms_norm_eps)
+            k = self.backend.rms_norm(k.contiguous(), layer.k_norm_D, config.rms_norm_eps)
+        keys, values = kv.keys[index], kv.values[index]
+        self.backend.rope_and_store(q, k, v, self.cos_XD, self.sin_XD, batch.positions_T, keys, values, batch.slots_T)
+        attended = q.new_empty(q.shape)
+        self.backend.attention(q, keys, values, batch.attention, config.attention_scale, attended)
+        return pages.apply("o", layer.o, attended.view(x_TE.shape[0], -1))
+
+    def _feed_forward(self, layer: Layer, pages: "_LayerPages", x_TE: Tensor) -> Tensor:
+        gate_up = pages.apply("gate_up", layer.gate_up, x_TE)
+        return pages.apply("down", layer.down, self.backend.silu_mul(gate_up))
+
+    def _add_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor) -> Tensor:
+        return self.backend.add_rms_norm(x_TE, residual_TE, weight_E, self.config.rms_norm_eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerPages:
+    """One layer's adapter pools and the step's segments: what an AdaptedLinear needs beside its input."""
+
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+    segments: Segments | None
+
+    @staticmethod
+    def of(adapters: AdapterPools | None, layer: int, segments: Segments | None) -> "_LayerPages":
+        if adapters is None or segments is None:
+            return _NO_PAGES
+        return _LayerPages(adapters.a[layer], adapters.b[layer], segments)
+
+    def apply(self, fused: str, linear: AdaptedLinear, x_TK: Tensor) -> Tensor:
+        return linear(x_TK, self.a.get(fused), self.b.get(fused), self.segments)
+
+
+_NO_PAGES = _LayerPages({}, {}, None)

@@ -1,0 +1,181 @@
+"""Choosing the next token of each row.
+
+The order is vLLM's: logit bias → forbidden tokens → repetition, frequency and presence penalties → temperature →
+min_p → top_k → top_p → draw. Log-probabilities are those of the raw logits, before all of it.
+
+A drawn token is the inverse of the cumulative distribution at the row's own random number, so it depends on that
+row's logits and number alone, never on the rest of the batch. Sums are float64.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """What one row of logits is sampled with."""
+
+    sampling: SamplingParams
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    uniform: float  # the row's own draw from [0, 1)
+    forbid_token_ids: tuple[int, ...] = ()  # end tokens, while min_tokens is not reached
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token of one row, or why there is none."""
+
+    token_id: int
+    logprob: TokenLogprobs | None = None
+    error: str | None = None
+
+
+def sample(logits_LV: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+    """One token for each row of float32 logits. A row with NaN gets an error; the others are unharmed."""
+    if not requests:
+        return []
+    best = logits_LV.max(dim=-1)
+    broken = best.values.isnan().tolist()  # max propagates NaN
+    greedy = _lowest_argmax(logits_LV, best.values)
+    results = []
+    for row, request in enumerate(requests):
+        if broken[row]:
+            results.append(Sampled(0, error="the model produced NaN; the adapter or the base is broken"))
+        elif _is_plain_greedy(request):
+            results.append(Sampled(greedy[row]))
+        else:
+            results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
+    return results
+
+
+def _lowest_argmax(logits_LV: Tensor, best_L: Tensor) -> list[int]:
+    """Index of the largest logit, the lowest one on ties (torch's argmax promises no order)."""
+    return [int(index) for index in (logits_LV == best_L[:, None]).int().argmax(dim=-1).tolist()]
+
+
+def _is_plain_greedy(request: SampleRequest) -> bool:
+    params = request.sampling
+    untouched = (
+        params.repetition_penalty == 1.0
+        and params.presence_penalty == 0.0
+        and params.frequency_penalty == 0.0
+        and not params.logit_bias
+        and not request.forbid_token_ids
+    )
+    return params.temperature == 0.0 and untouched and params.logprobs is None
+
+
+def _sample_row(raw: Logits, request: SampleRequest) -> Sampled:
+    params = request.sampling
+    logits = _penalised(raw, request)
+    if params.temperature == 0.0:
+        token = int(logits.argmax())
+    else:
+        token = _draw(_filtered(logits, params), request.uniform)
+    logprob = token_logprobs(raw, token, params.logprobs) if params.logprobs is not None else None
+    return Sampled(token, logprob)
+
+
+def _penalised(raw: Logits, request: SampleRequest) -> Logits:
+    """Bias, forbidden tokens and penalties. Tokens of the prompt count for repetition only."""
+    params = request.sampling
+    logits = raw.copy()
+    for token, bias in params.logit_bias:
+        logits[token] += np.float32(bias)
+    if request.forbid_token_ids:
+        logits[list(request.forbid_token_ids)] = -np.inf
+    if params.repetition_penalty != 1.0:
+        seen = list({*request.prompt_token_ids, *request.output_token_ids})
+        values = logits[seen]
+        penalty = np.float32(params.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    if (params.frequency_penalty or params.presence_penalty) and request.output_token_ids:
+        counts = Counter(request.output_token_ids)
+        times = np.fromiter(counts.values(), dtype=np.float32)
+        logits[list(counts)] -= np.float32(params.frequency_penalty) * times + np.float32(params.presence_penalty)
+    return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Tokens that may be drawn and their float64 weights (probabilities, not normalised)."""
+
+    tokens: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def _filtered(logits: Logits, params: SamplingParams) -> _Candidates:
+    """Temperature, min_p, top_k and top_p, each over what the one before leaves."""
+    scaled = logits.astype(np.float64) / params.temperature
+    weights = np.exp(scaled - scaled.max())
+    if params.min_p > 0.0:
+        weights[weights < params.min_p] = 0.0  # the largest weight is 1
+    if params.top_k > 0:
+        tokens = _most_likely(weights, params.top_k)
+        return _cut(tokens, weights[tokens], params.top_p * weights[tokens].sum())
+    if params.top_p < 1.0:
+        wanted = params.top_p * weights.sum()
+        tokens = _enough(weights, wanted)
+        return _cut(tokens, weights[tokens], wanted)
+    return _Candidates(np.arange(len(weights)), weights)
+
+
+def _cut(tokens: NDArray[np.int64], weights: NDArray[np.float64], wanted: float) -> _Candidates:
+    """The first tokens whose weights sum to `wanted`; the one that crosses the line is in."""
+    keep = int(np.searchsorted(np.cumsum(weights), wanted, side="left")) + 1
+    return _Candidates(tokens[:keep], weights[:keep])
+
+
+def _most_likely(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """The `count` heaviest tokens, heaviest first, ties by id."""
+    if count >= len(weights):
+        return np.argsort(-weights, kind="stable")
+    heaviest = np.sort(np.argpartition(-weights, count - 1)[:count])
+    return heaviest[np.argsort(-weights[heaviest], kind="stable")]
+
+
+def _enough(weights: NDArray[np.float64], wanted: float) -> NDArray[np.int64]:
+    """Heaviest tokens that sum to `wanted` at least. Sorting the whole vocabulary is rarely needed."""
+    for count in (256, 4096):
+        tokens = _most_likely(weights, count)
+        if weights[tokens].sum() >= wanted:
+            return tokens
+    return _most_likely(weights, len(weights))
+
+
+def _draw(candidates: _Candidates, uniform: float) -> int:
+    cumulative = np.cumsum(candidates.weights)
+    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(candidates.tokens[min(index, len(candidates.tokens) - 1)])
+
+
+def token_logprobs(raw: Logits, token: int, num_top: int) -> TokenLogprobs:
+    """Log-probability and rank of `token`, and the `num_top` most likely tokens, under softmax(raw)."""
+    logits = raw.astype(np.float64)
+    peak = logits.max()
+    log_total = peak + np.log(np.exp(logits - peak).sum())
+    rank = int(np.count_nonzero(logits > logits[token])) + 1
+    top: tuple[tuple[int, float], ...] = ()
+    if num_top > 0:
+        num_top = min(num_top, len(logits))
+        largest = np.argpartition(-logits, num_top - 1)[:num_top]
+        ordered = sorted(largest.tolist(), key=lambda index: (-logits[index], index))
+        top = tuple((index, float(logits[index] - log_total)) for index in ordered)
+    return TokenLogprobs(token, float(logits[token] - log_total), rank, top)
+
+
+def prompt_logprobs(logits_LV: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """Row i of the logits judges `token_ids[i]`, the prompt token that follows it."""
+    rows = logits_LV.to(torch.float32).cpu().numpy()
+    return [token_logprobs(rows[i], token, num_top) for i, token in enumerate(token_ids)]

@@ -1,0 +1,120 @@
+"""A row's result does not depend on its neighbours: bitwise the same alone and in any batch.
+
+The Triton kernels promise it for every op; the eager backend only where torch does not choose a kernel by the
+number of rows (its products and low-rank sums are equal within rounding, which the other tests show).
+
+On a tensor core an element's sum over K does not depend on how wide the tile is. The interpreter's `tl.dot` is
+numpy's BLAS, which picks its loops by the shape: `ordered_dot` gives it the tensor core's property, so that what is
+tested is the kernels' own order: the splits of K, the chunks, the pages, the spans.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from perseid_kernels.backend import Backend
+from perseid_kernels.matmul_common import choose_config, num_splits
+from perseid_kernels.row_tiles import LARGE_TILE_ROWS, choose_tile_rows
+from perseid_kernels.segments import PageList, Segments
+from perseid_kernels.triton_backend import TritonBackend
+from perseid_kernels.weights import DenseWeight
+from tests.kernels.cases import (
+    DEVICE,
+    INTERPRETED,
+    attention_batch,
+    int4_weight,
+    int8_weight,
+    lora_pool,
+    random_page_lists,
+)
+
+
+@pytest.fixture(autouse=True)
+def ordered_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tl.dot` that adds the products of an element one after the other, whatever the tile's shape."""
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        total = d.data.copy()
+        for k in range(a.data.shape[1]):
+            total += a.data[:, k : k + 1] * b.data[k : k + 1]
+        assert total.dtype == np.float32
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    if INTERPRETED:
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.mark.parametrize("num_rows", [17, 70])
+def test_products(triton_backend: TritonBackend, rng: torch.Generator, num_rows: int) -> None:
+    """Across the launch variants, and across parallel and serial splits of K."""
+    for weight in (
+        int4_weight(rng, 70, 544, 32, "q4_1"),
+        int4_weight(rng, 33, 576, 64, "nf4"),
+        int8_weight(rng, 33, 544, 32),
+        DenseWeight(torch.randn(33, 544, generator=rng)),
+    ):
+        num_outputs, num_inputs = weight.shape
+        assert num_splits(num_outputs, num_inputs) > 1
+        packed = triton_backend.pack(weight, DEVICE)
+        x = torch.randn(num_rows, num_inputs, generator=rng).to(DEVICE)
+        together = torch.empty(num_rows, num_outputs, device=DEVICE)
+        triton_backend.matmul(x, packed, together)
+        alone = torch.empty(1, num_outputs, device=DEVICE)
+        triton_backend.matmul(x[-1:], packed, alone)
+        assert torch.equal(alone[0], together[-1])
+
+
+def test_the_split_of_k_ignores_the_rows() -> None:
+    for num_rows in (1, 16, 17, 32, 33, 4096):
+        assert choose_config(4096, 14336, num_rows).splits == num_splits(4096, 14336)
+
+
+def test_low_rank_sums(triton_backend: TritonBackend, rng: torch.Generator) -> None:
+    """Across small and large row tiles: 36 rows share an adapter, one has 16 pages."""
+    slices, num_inputs = (20, 12), 1056
+    a, b = (pool.to(DEVICE) for pool in lora_pool(rng, 20, num_inputs, slices))
+    lists = [*random_page_lists(rng, 8, 20), *[PageList.of((0, 1))] * 36]
+    x = torch.randn(44, num_inputs, generator=rng).to(DEVICE)
+    y = torch.randn(44, sum(slices), generator=rng).to(DEVICE)
+    segments = Segments.build(lists, DEVICE)
+    assert segments is not None
+    assert choose_tile_rows(segments.max_rows) == LARGE_TILE_ROWS
+    together = y.clone()
+    triton_backend.add_lora(x, a, b, slices, segments, together)
+    for row in (1, 2, 3, 43):
+        alone_segments = Segments.build([lists[row]], DEVICE)
+        assert alone_segments is not None
+        alone = y[row : row + 1].clone()
+        triton_backend.add_lora(x[row : row + 1], a, b, slices, alone_segments, alone)
+        assert torch.equal(alone[0], together[row]), f"row {row}"
+
+
+def test_attention(backend: Backend, rng: torch.Generator) -> None:
+    """Each sequence alone and beside neighbours of other kinds and lengths (other spans, other table widths)."""
+    new_rows, cached = [1, 7, 1, 20], [30, 3, 1030, 40]
+    batch, blocks = attention_batch(rng, new_rows, cached, 16)
+    k, v = (torch.randn(blocks, 16, 2, 32, generator=rng).to(DEVICE) for _ in range(2))
+    q = torch.randn(sum(new_rows), 4, 32, generator=rng).to(DEVICE)
+    together = torch.empty_like(q)
+    backend.attention(q, k, v, batch, 0.2, together)
+    starts = batch.query_start.tolist()
+    for s, (start, end) in enumerate(pairwise(starts)):
+        only = type(batch)(
+            query_start=torch.tensor([0, end - start], dtype=torch.int32, device=DEVICE),
+            context_len=batch.context_len[s : s + 1],
+            block_table=batch.block_table[s : s + 1],
+            max_query_len=end - start,
+            max_context_len=int(batch.context_len[s]),
+        )
+        alone = torch.empty_like(q[start:end])
+        backend.attention(q[start:end], k, v, only, 0.2, alone)
+        assert torch.equal(alone, together[start:end]), f"sequence {s}"
+
+
+def test_row_ops(backend: Backend, rng: torch.Generator) -> None:
+    x, weight = torch.randn(9, 310, generator=rng).to(DEVICE), torch.randn(310, generator=rng).to(DEVICE)
+    for op in (lambda rows: backend.rms_norm(rows, weight, 1e-5), backend.silu_mul):
+        assert torch.equal(op(x)[4:5], op(x[4:5]))
