@@ -1,0 +1,1 @@
+"""The wire of Perseid: perseid/v1/*.proto and the stubs generated from them."""

@@ -9,7 +9,8 @@
     ├── Conflict              409  ALREADY_EXISTS
     ├── TooLarge              413  INVALID_ARGUMENT
     ├── QueueFull             429  RESOURCE_EXHAUSTED  (retry_after_s)
-    └── Unavailable           503  UNAVAILABLE         (retry_after_s)
+    ├── Unavailable           503  UNAVAILABLE         (retry_after_s)
+    └── GenerationFailed      500  INTERNAL            (the engine gave a request up and says why)
 
 `api/http/errors.py` and `api/grpc/errors.py` map the tree to the wire, once each. Anything else that escapes
 a handler is a bug: it is logged with its traceback and the client is told "internal error" and the request id.
@@ -67,3 +68,7 @@ class Unavailable(PerseidError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class GenerationFailed(PerseidError):
+    """The engine gave this request up: NaN in the model's output, an adapter that cannot be read, no memory."""

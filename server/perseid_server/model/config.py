@@ -172,7 +172,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     named = config.get("architectures") or []
     if not named:
         kind = config.get("model_type")
-        named = [name for name, family in FAMILIES.items() if family.model_type == kind] or [f"model_type {kind}"]
+        named = [name for name, family in FAMILIES.items() if family.model_type == kind] or [str(kind)]
     if named[0] not in FAMILIES:
         raise unsupported_architecture(named[0])
     return str(named[0])

@@ -53,8 +53,10 @@ def cache_folder(cache_dir: Path | None = None) -> Path:
         return cache_dir
     if stated := os.environ.get(CACHE_VARIABLE):
         return Path(stated)
-    import platformdirs  # noqa: PLC0415  an engine process that is given a path needs no platformdirs
-
+    try:
+        import platformdirs  # noqa: PLC0415  absent where only the engine's few packages are installed
+    except ImportError:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perseid"
     return Path(platformdirs.user_cache_dir("perseid"))
 
 

@@ -132,5 +132,5 @@ def _num_parameters(config: DecoderConfig) -> int:
         vector_shapes,
     )
 
-    shapes = linear_shapes(config, HfNames) | table_shapes(config, HfNames) | vector_shapes(config, HfNames)
-    return sum(prod(shape) for shape in shapes.values())
+    matrices = linear_shapes(config, HfNames) | table_shapes(config, HfNames)
+    return sum(prod(shape) for shape in (*matrices.values(), *vector_shapes(config, HfNames).values()))

@@ -48,7 +48,7 @@ class TokenizerBundle:
         return self.special_tokens.get("eos_token")
 
 
-def export_tokenizer(source: ModelSource, cache_dir: Path | None = None) -> TokenizerBundle:  # noqa: ARG001
+def export_tokenizer(source: ModelSource) -> TokenizerBundle:
     """Read the tokenizer of a base. UnsupportedModel names what is missing or not known."""
     if source.kind == "gguf":
         return bundle_from_gguf(read_gguf_header(source.path))

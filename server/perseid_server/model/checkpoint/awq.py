@@ -12,14 +12,15 @@ from perseid_kernels.weights import Int4Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint.affine import affine_weight, nibbles
 from perseid_server.model.checkpoint.layout import Shapes
+from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
 from perseid_server.model.headers.safetensors import SafeTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-@dataclass(frozen=True, slots=True)
-class AwqFormat:
+@dataclass(frozen=True)
+class AwqFormat(LinearFormat):
     """Reads matrices written by AutoAWQ."""
 
     group_size: int  # -1: one group a row

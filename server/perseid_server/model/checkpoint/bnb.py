@@ -18,6 +18,7 @@ from torch import Tensor
 from perseid_kernels.weights import Int4Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint.layout import Shapes
+from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.nf4 import row_group, scale_per_row
 from perseid_server.model.checkpoint.safetensors import TensorReader
 from perseid_server.model.headers.safetensors import SafeTensor
@@ -26,8 +27,8 @@ _STATE = ".quant_state.bitsandbytes__"
 _NESTED = (".nested_absmax", ".nested_quant_map")
 
 
-@dataclass(frozen=True, slots=True)
-class Bnb4BitFormat:
+@dataclass(frozen=True)
+class Bnb4BitFormat(LinearFormat):
     """Reads matrices written by bitsandbytes' Linear4bit."""
 
     @staticmethod
@@ -61,12 +62,22 @@ class Bnb4BitFormat:
                 claimed[part] = tensors[part].shape if part in tensors else ()
         return claimed
 
+    def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:
+        """The state must describe a matrix of this shape, with one maximum a block."""
+        state = _read_state(name, reader)
+        if tuple(state["shape"]) != shape:
+            raise UnsupportedModel(
+                f"tensor {name!r} stands for a matrix of {tuple(state['shape'])}; the config asks for {shape}",
+                field=name,
+            )
+        found, expected = reader.tensors[f"{name}.absmax"].shape, -(-prod(shape) // int(state["blocksize"]))
+        if found != (expected,):
+            raise UnsupportedModel(f"tensor '{name}.absmax' has shape {found}; expected {(expected,)}", field=name)
+
     def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Int4Weight:
-        state = _read_state(name, shape, reader)
+        state = _read_state(name, reader)
         absmax = _absmax(name, state, reader)
         block = int(state["blocksize"])
-        if len(absmax) != -(-prod(shape) // block):
-            raise UnsupportedModel(f"tensor {name!r}: {len(absmax)} block maxima do not fit {shape}", field=name)
         high_first = reader.read(name).reshape(-1).view(torch.uint8)
         return Int4Weight(
             ((high_first >> 4) | (high_first << 4)).view(shape[0], shape[1] // 2),
@@ -81,14 +92,10 @@ def _state_name(name: str, tensors: Mapping[str, SafeTensor]) -> str | None:
     return next((name + _STATE + kind for kind in ("nf4", "fp4") if name + _STATE + kind in tensors), None)
 
 
-def _read_state(name: str, shape: tuple[int, int], reader: TensorReader) -> dict[str, Any]:
+def _read_state(name: str, reader: TensorReader) -> dict[str, Any]:
     state_name = _state_name(name, reader.tensors)
     assert state_name is not None  # `fits` said so
     state: dict[str, Any] = json.loads(bytes(reader.read(state_name).tolist()))
-    if tuple(state["shape"]) != shape:
-        raise UnsupportedModel(
-            f"tensor {name!r} stands for a matrix of {tuple(state['shape'])}; the config asks for {shape}", field=name
-        )
     return state
 
 

@@ -1,11 +1,7 @@
-"""How a matrix may lie in a Hugging Face folder: as it is, to be quantised, or quantised by one of three tools.
-
-A format claims the tensors it reads, so that what nobody claims can be refused, and turns them into a canonical
-weight. Shape legend: N outputs, K inputs.
-"""
+"""How a matrix may lie in a Hugging Face folder: in 16 bit, kept or to be quantised, or quantised by a known tool."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,6 +11,7 @@ from perseid_server.model.checkpoint.awq import AwqFormat
 from perseid_server.model.checkpoint.bnb import Bnb4BitFormat
 from perseid_server.model.checkpoint.gptq import GptqFormat
 from perseid_server.model.checkpoint.layout import Shapes
+from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.nf4 import quantize_nf4
 from perseid_server.model.checkpoint.safetensors import TensorReader
 from perseid_server.model.headers.safetensors import SafeTensor
@@ -26,23 +23,7 @@ DENSE_TYPES: Mapping[str, torch.dtype] = {
 }
 
 
-class Format(Protocol):
-    """`name` is the matrix's usual name, ending in ".weight", whether or not such a tensor exists."""
-
-    def fits(self, name: str, tensors: Mapping[str, SafeTensor]) -> bool:
-        """Whether the file holds this matrix in this format."""
-        ...
-
-    def claims(self, name: str, shape: tuple[int, int], tensors: Mapping[str, SafeTensor]) -> Shapes:
-        """The tensors it reads, with the shapes they must have."""
-        ...
-
-    def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Weight:
-        """The canonical weight [N, K]."""
-        ...
-
-
-class DenseFormat:
+class DenseFormat(LinearFormat):
     """A 16- or 32-bit matrix, kept as it is."""
 
     def fits(self, name: str, tensors: Mapping[str, SafeTensor]) -> bool:
@@ -65,7 +46,7 @@ class QuantizeFormat(DenseFormat):
             raise UnsupportedModel(f"tensor {name!r}: {error.message}", field=name) from error
 
 
-def linear_formats(quantization: Mapping[str, Any] | None) -> tuple[Format, ...]:
+def linear_formats(quantization: Mapping[str, Any] | None) -> tuple[LinearFormat, ...]:
     """The formats a linear may have under the config's `quantization_config`, the most special first.
 
     A quantised checkpoint keeps the modules it skipped in 16 bit, and so do we. UnsupportedModel names a method or

@@ -16,6 +16,7 @@ from perseid_server.model.checkpoint.base import NormName
 from perseid_server.model.checkpoint.ggml import DECODERS
 from perseid_server.model.checkpoint.layout import (
     GgufNames,
+    Shapes,
     bias_of,
     check_tensors,
     linear_shapes,
@@ -113,7 +114,7 @@ class GgufCheckpoint:
 def check_gguf_tensors(header: GgufHeader, config: DecoderConfig) -> None:
     """Names, shapes and types of all tensors. UnsupportedModel names the first that does not fit."""
     matrices = linear_shapes(config, GgufNames) | table_shapes(config, GgufNames)
-    expected = matrices | vector_shapes(config, GgufNames)
+    expected: Shapes = {**matrices, **vector_shapes(config, GgufNames)}
     if config.rope.frequency_factors:
         expected[ROPE_FACTORS] = (config.head_dim // 2,)
     check_tensors({name: tensor.shape for name, tensor in header.tensors.items()}, expected)

@@ -15,12 +15,13 @@ from perseid_kernels.weights import Int4Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint.affine import affine_weight, nibbles
 from perseid_server.model.checkpoint.layout import Shapes
+from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
 from perseid_server.model.headers.safetensors import SafeTensor
 
 
-@dataclass(frozen=True, slots=True)
-class GptqFormat:
+@dataclass(frozen=True)
+class GptqFormat(LinearFormat):
     """Reads matrices written by AutoGPTQ, GPTQModel or optimum."""
 
     group_size: int  # -1: one group a row
@@ -55,7 +56,6 @@ class GptqFormat:
         return claimed
 
     def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Int4Weight:
-        self._refuse_act_order(name, shape[1], reader)
         # Eight inputs of one output are the four bytes of an int32: transposed, they lie as Int4Weight has them.
         codes = reader.read(_part(name, "qweight")).t().contiguous().view(torch.uint8)
         zeros = nibbles(reader.read(_part(name, "qzeros")))
@@ -63,8 +63,9 @@ class GptqFormat:
             zeros = (zeros + 1) & 0xF  # a zero point of 0 is stored as 15
         return affine_weight(codes, reader.read(_part(name, "scales")), zeros)
 
-    def _refuse_act_order(self, name: str, num_inputs: int, reader: TensorReader) -> None:
-        index_name = _part(name, "g_idx")
+    def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:
+        """Refuse act-order: `g_idx` must name groups of neighbours."""
+        num_inputs, index_name = shape[1], _part(name, "g_idx")
         if index_name not in reader.tensors:
             return
         group = num_inputs if self.group_size <= 0 else self.group_size

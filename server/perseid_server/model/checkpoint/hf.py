@@ -15,15 +15,17 @@ from torch import Tensor
 from perseid_kernels.weights import DenseWeight, Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint.base import NormName
-from perseid_server.model.checkpoint.formats import DENSE_TYPES, Format, linear_formats
+from perseid_server.model.checkpoint.formats import DENSE_TYPES, linear_formats
 from perseid_server.model.checkpoint.layout import (
     HfNames,
+    Shapes,
     bias_of,
     check_tensors,
     linear_shapes,
     table_shapes,
     vector_shapes,
 )
+from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
 from perseid_server.model.config import DecoderConfig, base_spec, from_hf, token_ids
 from perseid_server.model.content_hash import files_sha256
@@ -42,7 +44,10 @@ class HfCheckpoint:
         self._name = name
         self.config = hf_config(self._folder)
         self._formats = check_hf_tensors(self._folder, self.config)
+        self._shapes = linear_shapes(self.config, HfNames)
         self._reader = TensorReader(self._folder)
+        for linear, shape in self._shapes.items():
+            self._formats[linear].check(linear, shape, self._reader)
 
     @cached_property
     def spec(self) -> BaseSpec:
@@ -52,8 +57,8 @@ class HfCheckpoint:
         return base_spec(self._name, files_sha256(((file.name, file) for file in files), salt), self.config)
 
     def linear(self, layer: int, projection: str) -> Weight:
-        name, shape = HfNames.linear(layer, projection), self.config.shape(projection)
-        return self._formats[name].read(name, (shape.out_features, shape.in_features), self._reader)
+        name = HfNames.linear(layer, projection)
+        return self._formats[name].read(name, self._shapes[name], self._reader)
 
     def bias(self, layer: int, projection: str) -> Tensor | None:
         if not self.config.has_bias(projection):
@@ -103,16 +108,16 @@ def hf_config(folder: HfFolder) -> DecoderConfig:
     return from_hf(stated)
 
 
-def check_hf_tensors(folder: HfFolder, config: DecoderConfig) -> dict[str, Format]:
+def check_hf_tensors(folder: HfFolder, config: DecoderConfig) -> dict[str, LinearFormat]:
     """The format of every linear. UnsupportedModel names the first tensor that does not fit."""
     tensors = folder.tensors
     candidates = linear_formats(folder.quantization)
-    unquantized = vector_shapes(config, HfNames) | table_shapes(config, HfNames)
+    unquantized: Shapes = {**vector_shapes(config, HfNames), **table_shapes(config, HfNames)}
     expected = dict(unquantized)
-    formats: dict[str, Format] = {}
+    formats: dict[str, LinearFormat] = {}
     for name, shape in linear_shapes(config, HfNames).items():
         formats[name] = _format_of(name, folder, candidates)
-        expected |= formats[name].claims(name, (shape[0], shape[1]), tensors)
+        expected |= formats[name].claims(name, shape, tensors)
     ignored = {name for name in tensors if _BUFFERS.fullmatch(name)}
     if config.tie_word_embeddings:
         ignored.add(HfNames.lm_head)
@@ -122,7 +127,7 @@ def check_hf_tensors(folder: HfFolder, config: DecoderConfig) -> dict[str, Forma
     return formats
 
 
-def _format_of(name: str, folder: HfFolder, candidates: tuple[Format, ...]) -> Format:
+def _format_of(name: str, folder: HfFolder, candidates: tuple[LinearFormat, ...]) -> LinearFormat:
     for candidate in candidates:
         if candidate.fits(name, folder.tensors):
             return candidate

@@ -11,6 +11,7 @@ from perseid_server.model.config import DecoderConfig
 from perseid_server.model.spec import PARENT_OF_PROJECTION
 
 Shapes = dict[str, tuple[int, ...]]
+Matrices = dict[str, tuple[int, int]]
 
 _GGUF_PROJECTIONS: Mapping[str, str] = {
     "q_proj": "attn_q",
@@ -72,7 +73,7 @@ def bias_of(weight_name: str) -> str:
     return weight_name.removesuffix("weight") + "bias"
 
 
-def linear_shapes(config: DecoderConfig, names: Names) -> Shapes:
+def linear_shapes(config: DecoderConfig, names: Names) -> Matrices:
     """Weights of all projections."""
     return {
         names.linear(layer, projection): (shape.out_features, shape.in_features)
@@ -81,10 +82,10 @@ def linear_shapes(config: DecoderConfig, names: Names) -> Shapes:
     }
 
 
-def table_shapes(config: DecoderConfig, names: Names) -> Shapes:
+def table_shapes(config: DecoderConfig, names: Names) -> Matrices:
     """The embedding, and the head where it is not the embedding."""
     shape = (config.vocab_size, config.hidden_size)
-    shapes: Shapes = {names.embedding: shape}
+    shapes = {names.embedding: shape}
     if not config.tie_word_embeddings:
         shapes[names.lm_head] = shape
     return shapes

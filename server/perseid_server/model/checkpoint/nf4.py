@@ -21,6 +21,7 @@ from perseid_server.errors import UnsupportedModel
 
 BLOCK = 64
 _NESTED_BLOCK = 256
+_CHUNK = BLOCK << 16  # elements quantised at a time: bounds the float32 copies to some 50 MB
 _MIN_GROUP = 16
 _MAX_GROUP = 128
 
@@ -52,18 +53,25 @@ def quantize_nf4(weight_NK: Tensor) -> Int4Weight:
     """Quantise a 16- or 32-bit matrix. UnsupportedModel when it holds NaN or infinity."""
     if not torch.isfinite(weight_NK).all():
         raise UnsupportedModel("a weight holds NaN or infinity; the checkpoint is damaged")
-    num_inputs = weight_NK.shape[1]
-    blocks, absmax = _blocks(weight_NK.to(torch.float32).reshape(-1), BLOCK)
-    codes = torch.bucketize(_normed(blocks, absmax), _midpoints(NF4), out_int32=True).to(torch.uint8)
-    codes = codes.reshape(-1)[: weight_NK.numel()]
-    packed = codes[0::2] | (codes[1::2] << 4)
+    num_outputs, num_inputs = weight_NK.shape
+    row_group(num_inputs, BLOCK)  # refuses a width that cannot be packed
+    parts = [_quantized(part) for part in weight_NK.reshape(-1).split(_CHUNK)]
+    absmax = torch.cat([absmax for _, absmax in parts])
     return Int4Weight(
-        packed.view(weight_NK.shape[0], num_inputs // 2),
+        torch.cat([packed for packed, _ in parts]).view(num_outputs, num_inputs // 2),
         NF4.clone(),
         scale_per_row(_double_quantized(absmax), weight_NK.shape, BLOCK),
         None,
         row_group(num_inputs, BLOCK),
     )
+
+
+def _quantized(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, two a byte, and block maxima of a run of whole blocks (the last one may be short)."""
+    blocks, absmax = _blocks(flat.to(torch.float32), BLOCK)
+    codes = torch.bucketize(_normed(blocks, absmax), _midpoints(NF4), out_int32=True).to(torch.uint8)
+    codes = codes.view(-1)[: len(flat)]
+    return codes[0::2] | (codes[1::2] << 4), absmax
 
 
 def row_group(num_inputs: int, block: int) -> int:

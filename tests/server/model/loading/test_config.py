@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.server.model.loading.files import tiny_config
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.config import FAMILIES, base_spec, from_hf
+from tests.server.model.loading.files import tiny_config
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -54,8 +54,6 @@ def test_agrees_with_transformers(family: str, old_form: bool) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_transformers(family: str) -> None:
     """A config that states the least it may: what is absent must mean what it means to transformers."""
-    from transformers import CONFIG_MAPPING
-
     theirs = CONFIG_MAPPING[FAMILIES[family].model_type](
         **{key: value for key, value in LLAMA.items() if key not in {"architectures", "max_position_embeddings"}}
     )

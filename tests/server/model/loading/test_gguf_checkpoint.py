@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.server.model.loading.files import SHAPE, gguf_name, tiny_config, tiny_model, write_gguf
 from transformers import AutoModelForCausalLM
 
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint import Checkpoint, open_checkpoint
 from perseid_server.model.checkpoint.layout import HfNames, bias_of
 from perseid_server.model.source import ModelSource
+from tests.server.model.loading.files import SHAPE, gguf_name, tiny_config, tiny_model, write_gguf
 
 
 def opened(path: Path) -> Checkpoint:

@@ -10,7 +10,6 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
 from torch import Tensor
 
 from perseid_kernels.weights import DenseWeight, Int4Weight
@@ -19,6 +18,7 @@ from perseid_server.model.checkpoint import Checkpoint, open_checkpoint
 from perseid_server.model.checkpoint.layout import HfNames, bias_of
 from perseid_server.model.checkpoint.nf4 import quantize_nf4
 from perseid_server.model.source import ModelSource
+from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
 
 Weights = dict[str, Tensor]
 LINEAR = re.compile(r".*_proj\.weight")

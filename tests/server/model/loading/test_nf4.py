@@ -49,7 +49,7 @@ def test_groups_never_cross_a_block_or_a_row(num_inputs: int, group: int) -> Non
 
 
 def test_widths_without_a_group_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="100 inputs.*multiple of 16"):
+    with pytest.raises(UnsupportedModel, match=r"100 inputs.*multiple of 16"):
         quantize_nf4(torch.zeros(4, 100))
 
 
