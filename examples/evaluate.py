@@ -142,8 +142,9 @@ def own_server(adapters: Sequence[Path], base: Path | None) -> Iterator[str]:
     for folder in adapters:
         command += ["--adapter", f"{folder.name}={folder}"]
     if base is not None:
-        command += ["--base", str(base)]
+        command += ["--model", str(base)]
     with tempfile.TemporaryDirectory() as scratch:
+        command += ["--store", str(Path(scratch, "store"))]  # not the user's, where these names may mean others
         out, err = Path(scratch, "stdout"), Path(scratch, "stderr")
         with out.open("wb") as stdout, err.open("wb") as stderr:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -205,7 +206,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--url", help="a running OpenAI-compatible server")
     parser.add_argument("--reference", action="store_true", help="transformers and PEFT instead of a server")
-    parser.add_argument("--base", type=Path, help="a GGUF file or its folder; without it, the embedded base")
+    parser.add_argument("--base", type=Path, help="a GGUF file; without it, the embedded base")
     parser.add_argument("--adapters", type=Path, default=HERE / "adapters")
     parser.add_argument("--task", action="append", choices=TASKS, help="may be given again; all without it")
     parser.add_argument("--out", type=Path, help="without it, examples/results.json unless --task is given")

@@ -45,9 +45,7 @@ def reference(_reference_model, adapter_folders: dict[str, Path]) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def server(
-    adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+def server(adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server with the eight adapters, shared by the tests that leave it as they found it."""
     named = [f"--adapter={name}={folder}" for name, folder in adapter_folders.items()]
     root = next(iter(adapter_folders.values())).parent
@@ -57,6 +55,6 @@ def server(
 
 
 @pytest.fixture(scope="session")
-def prompts(base_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, ...]]:
+def prompts(base_gguf: Path) -> list[tuple[int, ...]]:
     """Sixteen prompts of uneven lengths, as token ids."""
-    return prompt_ids(base_gguf, tmp_path_factory.mktemp("tokenizer"))
+    return prompt_ids(base_gguf)

@@ -27,7 +27,7 @@ TEXTS = (
 )
 
 
-def prompt_ids(base_gguf: Path, cache: Path) -> list[tuple[int, ...]]:
+def prompt_ids(base_gguf: Path) -> list[tuple[int, ...]]:
     """Every text as the embedded base's token ids."""
-    bundle = export_tokenizer(resolve_model(str(base_gguf)), cache)
+    bundle = export_tokenizer(resolve_model(str(base_gguf)))
     return [tuple(bundle.tokenizer.encode(text).ids) for text in TEXTS]

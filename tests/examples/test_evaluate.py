@@ -20,7 +20,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 pathlib.Path(__file__).with_name("arguments").write_text(" ".join(sys.argv[1:]))
-if "--fail" in sys.argv[-1]:
+if "nowhere.gguf" in sys.argv:
     sys.exit("no such adapter")
 server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
 print(f"listening on http://127.0.0.1:{server.server_port}")
@@ -95,9 +95,7 @@ def test_scores_through_a_server(oracle):
 
 def test_main_prints_the_table_and_writes_the_results(oracle, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results.json"
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate.py", "--url", oracle, "--task", "iso-date", "--out", str(out)]
-    )
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--url", oracle, "--task", "iso-date", "--out", str(out)])
     assert evaluate.main() == 0
     assert "iso-date" in capsys.readouterr().out
     [row] = json.loads(out.read_text())["results"]
@@ -115,10 +113,11 @@ def test_own_server_starts_and_ends(stand_in):
         assert evaluate.httpx.get(f"{url}/ready").status_code == 200
     with pytest.raises(evaluate.httpx.TransportError):
         evaluate.httpx.get(f"{url}/ready")
-    words = (stand_in / "arguments").read_text()
+    words, store = (stand_in / "arguments").read_text().split(" --store ")
     assert words == f"serve --http-port 0 --grpc-port 0 --adapter iso-date={ADAPTERS / 'iso-date'}"
+    assert not Path(store).exists()
 
 
 def test_own_server_tells_why_it_failed(stand_in):
-    with pytest.raises(SystemExit, match="no such adapter"), evaluate.own_server([], base=Path("--fail")):
+    with pytest.raises(SystemExit, match="no such adapter"), evaluate.own_server([], base=Path("nowhere.gguf")):
         pass

@@ -92,9 +92,7 @@ def test_spot_truths(name, question, answer):
 
 def test_prices_are_written_as_in_the_country():
     prices = {item.question: item.answer for item in every_item(TASKS["local-price"])}
-    by_country = {
-        question.split(":")[0].removeprefix("Price in "): answer for question, answer in prices.items()
-    }
+    by_country = {question.split(":")[0].removeprefix("Price in "): answer for question, answer in prices.items()}
     marks = {
         "Germany": "€",
         "Switzerland": "CHF",

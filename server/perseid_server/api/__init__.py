@@ -1,0 +1,1 @@
+"""The transports: messages in, messages out. Errors are mapped to the wire once for each."""

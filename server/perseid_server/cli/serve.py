@@ -1,7 +1,205 @@
-from perseid_server.config import ServeConfig
+"""`perseid serve`: compose the server, say where it listens, run until told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
+
+import platformdirs
+import uvloop
 from cyclopts import Parameter
-def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:
-    """Serve a base model and its adapters over gRPC and HTTP."""
-    print(config)
+
+from perseid_server import __version__
+from perseid_server.adapters.source import OPERATOR, SourcePolicy
+from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.grpc.server import GrpcServer
+from perseid_server.api.http.app import build_app
+from perseid_server.api.server import Addresses, ApiServer
+from perseid_server.api.status import ServerStatus
+from perseid_server.config import NamedSource, ServeConfig
+from perseid_server.engine.config import EngineConfig
+from perseid_server.engine.messages import EngineReady, StepOutputs
+from perseid_server.errors import InvalidRequest
+from perseid_server.frontend.metrics import Metrics
+from perseid_server.frontend.registry import AdapterRegistry
+from perseid_server.frontend.service import GenerationService
+from perseid_server.frontend.text import TextProcessor
+from perseid_server.ipc.engine_client import EngineProcess
+from perseid_server.logs import configure_logging
+from perseid_server.model.source import resolve_model
+from perseid_server.model.tokenizer import export_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
+    """Serve a base model and its adapters over gRPC and HTTP.
+
+    Every option can also be given as a variable (PERSEID_HTTP_PORT=8001) or in a file (perseid --config FILE serve).
+    """
+    configure_logging(config.log_level, config.log_format)
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: ServeConfig) -> int:
+    stopping = _stop_signals()
+    async with _server(config) as running:
+        sys.stdout.write(_greeting(running))
+        sys.stdout.flush()
+        await stopping.wait()
+        logger.info("shutting down; running requests get %g s", config.grace)
+        await running.service.drain(config.grace)
     return 0
+
+
+def _stop_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or Ctrl-C; the second ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            sys.exit(1)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """What the greeting tells, and what draining needs."""
+
+    ready: EngineReady
+    addresses: Addresses
+    service: GenerationService
+    registry: AdapterRegistry
+
+
+@asynccontextmanager
+async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
+    """Everything, in the order in which it can fail: ports, store, base, engine, adapters."""
+    named = [_named_source(text) for text in config.adapter]
+    async with contextlib.AsyncExitStack() as stack:
+        api = ApiServer(config.host, config.http_port)
+        stack.push_async_callback(api.stop)
+        store = await asyncio.to_thread(AdapterStore, config.store or _default_store())
+        stack.callback(store.close)
+        source = await asyncio.to_thread(resolve_model, config.model)
+        bundle = await asyncio.to_thread(export_tokenizer, source)
+
+        engine = EngineProcess(_engine_config(config), log_level=config.log_level.upper())
+        stack.push_async_callback(engine.stop)
+        ready = await engine.start()
+        base = ready.spec
+
+        policy = SourcePolicy(tuple(root.resolve() for root in config.adapter_root), config.allow_hub)
+        registry = AdapterRegistry(store, engine, base, policy)
+        metrics = Metrics(ready.adapter_pages_total)
+        _connect(engine, metrics, registry)
+        service = GenerationService(engine, registry, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)
+        await registry.restore()
+        for adapter in named:
+            await registry.load(adapter.name, adapter.source, replace=True, policy=OPERATOR)
+
+        status = ServerStatus(service, lambda: engine.status)
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model)
+        grpc_server = GrpcServer(service, registry, base.name)
+        addresses = await api.start(app, grpc_server, config.grpc_port, status)
+        yield RunningServer(ready, addresses, service, registry)
+
+
+def _named_source(text: str) -> NamedSource:
+    try:
+        return NamedSource.parse(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--adapter: {error}", field="adapter") from error
+
+
+def _default_store() -> Path:
+    return Path(platformdirs.user_data_dir("perseid")) / "store"
+
+
+def _engine_config(config: ServeConfig) -> EngineConfig:
+    return EngineConfig(
+        model=config.model,
+        served_name=config.served_name,
+        device=config.device,
+        kv_dtype=config.kv_dtype,
+        kv_memory=config.kv_memory,
+        adapter_memory=config.adapter_memory,
+        adapter_host_memory=config.adapter_host_memory,
+        max_batch_tokens=config.max_batch_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        prefix_cache=config.prefix_cache,
+        threads=config.threads,
+    )
+
+
+def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry) -> None:
+    """Let the metrics follow the engine."""
+
+    def stepped(step: StepOutputs) -> None:
+        metrics.engine_stepped(step, registry.names())
+        if step.adapters:
+            metrics.adapters_moved(_locations(registry))
+
+    def status_changed(status: str) -> None:
+        metrics.engine_up.set(status == "ready")
+        if status == "ready" and engine.ready is not None:
+            metrics.engine_ready(engine.ready)
+            metrics.engine_restarts.inc(0 if engine.num_restarts == 0 else 1)
+
+    engine.on_step(stepped)
+    engine.on_status(status_changed)
+    status_changed(engine.status)
+
+
+def _locations(registry: AdapterRegistry) -> Counter[str]:
+    states = [registry.state(adapter) for adapter in registry.list()]
+    return Counter(state.location if state else "disk" for state in states)
+
+
+def _greeting(running: RunningServer) -> str:
+    """Where the server listens, and two commands that work as printed."""
+    ready, addresses = running.ready, running.addresses
+    base = ready.spec.name
+    http = f"http://{addresses.host}:{addresses.http_port}"
+    grpc = f"{addresses.host}:{addresses.grpc_port}"
+    names = [adapter.name for adapter in running.registry.list()]
+    adapters = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    question = "What is the capital of France?"
+    body = f'{{"model": "{base}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    return f"""
+Perseid {__version__} is ready.
+  base      {base}, {ready.weight_bytes / 1e6:.0f} MB in 4 bits on {ready.device}
+  adapters  {adapters or "none"}
+  context   {ready.max_model_len} tokens
+  HTTP      {http}
+  gRPC      {grpc}
+
+Try it (an adapter's name instead of the base's asks that adapter):
+  curl -s {http}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+  {_command()} generate --server {grpc} --chat "{question}"
+
+"""
+
+
+def _command() -> str:
+    """How this command can be called again from here."""
+    called = Path(sys.argv[0])
+    if called.name != "perseid":
+        return f"{sys.executable} -m perseid_server"
+    beside = Path(sys.executable).parent / "perseid"
+    with contextlib.suppress(ValueError):
+        return str(beside.relative_to(Path.cwd()))
+    return str(beside)

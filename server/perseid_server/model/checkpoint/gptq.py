@@ -55,7 +55,7 @@ class GptqFormat(LinearFormat):
             claimed[_part(name, "g_idx")] = (num_inputs,)
         return claimed
 
-    def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Int4Weight:
+    def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Int4Weight:  # noqa: ARG002
         # Eight inputs of one output are the four bytes of an int32: transposed, they lie as Int4Weight has them.
         codes = reader.read(_part(name, "qweight")).t().contiguous().view(torch.uint8)
         zeros = nibbles(reader.read(_part(name, "qzeros")))

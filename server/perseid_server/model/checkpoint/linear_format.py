@@ -25,6 +25,7 @@ class LinearFormat(Protocol):
 
     def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:
         """Look into small tensors for what headers cannot tell; UnsupportedModel names what is wrong."""
+        return
 
     def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Weight:
         """The canonical weight [N, K]."""

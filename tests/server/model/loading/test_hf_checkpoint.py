@@ -15,6 +15,7 @@ from torch import Tensor
 from perseid_kernels.weights import DenseWeight, Int4Weight
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.checkpoint import Checkpoint, open_checkpoint
+from perseid_server.model.checkpoint.affine import affine_weight
 from perseid_server.model.checkpoint.layout import HfNames, bias_of
 from perseid_server.model.checkpoint.nf4 import quantize_nf4
 from perseid_server.model.source import ModelSource
@@ -259,6 +260,14 @@ def test_bitsandbytes_without_its_state_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_bitsandbytes_block_maxima_must_fit(tmp_path: Path) -> None:
+    bnb_folder(tmp_path, "nf4", nested=True, block=64)
+    name = HfNames.linear(0, "up_proj") + ".absmax"
+    edit_weights(tmp_path, lambda weights: weights.update({name: weights[name][1:]}))
+    with pytest.raises(UnsupportedModel, match=r"up_proj\.weight\.absmax.*\(2047,\).*\(2048,\)"):
+        opened(tmp_path)
+
+
 # --- GPTQ and AWQ -----------------------------------------------------------------------------------------------
 
 
@@ -325,8 +334,18 @@ def test_gptq_and_awq_are_exact(tmp_path: Path, method: str, symmetric: bool) ->
         assert torch.equal(weight.dequantize(), expected[HfNames.linear(0, projection)]), projection
 
 
+def test_groups_longer_than_128_are_cut() -> None:
+    codes = torch.randint(0, 256, (3, 256), dtype=torch.uint8)
+    scale, zero = torch.rand(1, 3).half(), torch.tensor([[1, 2, 3]])
+    weight = affine_weight(codes, scale, zero)
+    assert weight.group_size == 128
+    assert weight.scale.shape == (3, 4)
+    whole = torch.stack((codes & 0xF, codes >> 4), dim=-1).view(3, 512).float()
+    assert torch.equal(weight.dequantize(), (whole - zero.t()) * scale.t().float())
+
+
 def test_act_order_is_refused_by_name(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.g_idx"
     affine_folder(tmp_path, "gptq", 32, True, lambda stored: stored.update({name: stored[name].flip(0)}))
     with pytest.raises(UnsupportedModel, match=r"up_proj\.g_idx.*desc_act"):
-        opened(tmp_path).linear(0, "up_proj")
+        opened(tmp_path)

@@ -12,7 +12,8 @@ MODULES = ["config", "embedded", "gguf_config", "gguf_tokenizer", "headers.gguf"
 def test_module_brings_no_heavy_package(module: str) -> None:
     code = (
         f"import sys, perseid_server.model.{module}\n"
-        "print([name for name in ('torch', 'transformers', 'perseid_kernels', 'gguf', 'msgspec') if name in sys.modules])"
+        "heavy = ('torch', 'transformers', 'perseid_kernels', 'gguf', 'msgspec')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

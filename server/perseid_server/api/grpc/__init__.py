@@ -1,0 +1,1 @@
+"""The gRPC API, package perseid.v1, with health and reflection."""

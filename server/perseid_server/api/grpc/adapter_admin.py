@@ -1,0 +1,88 @@
+"""perseid.v1.AdapterAdmin."""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
+from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc
+from perseid_server.api.grpc.errors import abort
+from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Handler = Callable[[Any, Request, Context], Awaitable[Response]]
+
+_LOCATION = {"disk": pb.LOCATION_DISK, "host": pb.LOCATION_HOST, "device": pb.LOCATION_DEVICE}
+
+
+def _mapped(handler: Handler[Request, Response]) -> Handler[Request, Response]:
+    """Errors become statuses."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: Any, request: Request, context: Context) -> Response:
+        try:
+            return await handler(self, request, context)
+        except Exception as error:
+            await abort(context, error)
+            raise
+
+    return wrapped
+
+
+class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
+    """Load, unload, get, list, pin."""
+
+    def __init__(self, registry: AdapterRegistry) -> None:
+        self._registry = registry
+
+    @_mapped
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, _: Context) -> pb.LoadAdapterResponse:  # noqa: N802
+        """Check, store and serve an adapter."""
+        loaded = await self._registry.load(request.name, request.source, replace=request.replace, pin=request.pin)
+        return pb.LoadAdapterResponse(adapter=self._describe(loaded))
+
+    @_mapped
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, _: Context) -> pb.UnloadAdapterResponse:  # noqa: N802
+        """Take a name away."""
+        await self._registry.unload(request.name)
+        return pb.UnloadAdapterResponse()
+
+    @_mapped
+    async def GetAdapter(self, request: pb.GetAdapterRequest, _: Context) -> pb.GetAdapterResponse:  # noqa: N802
+        """Describe one adapter."""
+        return pb.GetAdapterResponse(adapter=self._describe(self._registry.get(request.name)))
+
+    @_mapped
+    async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Context) -> pb.ListAdaptersResponse:  # noqa: N802
+        """Describe all adapters."""
+        return pb.ListAdaptersResponse(adapters=[self._describe(loaded) for loaded in self._registry.list()])
+
+    @_mapped
+    async def PinAdapter(self, request: pb.PinAdapterRequest, _: Context) -> pb.PinAdapterResponse:  # noqa: N802
+        """Keep an adapter on the device, or let it go."""
+        loaded = await self._registry.pin(request.name, pinned=request.pinned)
+        return pb.PinAdapterResponse(adapter=self._describe(loaded))
+
+    def _describe(self, loaded: LoadedAdapter) -> pb.Adapter:
+        state = self._registry.state(loaded)
+        info = loaded.info
+        return pb.Adapter(
+            name=loaded.name,
+            version=loaded.version,
+            source=loaded.entry.source,
+            kind=info.kind,
+            rank=info.rank,
+            targets=info.targets,
+            num_layers=len(info.layers),
+            num_parameters=info.num_parameters,
+            size_bytes=info.nbytes,
+            location=_LOCATION[state.location] if state else pb.LOCATION_DISK,
+            pinned=loaded.entry.pinned,
+            loaded_at=loaded.entry.loaded_at,
+            trained_on=info.trained_on or "",
+            warnings=info.warnings,
+        )

@@ -1,0 +1,57 @@
+"""The gRPC server: services, health, reflection, limits."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2, generation_pb2_grpc
+from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
+from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.errors import Conflict
+from perseid_server.frontend.registry import AdapterRegistry
+from perseid_server.frontend.service import GenerationService
+
+MAX_MESSAGE_BYTES = 16 << 20
+SERVICES = (
+    generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
+    adapter_admin_pb2.DESCRIPTOR.services_by_name["AdapterAdmin"].full_name,
+)
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # on by default: a second server would share the port, and the requests, silently
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+
+
+class GrpcServer:
+    """Made, then bound, then started."""
+
+    def __init__(self, service: GenerationService, registry: AdapterRegistry, base: str) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
+        adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def bind(self, host: str, port: int) -> int:
+        """Take a port, 0 for any; returns the one taken. Conflict when it is not free."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise Conflict(f"gRPC cannot listen on {address}: is the port taken?", field="grpc_port") from error
+
+    async def start(self) -> None:
+        """Answer calls."""
+        await self._server.start()
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """What health checks are told, for the server and each service."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; cut off those that run after the grace time."""
+        await self._server.stop(grace_s)

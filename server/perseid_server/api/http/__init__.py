@@ -1,0 +1,1 @@
+"""The OpenAI- and vLLM-shaped HTTP API."""

@@ -1,0 +1,170 @@
+"""The JSON that clients get: completions and chat completions, whole and as chunks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from perseid_server.frontend.service import Delta, Generation, Usage
+from perseid_server.frontend.text import TextProcessor
+from perseid_server.model.sampling_params import TokenLogprobs
+
+Json = dict[str, Any]
+
+
+class Shape(Protocol):
+    """How one of the two routes writes its answers."""
+
+    prefix: str
+
+    def head(self, generation: Generation, *, chunk: bool) -> Json: ...
+
+    def opening(self, index: int) -> Json | None: ...
+
+    def delta(self, delta: Delta, offset: int) -> Json: ...
+
+    def choice(self, index: int, deltas: Sequence[Delta]) -> Json: ...
+
+
+def usage_json(usage: Usage) -> Json:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def perseid_json(generation: Generation) -> Json:
+    """What only Perseid tells, under one key, so that strict clients are untouched."""
+    adapter = generation.adapter
+    named = {"name": adapter.name, "version": adapter.version} if adapter else None
+    return {"adapter": named, "cached_tokens": generation.usage.cached_tokens}
+
+
+class _Base:
+    """What both shapes share."""
+
+    prefix = ""
+    whole = ""
+    chunk = ""
+
+    def __init__(self, model: str, text: TextProcessor) -> None:
+        self._model = model
+        self._text = text
+
+    def head(self, generation: Generation, *, chunk: bool) -> Json:
+        """The fields before the choices."""
+        return {
+            "id": generation.request.request_id,
+            "object": self.chunk if chunk else self.whole,
+            "created": generation.created,
+            "model": self._model,
+        }
+
+    def opening(self, index: int) -> Json | None:  # noqa: ARG002
+        """What a stream says of a choice before its first text."""
+        return None
+
+
+class CompletionShape(_Base):
+    """POST /v1/completions."""
+
+    prefix = "cmpl-"
+    whole = chunk = "text_completion"
+
+    def delta(self, delta: Delta, offset: int) -> Json:
+        """A chunk's choice. `offset`: characters of the choice before it."""
+        return {
+            "index": delta.index,
+            "text": delta.text,
+            "logprobs": self._logprobs([delta], offset) if delta.logprobs else None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def choice(self, index: int, deltas: Sequence[Delta]) -> Json:
+        """A whole answer's choice."""
+        return {
+            "index": index,
+            "text": "".join(delta.text for delta in deltas),
+            "logprobs": self._logprobs(deltas, 0) if any(delta.logprobs for delta in deltas) else None,
+            "finish_reason": deltas[-1].finish_reason,
+            "stop_reason": deltas[-1].stop_reason,
+        }
+
+    def _logprobs(self, deltas: Iterable[Delta], offset: int) -> Json:
+        """Four parallel lists, a place for each token. The first prompt token of an echo has no probability."""
+        tokens: list[str] = []
+        values: list[float | None] = []
+        top: list[Mapping[str, float] | None] = []
+        offsets: list[int] = []
+        for delta in deltas:
+            for token_id, logprob in zip(delta.token_ids, delta.logprobs, strict=False):
+                text = self._text.token_text(token_id)
+                tokens.append(text)
+                offsets.append(offset)
+                offset += len(text)
+                values.append(logprob.logprob if logprob else None)
+                top.append(self._top(logprob) if logprob else None)
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
+
+    def _top(self, logprob: TokenLogprobs) -> Mapping[str, float]:
+        chosen = {self._text.token_text(logprob.token_id): logprob.logprob}
+        return {self._text.token_text(token): value for token, value in logprob.top} | chosen
+
+
+class ChatShape(_Base):
+    """POST /v1/chat/completions."""
+
+    prefix = "chatcmpl-"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+
+    def opening(self, index: int) -> Json | None:
+        """The role comes first."""
+        return {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+
+    def delta(self, delta: Delta, offset: int) -> Json:  # noqa: ARG002
+        """A chunk's choice."""
+        return {
+            "index": delta.index,
+            "delta": {"content": delta.text} if delta.text or delta.token_ids else {},
+            "logprobs": self._logprobs([delta]) if delta.logprobs else None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def choice(self, index: int, deltas: Sequence[Delta]) -> Json:
+        """A whole answer's choice."""
+        content = "".join(delta.text for delta in deltas)
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": content, "refusal": None, "tool_calls": []},
+            "logprobs": self._logprobs(deltas) if any(delta.logprobs for delta in deltas) else None,
+            "finish_reason": deltas[-1].finish_reason,
+            "stop_reason": deltas[-1].stop_reason,
+        }
+
+    def _logprobs(self, deltas: Iterable[Delta]) -> Json:
+        content = [
+            {
+                **self._token(logprob.token_id, logprob.logprob),
+                "top_logprobs": [self._token(token, value) for token, value in logprob.top],
+            }
+            for delta in deltas
+            for logprob in delta.logprobs
+            if logprob
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> Json:
+        return {
+            "token": self._text.token_text(token_id),
+            "logprob": logprob,
+            "bytes": list(self._text.token_bytes(token_id)),
+        }

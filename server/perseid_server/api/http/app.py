@@ -1,0 +1,105 @@
+"""The HTTP application: routes, request ids, limits."""
+
+import re
+import uuid
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from perseid_server import __version__
+from perseid_server.api.http import errors
+from perseid_server.api.http.adapters import AdapterRoutes
+from perseid_server.api.http.generate import GenerationRoutes
+from perseid_server.api.http.operations import OperationRoutes
+from perseid_server.api.status import ServerStatus
+from perseid_server.errors import TooLarge
+from perseid_server.frontend.metrics import Metrics
+from perseid_server.frontend.registry import AdapterRegistry
+from perseid_server.frontend.service import GenerationService
+
+MAX_BODY_BYTES = 16 << 20
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def build_app(
+    service: GenerationService,
+    registry: AdapterRegistry,
+    metrics: Metrics,
+    status: ServerStatus,
+    *,
+    base: str,
+    root: str,
+) -> FastAPI:
+    """`base`: the name the base is served under; `root`: where it came from."""
+    # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
+    app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(GenerationRoutes(service, base).router)
+    app.include_router(AdapterRoutes(registry, service, base, root).router)
+    app.include_router(OperationRoutes(service, metrics, status).router)
+    app.add_middleware(Limits)
+    return app
+
+
+class Limits:
+    """Gives each request an id and refuses bodies that are too large, before and while they are read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        stated = headers.get("x-request-id", "")
+        request_id = stated if _REQUEST_ID.fullmatch(stated) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def tag(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            await _refuse(tag)
+            return
+        try:
+            await self._app(scope, _counted(receive), tag)
+        except _BodyTooLarge:
+            if not started:
+                await _refuse(tag)
+
+
+class _BodyTooLarge(Exception):
+    """The body went on beyond the limit."""
+
+
+def _counted(receive: Receive) -> Receive:
+    total = 0
+
+    async def counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_BODY_BYTES:
+            raise _BodyTooLarge
+        return message
+
+    return counted
+
+
+async def _refuse(send: Any) -> None:
+    error = TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    body = msgspec.json.encode(errors.body_of(error))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

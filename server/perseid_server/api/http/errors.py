@@ -1,0 +1,91 @@
+"""Errors as OpenAI's clients know them: {"error": {message, type, param, code}}. Never a traceback."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from perseid_server.errors import (
+    Conflict,
+    Forbidden,
+    GenerationFailed,
+    NotFound,
+    PerseidError,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+_STATUS: Sequence[tuple[type[PerseidError], int, str]] = (
+    (Forbidden, 403, "permission_error"),
+    (NotFound, 404, "not_found_error"),
+    (Conflict, 409, "conflict_error"),
+    (TooLarge, 413, "invalid_request_error"),
+    (QueueFull, 429, "rate_limit_error"),
+    (Unavailable, 503, "service_unavailable_error"),
+    (GenerationFailed, 500, "server_error"),
+    (PerseidError, 400, "invalid_request_error"),
+)
+
+
+class ModelNotFound(NotFound):
+    """The `model` of a request names nothing that is served."""
+
+
+def status_of(error: PerseidError) -> int:
+    """HTTP status of an error."""
+    return next(status for kind, status, _ in _STATUS if isinstance(error, kind))
+
+
+def body_of(error: PerseidError) -> dict[str, Any]:
+    """The JSON a client gets."""
+    kind = next(name for cls, _, name in _STATUS if isinstance(error, cls))
+    code = "model_not_found" if isinstance(error, ModelNotFound) else None
+    return _body(error.message, kind, error.field, code)
+
+
+def _body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _perseid_error(_: Request, error: PerseidError) -> Response:
+    retry_after_s = getattr(error, "retry_after_s", None)
+    headers = {"Retry-After": str(math.ceil(retry_after_s))} if retry_after_s is not None else None
+    return JSONResponse(body_of(error), status_of(error), headers)
+
+
+def _validation_error(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return JSONResponse(_body("the body is not valid JSON", "invalid_request_error"), 400)
+    # A union reports its members too, by type name; the field is what comes before them.
+    field = ".".join(part for part in path if not part.startswith(("list[", "str", "int", "function", "constrained")))
+    message = f"{field or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return JSONResponse(_body(message, "invalid_request_error", field or None), 400)
+
+
+def _http_exception(_: Request, error: HTTPException) -> Response:
+    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+    return JSONResponse(_body(str(error.detail), kind), error.status_code, error.headers)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    request_id = getattr(request.state, "request_id", "unknown")
+    logger.error("request %s failed", request_id, exc_info=error)
+    return JSONResponse(_body(f"internal error in request {request_id}", "server_error"), 500)
+
+
+def install(app: FastAPI) -> None:
+    """Map every error that can leave a handler."""
+    app.add_exception_handler(PerseidError, _perseid_error)  # type: ignore[arg-type]  # narrower than Exception
+    app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,166 @@
+"""The two generation routes: one shape each, one way of running them."""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from perseid_server.api.http.answers import ChatShape, CompletionShape, Shape, perseid_json, usage_json
+from perseid_server.api.http.errors import ModelNotFound, body_of
+from perseid_server.api.http.schemas import ChatBody, CompletionBody, SamplingFields
+from perseid_server.errors import NotFound, PerseidError
+from perseid_server.frontend.requests import GenerationRequest, Input, SamplingOptions
+from perseid_server.frontend.service import Delta, Generation, GenerationService, Usage
+from perseid_server.frontend.streams import merge
+
+MAX_PROMPTS = 256
+_DONE = b"data: [DONE]\n\n"
+
+
+class GenerationRoutes:
+    """POST /v1/completions and /v1/chat/completions."""
+
+    def __init__(self, service: GenerationService, base: str) -> None:
+        self._service = service
+        self._base = base
+        self.router = APIRouter()
+        self.router.add_api_route("/v1/completions", self.completions, methods=["POST"], response_model=None)
+        self.router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Continue a prompt, or several."""
+        body.refuse_unsupported()
+        shape = CompletionShape(body.model, self._service.text)
+        return await self._answer(shape, body, body.inputs(), body.options(), request)
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        body.refuse_unsupported()
+        shape = ChatShape(body.model, self._service.text)
+        return await self._answer(shape, body, [body.input()], body.options(), request)
+
+    async def _answer(
+        self, shape: Shape, body: SamplingFields, inputs: Sequence[Input], options: SamplingOptions, request: Request
+    ) -> Response:
+        adapter = adapter_of(body.model, self._base)
+        answer_id = shape.prefix + uuid.uuid4().hex
+        requests = [
+            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adapter, options)
+            for i, source in enumerate(inputs[:MAX_PROMPTS])
+        ]
+        if len(inputs) > MAX_PROMPTS:
+            raise PerseidError(f"prompt: {len(inputs)} prompts; expected at most {MAX_PROMPTS}", field="prompt")
+        stack = AsyncExitStack()
+        try:
+            generations = [await self._start(stack, one) for one in requests]
+        except BaseException:
+            await stack.aclose()
+            raise
+        if body.stream:
+            chunks = _stream(shape, body, generations, stack)
+            return _Stream(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        async with stack:
+            return await _whole(shape, generations, request)
+
+    async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
+        try:
+            return await stack.enter_async_context(self._service.generate(request))
+        except NotFound as error:
+            raise ModelNotFound(f"the model {request.adapter!r} does not exist", field="model") from error
+
+
+def adapter_of(model: str, base: str) -> str | None:
+    """`base` and `base:` are the base itself; `base:adapter` and `adapter` name an adapter."""
+    if model == base:
+        return None
+    prefix = f"{base}:"
+    name = model.removeprefix(prefix)
+    return name or None
+
+
+async def _numbered(place: int, generation: Generation) -> AsyncGenerator[Delta]:
+    """A generation's deltas with the choice numbers of the whole answer."""
+    first = place * generation.request.sampling.n
+    async for delta in generation:
+        yield replace(delta, index=first + delta.index) if first else delta
+
+
+def _deltas(generations: Sequence[Generation]) -> AsyncGenerator[Delta]:
+    streams = [_numbered(place, generation) for place, generation in enumerate(generations)]
+    return streams[0] if len(streams) == 1 else merge(streams)
+
+
+def _total(generations: Sequence[Generation]) -> Usage:
+    return Usage(
+        sum(one.usage.prompt_tokens for one in generations),
+        sum(one.usage.completion_tokens for one in generations),
+        sum(one.usage.cached_tokens for one in generations),
+    )
+
+
+async def _whole(shape: Shape, generations: Sequence[Generation], request: Request) -> Response:
+    """Everything in one object. A client that leaves meanwhile frees what its request holds."""
+    choices: dict[int, list[Delta]] = {}
+    async for delta in _deltas(generations):
+        choices.setdefault(delta.index, []).append(delta)
+        if await request.is_disconnected():
+            return Response(status_code=499)
+    answer = {
+        **shape.head(generations[0], chunk=False),
+        "choices": [shape.choice(index, deltas) for index, deltas in sorted(choices.items())],
+        "usage": usage_json(_total(generations)),
+        "perseid": perseid_json(generations[0]),
+    }
+    return JSONResponse(answer)
+
+
+async def _stream(
+    shape: Shape, body: SamplingFields, generations: Sequence[Generation], stack: AsyncExitStack
+) -> AsyncGenerator[bytes]:
+    """Server-sent events, one for each delta. An error after the first byte is an event too."""
+    options = body.stream_options
+    with_usage = options is not None and options.include_usage
+    head = shape.head(generations[0], chunk=True)
+    lengths: dict[int, int] = {}
+
+    def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        usage = {"usage": None} if with_usage else {}
+        return b"data: " + msgspec.json.encode({**head, "choices": choices, **usage, **more}) + b"\n\n"
+
+    async with stack:
+        try:
+            for index in range(sum(one.request.sampling.n for one in generations)):
+                opening = shape.opening(index)
+                if opening is not None:
+                    yield event([opening])
+            async for delta in _deltas(generations):
+                continuous = options is not None and options.continuous_usage_stats
+                more = {"usage": usage_json(_total(generations))} if continuous else {}
+                yield event([shape.delta(delta, lengths.get(delta.index, 0))], **more)
+                lengths[delta.index] = lengths.get(delta.index, 0) + len(delta.text)
+            if with_usage:
+                told = {"usage": usage_json(_total(generations)), "perseid": perseid_json(generations[0])}
+                yield event([], **told)
+            yield _DONE
+        except PerseidError as error:
+            yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
+
+
+class _Stream(StreamingResponse):
+    """Closes its generator when the client leaves, so that the request's blocks are free at once."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes], **options: Any) -> None:
+        super().__init__(chunks, **options)
+        self._chunks = chunks
+
+    async def stream_response(self, send: Any) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            await self._chunks.aclose()

@@ -1,0 +1,62 @@
+"""Health, metrics, version, and the tokenizer's two routes."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from perseid_server import __version__
+from perseid_server.api.http.schemas import DetokenizeBody, TokenizeBody
+from perseid_server.api.status import ServerStatus
+from perseid_server.frontend.metrics import CONTENT_TYPE, Metrics
+from perseid_server.frontend.requests import check_token_ids
+from perseid_server.frontend.service import GenerationService
+
+
+class OperationRoutes:
+    """/health, /ready, /metrics, /version, /tokenize, /detokenize."""
+
+    def __init__(self, service: GenerationService, metrics: Metrics, status: ServerStatus) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._status = status
+        self.router = APIRouter()
+        add = self.router.add_api_route
+        add("/health", self.health, methods=["GET"], response_model=None)
+        add("/ready", self.ready, methods=["GET"], response_model=None)
+        add("/metrics", self.metrics, methods=["GET"], response_model=None)
+        add("/version", self.version, methods=["GET"])
+        add("/tokenize", self.tokenize, methods=["POST"])
+        add("/detokenize", self.detokenize, methods=["POST"])
+
+    async def health(self) -> Response:
+        """The server is alive."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self) -> Response:
+        """The server can generate now: the engine runs, and it is not shutting down."""
+        if self._status.is_ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": self._status.describe()}, 503, {"Retry-After": "1"})
+
+    async def metrics(self) -> Response:
+        """What Prometheus scrapes."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+    async def version(self) -> dict[str, str]:
+        """The server's version."""
+        return {"version": __version__}
+
+    async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+        """Tokens of a prompt or conversation."""
+        tokens = await self._service.text.encode(body.input())
+        told = {"tokens": list(tokens), "count": len(tokens), "max_model_len": self._service.max_model_len}
+        if body.return_token_strs:
+            told["token_strs"] = [self._service.text.token_text(token) for token in tokens]
+        return told
+
+    async def detokenize(self, body: DetokenizeBody) -> dict[str, str]:
+        """Text of tokens."""
+        tokens = tuple(body.tokens)
+        check_token_ids("tokens", tokens, self._service.text.vocab_size)
+        return {"prompt": self._service.text.decode(tokens, skip_special_tokens=False)}

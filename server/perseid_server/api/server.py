@@ -1,0 +1,89 @@
+"""Both transports on one event loop."""
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+
+from perseid_server.api.grpc.server import GrpcServer
+from perseid_server.api.status import ServerStatus
+from perseid_server.errors import Conflict
+
+_WATCH_INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+
+
+class ApiServer:
+    """Binds first, so that a taken port is an error before anything is loaded; serves after."""
+
+    def __init__(self, host: str, http_port: int) -> None:
+        self._socket = _listen(host, http_port)
+        self._host = host
+        self._http: uvicorn.Server | None = None
+        self._grpc: GrpcServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, app: FastAPI, grpc_server: GrpcServer, grpc_port: int, status: ServerStatus) -> Addresses:
+        """Listen on both ports. Returns when both answer."""
+        bound = grpc_server.bind(self._host, grpc_port)
+        await grpc_server.start()
+        self._grpc = grpc_server
+        config = uvicorn.Config(
+            app, loop="none", log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75
+        )
+        self._http = uvicorn.Server(config)
+        self._http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # the command handles them
+        self._tasks = [
+            asyncio.create_task(self._http.serve(sockets=[self._socket])),
+            asyncio.create_task(self._follow(status)),
+        ]
+        while not self._http.started:  # noqa: ASYNC110  uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        return Addresses(self._host, self._socket.getsockname()[1], bound)
+
+    async def stop(self) -> None:
+        """Close both; what still runs has had its grace time."""
+        if self._grpc is not None:
+            await self._grpc.stop(0.5)
+        if self._http is not None:
+            self._http.should_exit = True
+            self._http.force_exit = True
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close()
+
+    async def _follow(self, status: ServerStatus) -> None:
+        """Keep gRPC health in step with /ready."""
+        assert self._grpc is not None, "started before this"
+        told: bool | None = None
+        while True:
+            if status.is_ready != told:
+                told = status.is_ready
+                await self._grpc.set_ready(ready=told)
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Conflict when the port is not free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise Conflict(f"HTTP cannot listen on {host}:{port}: {error.strerror}", field="http_port") from error
+    return listener

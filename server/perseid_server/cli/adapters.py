@@ -1,0 +1,112 @@
+"""`perseid adapters load|unload|list|show|pin|unpin`: the adapters of a running server, over gRPC."""
+
+from datetime import datetime
+
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
+from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as stubs
+from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
+
+adapters = App(name="adapters", help="Load, unload and look at the adapters of a running server.")
+
+_MIB = 1 << 20
+
+
+@adapters.command
+def load(
+    name: str, source: str, /, *, replace: bool = False, pin: bool = False, server: ServerAddress = DEFAULT_SERVER
+) -> None:
+    """Load an adapter and serve it under a name.
+
+    Parameters
+    ----------
+    name
+        What clients will call it.
+    source
+        A folder on the server's machine below one of its adapter roots, or a hub id org/name[@revision].
+    replace
+        Take the place of an adapter of that name; running requests end on the old one.
+    pin
+        Keep it on the device.
+    """
+    with connected(server) as channel:
+        request = pb.LoadAdapterRequest(name=name, source=source, replace=replace, pin=pin)
+        _print(stubs.AdapterAdminStub(channel).LoadAdapter(request).adapter)
+
+
+@adapters.command
+def unload(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+    """Take an adapter away; requests that began with it end with it."""
+    with connected(server) as channel:
+        stubs.AdapterAdminStub(channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
+
+
+@adapters.command
+def pin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+    """Keep an adapter on the device."""
+    _pin(server, name, pinned=True)
+
+
+@adapters.command
+def unpin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+    """Let an adapter leave the device when others need its room."""
+    _pin(server, name, pinned=False)
+
+
+@adapters.command(name="list")
+def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
+    """List all adapters."""
+    with connected(server) as channel:
+        found = stubs.AdapterAdminStub(channel).ListAdapters(pb.ListAdaptersRequest()).adapters
+    table = Table("name", "version", "kind", "rank", "targets", "MiB", "location", "pinned")
+    for adapter in found:
+        table.add_row(
+            adapter.name,
+            adapter.version[:12],
+            adapter.kind,
+            str(adapter.rank),
+            ", ".join(adapter.targets),
+            f"{adapter.size_bytes / _MIB:.1f}",
+            _location(adapter),
+            "yes" if adapter.pinned else "",
+        )
+    Console().print(table)
+
+
+@adapters.command
+def show(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+    """Describe one adapter."""
+    with connected(server) as channel:
+        _print(stubs.AdapterAdminStub(channel).GetAdapter(pb.GetAdapterRequest(name=name)).adapter)
+
+
+def _pin(server: str, name: str, *, pinned: bool) -> None:
+    with connected(server) as channel:
+        _print(stubs.AdapterAdminStub(channel).PinAdapter(pb.PinAdapterRequest(name=name, pinned=pinned)).adapter)
+
+
+def _print(adapter: pb.Adapter) -> None:
+    console = Console(highlight=False)
+    rows = {
+        "name": adapter.name,
+        "version": adapter.version,
+        "kind": f"{adapter.kind}, rank {adapter.rank}",
+        "targets": f"{', '.join(adapter.targets)} in {adapter.num_layers} layers",
+        "parameters": f"{adapter.num_parameters:,}",
+        "size": f"{adapter.size_bytes / _MIB:.1f} MiB",
+        "trained on": adapter.trained_on or "not stated",
+        "source": adapter.source,
+        "loaded": datetime.fromtimestamp(adapter.loaded_at).astimezone().isoformat(timespec="seconds"),
+        "location": _location(adapter) + (", pinned" if adapter.pinned else ""),
+    }
+    for name, value in rows.items():
+        console.print(f"{name:<12}{value}")
+    for warning in adapter.warnings:
+        console.print(f"{'warning':<12}{warning}")
+
+
+def _location(adapter: pb.Adapter) -> str:
+    return pb.Location.Name(adapter.location).removeprefix("LOCATION_").lower()

@@ -1,0 +1,107 @@
+"""`perseid inspect`: what a model or an adapter holds, and whether it would be accepted."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from perseid_server.adapters.inspect import AdapterReport, inspect_adapter
+from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.source import OPERATOR, resolve_adapter
+from perseid_server.errors import NotFound, UnsupportedModel
+from perseid_server.model.inspect import ModelReport, inspect_model
+from perseid_server.model.source import resolve_model
+
+_MIB = 1 << 20
+
+
+def inspect(source: str, /, *, model: str = "embedded") -> int:
+    """Tell what a model or adapter holds and whether it would be accepted. Exit status 1 when it would not.
+
+    Parameters
+    ----------
+    source
+        A .gguf file, a Hugging Face folder, a PEFT folder, a hub id org/name[@revision], or "embedded".
+    model
+        The base an adapter is held against.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if _is_adapter(source):
+        folder = resolve_adapter(source, OPERATOR).path
+        from perseid_server.model.checkpoint import open_checkpoint  # noqa: PLC0415  imports torch
+
+        base = open_checkpoint(resolve_model(model)).spec
+        report = inspect_adapter(folder, base)
+        _print_rows(console, _adapter_rows(report, base.name))
+        return 0 if report.accepted else 1
+    found = inspect_model(source)
+    _print_rows(console, _model_rows(found))
+    return 0 if found.accepted else 1
+
+
+def _is_adapter(source: str) -> bool:
+    """A folder with a PEFT config, or a hub id whose repository is not a model."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return (path / CONFIG_FILE).is_file() or (path.is_dir() and not (path / "config.json").is_file())
+    if source == "embedded":
+        return False
+    try:
+        resolve_model(source)
+    except (UnsupportedModel, NotFound):
+        return "/" in source
+    return False
+
+
+def _adapter_rows(report: AdapterReport, base: str) -> dict[str, str]:
+    rows = {"accepted": f"yes, on {base}" if report.accepted else f"no: {report.reason}"}
+    info = report.info
+    if info is None:
+        return rows
+    rows |= {
+        "type": info.kind,
+        "rank": f"{info.rank} ({info.num_pages} pages of adapter memory)",
+        "targets": ", ".join(info.targets),
+        "layers": _ranges(info.layers),
+        "parameters": f"{info.num_parameters:,}",
+        "size": f"{info.nbytes / _MIB:.1f} MiB",
+        "trained on": info.trained_on or "not stated",
+    }
+    return rows | {f"warning {place}": text for place, text in enumerate(info.warnings, 1)}
+
+
+def _model_rows(report: ModelReport) -> dict[str, str]:
+    def told(value: object, unit: str = "") -> str:
+        return "unknown" if value is None else f"{value:,}{unit}" if isinstance(value, int) else f"{value}{unit}"
+
+    types = (f"{one.type} × {one.num_tensors} ({one.num_bytes / _MIB:.1f} MiB)" for one in report.tensor_types)
+    return {
+        "accepted": "yes" if report.accepted else f"no: {report.reason}",
+        "name": report.name,
+        "architecture": report.architecture,
+        "quantisation": report.quantization,
+        "tensors": ", ".join(types),
+        "size": f"{report.num_bytes / _MIB:.1f} MiB",
+        "parameters": told(report.num_parameters),
+        "layers": told(report.num_layers),
+        "hidden size": told(report.hidden_size),
+        "vocabulary": told(report.vocab_size),
+        "context": told(report.context_length, " tokens"),
+        "rope scaling": report.rope_scaling or "none",
+        "chat template": {None: "unknown", True: "yes", False: "no"}[report.has_chat_template],
+    }
+
+
+def _print_rows(console: Console, rows: dict[str, str]) -> None:
+    for name, value in rows.items():
+        console.print(f"{name:<14}{value}", markup=False)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """0-3, 7: consecutive numbers as ranges."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
