@@ -25,6 +25,7 @@ from typing import Protocol
 
 import httpx
 from openai import AsyncOpenAI
+from recipes import RECIPES
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -162,8 +163,6 @@ def own_server(adapters: Sequence[Path], base: Path | None) -> Iterator[str]:
 
 def evaluate(folder: Path, backend: Backend) -> Result:
     """One adapter's row."""
-    from recipes import RECIPES  # noqa: PLC0415 (imports peft, and with it torch)
-
     task = TASKS[folder.name]
     items = task.splits.held_out
 

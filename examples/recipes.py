@@ -5,8 +5,10 @@ linear layers, all layers or the upper ones only, rank-stabilised scaling, diffe
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -33,8 +35,10 @@ class Recipe:
     batch: int = 16
     seed: int = 7
 
-    def config(self) -> LoraConfig:
+    def config(self) -> "LoraConfig":
         """The recipe as PEFT's configuration."""
+        from peft import LoraConfig  # noqa: PLC0415 (brings torch, which reading a recipe does not need)
+
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,

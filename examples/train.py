@@ -129,7 +129,7 @@ def fit(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, r
     for step in range(1, recipe.steps + 1):
         logits, targets, _ = answer_logits(model, next(stream))
         loss = functional.cross_entropy(logits, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         decay.step()

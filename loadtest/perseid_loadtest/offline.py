@@ -70,9 +70,7 @@ def perseid(adapters: Sequence[str], arguments: Sequence[str]) -> Iterator[Serve
         command = [sys.executable, "-m", "perseid_server", "serve", "--http-port", "0", "--grpc-port", "0"]
         named = [part for adapter in adapters for part in ("--adapter", adapter)]
         started = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--store", store, *named, *arguments], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([*command, "--store", store, *named, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             address = _grpc_address(process)
             yield Server(process.pid, address, time.perf_counter() - started)

@@ -26,5 +26,5 @@ def configure_logging(level: str, style: Literal["human", "json"]) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("asyncio", "httpx", "urllib3", "filelock"):
+    for noisy in ("asyncio", "httpx", "urllib3", "filelock", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

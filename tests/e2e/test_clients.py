@@ -23,9 +23,7 @@ def client(server: RunningServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.http}/v1", api_key="unused", max_retries=0)
 
 
-def test_openai_lists_the_base_first_then_the_adapters(
-    client: openai.OpenAI, adapter_folders: dict[str, Path]
-) -> None:
+def test_openai_lists_the_base_first_then_the_adapters(client: openai.OpenAI, adapter_folders: dict[str, Path]) -> None:
     names = [model.id for model in client.models.list()]
     assert names[0] == BASE
     assert set(names[1:]) >= set(adapter_folders)

@@ -61,8 +61,6 @@ def test_streams_end_on_the_version_they_began_with(
         streams.close()
 
         third = Job(prompts[0], "third", NUM_TOKENS)
-        stub.LoadAdapter(
-            admin.LoadAdapterRequest(name="third", source=str(adapter_folders[THIRD])), timeout=60
-        )
+        stub.LoadAdapter(admin.LoadAdapterRequest(name="third", source=str(adapter_folders[THIRD])), timeout=60)
         assert replaced == tokens_of(generate(own_server.grpc, third))
         assert replaced != alone[0]

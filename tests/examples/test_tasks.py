@@ -61,7 +61,7 @@ def test_checker_rejects_wrong_answers(task):
 
 
 def test_checker_tells_items_apart(task):
-    items = task.splits.held_out
+    items = task.splits.held_out[:25]
     accepted = sum(task.check(other.answer, item) for item in items for other in items if other != item)
     same = sum(other.answer == item.answer for item in items for other in items if other != item)
     assert accepted == same or accepted < 0.01 * len(items) ** 2
@@ -201,7 +201,7 @@ def test_adapter_is_plain_lora_in_half_precision(adapter):
     assert config["bias"] == "none"
     assert not config["use_dora"]
     assert not config["modules_to_save"]
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+    with safe_open(adapter / "adapter_model.safetensors", framework="np") as tensors:
         assert {str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()} == {"F16"}  # noqa: SIM118
 
 

@@ -155,8 +155,10 @@ def run(sock: socket.socket, build: Build) -> None:
 
 
 def _prepare_process() -> None:
-    """Leave Ctrl-C to the parent, die with it, and let the step loop get the interpreter back quickly."""
+    """Leave stopping to the parent, which may get the same signal, die with it, and let the step loop get the
+    interpreter back quickly."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -31,7 +31,7 @@ HARMLESS = frozenset(
 )  # fmt: skip
 """Bookkeeping, or settings of features that a request does not use."""
 
-_EMPTY = (None, False, [], {}, "", "none")
+_EMPTY: tuple[Any, ...] = (None, False, [], {}, "", "none")
 _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
@@ -141,7 +141,7 @@ class CompletionBody(SamplingFields):
         if isinstance(prompt[0], int):
             return [TokenInput(tuple(token for token in prompt if isinstance(token, int)))]
         return [
-            TextInput(item, special) if isinstance(item, str) else TokenInput(tuple(item))  # type: ignore[arg-type]
+            TextInput(item, special) if isinstance(item, str) else TokenInput(tuple(item)) 
             for item in prompt
         ]
 

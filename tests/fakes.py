@@ -1,0 +1,319 @@
+"""A fake model and a byte tokenizer: the whole server in milliseconds.
+
+The fake model is exact about what a real one depends on: its next token is a hash of the adapter and of all tokens
+before it, and it reads those tokens back through the sequence's KV blocks. A block that is shared wrongly, freed too
+early or keyed wrongly changes the answer.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.engine.engine import Engine, EngineLimits
+from perseid_server.engine.kv_blocks import BlockAllocator
+from perseid_server.engine.messages import AdapterState, EngineReady, SequenceOutput, StepOutputs, Submit
+from perseid_server.engine.ports import ChunkResult, ScheduledStep
+from perseid_server.model.sampling_params import TokenLogprobs
+from perseid_server.model.spec import BaseSpec, LinearShape
+from perseid_server.model.tokenizer import TokenizerBundle
+
+VOCAB_SIZE = 258
+EOS = 256
+BLOCK_SIZE = 4
+
+
+def tiny_spec(**changes: object) -> BaseSpec:
+    """Two layers of a Llama-shaped base with four-wide linears."""
+    hidden, kv, ffn = LinearShape(8, 8), LinearShape(8, 4), LinearShape(8, 16)
+    fields: dict[str, object] = {
+        "name": "tiny",
+        "hash": "0" * 64,
+        "architecture": "LlamaForCausalLM",
+        "num_layers": 2,
+        "hidden_size": 8,
+        "num_kv_heads": 1,
+        "head_dim": 4,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 256,
+        "projections": {
+            "q_proj": hidden,
+            "k_proj": kv,
+            "v_proj": kv,
+            "o_proj": hidden,
+            "gate_proj": ffn,
+            "up_proj": ffn,
+            "down_proj": LinearShape(16, 8),
+        },
+        "eos_token_ids": (EOS,),
+    }
+    return BaseSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def next_token(adapter: str | None, tokens: tuple[int, ...]) -> int:
+    """The fake model: printable ASCII, decided by everything that may decide it."""
+    digest = blake2b(repr((adapter, tokens)).encode(), digest_size=4).digest()
+    return 97 + int.from_bytes(digest, "little") % 26
+
+
+def expected(prompt: tuple[int, ...], adapter: str | None, num_tokens: int) -> tuple[int, ...]:
+    """What the fake model answers, computed alone."""
+    tokens = prompt
+    for _ in range(num_tokens):
+        tokens = (*tokens, next_token(adapter, tokens))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class FakeRunner:
+    """Writes tokens into KV slots and reads its context back from them."""
+
+    num_blocks: int
+    block_size: int = BLOCK_SIZE
+    choose: Callable[[str | None, tuple[int, ...]], int] = next_token
+    fail_on: set[str] = field(default_factory=set)  # request ids whose presence breaks the step
+    nan_for: set[str] = field(default_factory=set)  # request ids whose row is broken
+    steps: list[ScheduledStep] = field(default_factory=list)
+    rows_of_steps: list[list[tuple[str, int]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._slots: list[tuple[str | None, int] | None] = [None] * (self.num_blocks * self.block_size)
+
+    def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
+        self.steps.append(step)
+        self.rows_of_steps.append([(chunk.sequence.id, chunk.count) for chunk in step.chunks])
+        if any(chunk.sequence.id in self.fail_on for chunk in step.chunks):
+            raise MemoryError("no memory for this step")
+        results = []
+        for chunk in step.chunks:
+            sequence = chunk.sequence
+            for position in range(chunk.start, chunk.start + chunk.count):
+                self._slots[self._slot(sequence.blocks, position)] = (sequence.adapter, sequence.token_ids[position])
+            results.append(self._result(chunk))
+        return tuple(results)
+
+    def _result(self, chunk) -> ChunkResult:
+        sequence = chunk.sequence
+        judged = ()
+        if sequence.wants_prompt_logprobs:
+            targets = sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.count + 1]
+            judged = tuple(TokenLogprobs(target, -1.0, 1) for target in targets)
+        if sequence.id in self.nan_for:
+            return ChunkResult(error="NaN")
+        if not chunk.samples:
+            return ChunkResult(prompt_logprobs=judged)
+        context = [self._slots[self._slot(sequence.blocks, i)] for i in range(chunk.start + chunk.count)]
+        assert all(entry is not None and entry[0] == sequence.adapter for entry in context), "foreign KV"
+        tokens = tuple(entry[1] for entry in context if entry is not None)
+        return ChunkResult(self.choose(sequence.adapter, tokens), prompt_logprobs=judged)
+
+    def _slot(self, blocks: list[int], position: int) -> int:
+        return blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+
+@dataclass
+class FakeResidency:
+    """Adapters of one page each; `room` of them fit. Loads finish at the next poll but `delay`."""
+
+    room: int = 1000
+    delay: int = 1
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.users: dict[str, int] = {}
+        self.loading: dict[str, int] = {}
+        self.device: list[str] = []  # least recently used first
+        self.failed: dict[str, str] = {}
+        self._moved: set[str] = set()
+
+    @property
+    def is_loading(self) -> bool:
+        return bool(self.loading)
+
+    def register(self, version: str, path: str) -> None:
+        self.known[version] = path
+
+    def forget(self, version: str) -> None:
+        self.known.pop(version)
+
+    def pin(self, version: str, pinned: bool) -> None: ...
+
+    def prefetch(self, version: str) -> None: ...
+
+    def acquire(self, version: str) -> Admission:
+        if version in self.failed:
+            return "failed"
+        if version in self.device:
+            self.device.remove(version)
+            self.device.append(version)
+            self.users[version] = self.users.get(version, 0) + 1
+            return "ready"
+        if version not in self.loading:
+            if len(self.device) + len(self.loading) >= self.room and not self._evict():
+                return "no_room"
+            self.loading[version] = self.delay
+        return "loading"
+
+    def _evict(self) -> bool:
+        for version in self.device:
+            if not self.users.get(version):
+                self.device.remove(version)
+                return True
+        return False
+
+    def release(self, version: str) -> None:
+        self.users[version] -= 1
+        assert self.users[version] >= 0
+
+    def poll(self) -> ResidencyEvents:
+        failed = {}
+        for version in list(self.loading):
+            self.loading[version] -= 1
+            if self.loading[version] <= 0:
+                del self.loading[version]
+                if version in self.broken:
+                    failed[version] = self.failed[version] = self.broken[version]
+                else:
+                    self.device.append(version)
+                    self._moved.add(version)
+        moved, self._moved = tuple(self._moved), set()
+        return ResidencyEvents(moved, failed)
+
+    def location(self, version: str) -> Location:
+        return "device" if version in self.device else "disk"
+
+    def is_pinned(self, version: str) -> bool:
+        return False
+
+    def knows(self, version: str) -> bool:
+        return version in self.known
+
+    def error(self, version: str) -> str | None:
+        return self.failed.get(version)
+
+    def stats(self) -> ResidencyStats:
+        return ResidencyStats(len(self.device), self.room)
+
+
+def fake_engine(
+    *,
+    num_blocks: int = 64,
+    max_batch_tokens: int = 32,
+    max_num_seqs: int = 8,
+    max_model_len: int | None = None,
+    caching: bool = True,
+    residency: FakeResidency | None = None,
+    runner: FakeRunner | None = None,
+) -> Engine:
+    """The real engine over the fake model."""
+    limits = EngineLimits(max_model_len or num_blocks * BLOCK_SIZE, max_batch_tokens, max_num_seqs, (EOS,))
+    return Engine(
+        limits,
+        BlockAllocator(num_blocks, BLOCK_SIZE, caching=caching),
+        residency or FakeResidency(),
+        runner or FakeRunner(num_blocks),
+    )
+
+
+def fake_ready(**changes: object) -> EngineReady:
+    """What a fake engine says of itself."""
+    fields: dict[str, object] = {
+        "spec": tiny_spec(),
+        "weight_bytes": 1000,
+        "max_model_len": 256,
+        "kv_blocks_total": 64,
+        "block_size": BLOCK_SIZE,
+        "adapter_pages_total": 8,
+        "device": "fake",
+    }
+    return EngineReady(**(fields | changes))  # type: ignore[arg-type]
+
+
+class FakeEngineProcess:
+    """`ipc.engine_client.EngineProcess` over an engine in this process."""
+
+    def __init__(self, engine: Engine | None = None, **ready: object) -> None:
+        self.engine = engine or fake_engine()
+        self.ready: EngineReady | None = fake_ready(**ready)
+        self.status = "ready"
+        self.adapter_states: dict[str, AdapterState] = {}
+        self.aborted: list[str] = []
+        self.submitted: list[Submit] = []
+        self.on_step: Callable[[StepOutputs], None] = lambda _: None
+
+    async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
+        import asyncio
+
+        self.submitted.append(request)
+        self.engine.submit(request)
+        inbox = self._inboxes.setdefault(request.request_id, asyncio.Queue())
+        ended = False
+        try:
+            while not ended:
+                while inbox.empty():
+                    await asyncio.sleep(0)
+                    self._step()
+                output = inbox.get_nowait()
+                ended = output.finish_reason is not None
+                yield output
+        finally:
+            self._inboxes.pop(request.request_id, None)
+            if not ended:
+                self.aborted.append(request.request_id)
+                self.engine.abort(request.request_id)
+
+    def _step(self) -> None:
+        step = self.engine.step()
+        for output in step.outputs:
+            if output.request_id in self._inboxes:
+                self._inboxes[output.request_id].put_nowait(output)
+        self.on_step(step)
+
+    @property
+    def _inboxes(self) -> dict:
+        return self.__dict__.setdefault("inboxes", {})
+
+    def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
+        self.engine.register_adapter(version, path, pinned=pinned)
+
+    def pin_adapter(self, version: str, *, pinned: bool) -> None:
+        self.engine.pin_adapter(version, pinned=pinned)
+
+    def forget_adapter(self, version: str) -> None:
+        self.engine.forget_adapter(version)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token i is byte i; 256 is the end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda char: _BYTE_OF[char])
+    vocab = {char: index for index, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>", "<turn>"])
+    return tokenizer
+
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
+}
+
+TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant: {% endif %}"
+)
+
+
+def byte_bundle() -> TokenizerBundle:
+    """The byte tokenizer as the frontend gets it."""
+    return TokenizerBundle(
+        tokenizer=byte_tokenizer(),
+        chat_template=TEMPLATE,
+        special_tokens={"eos_token": "<end>"},
+        eos_token_id=EOS,
+        stop_token_ids=(EOS,),
+    )
