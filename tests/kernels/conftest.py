@@ -5,8 +5,10 @@ import torch
 
 from perseid_kernels.backend import Backend
 from perseid_kernels.eager_backend import EagerBackend
+from perseid_kernels.native import load_native_backend
 from perseid_kernels.triton_backend import TritonBackend
 from tests.kernels.cases import DEVICE
+from tests.tools import require_tool
 
 
 @pytest.fixture
@@ -15,10 +17,25 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(20240812)
 
 
-@pytest.fixture(params=["eager", "triton"])
+@pytest.fixture(params=["eager", "native", "triton"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """A float32 backend: eager, or Triton (through the interpreter unless TRITON_INTERPRET=0)."""
-    return EagerBackend() if request.param == "eager" else TritonBackend(DEVICE, torch.float32)
+    """A float32 backend: eager, native, or Triton (through the interpreter unless TRITON_INTERPRET=0)."""
+    if request.param == "eager":
+        return EagerBackend()
+    if request.param == "native":
+        return request.getfixturevalue("native_backend")
+    return TritonBackend(DEVICE, torch.float32)
+
+
+@pytest.fixture
+def native_backend() -> Backend:
+    """The C++ backend; needs a compiler and tensors on the CPU."""
+    if DEVICE.type != "cpu":
+        pytest.skip("the native backend computes on the CPU; this session tests on a GPU")
+    require_tool("c++", "Debian: g++")
+    native = load_native_backend()
+    assert native is not None
+    return native
 
 
 @pytest.fixture

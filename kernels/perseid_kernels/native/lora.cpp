@@ -1,0 +1,156 @@
+// out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] over the pages p_j of row t's segment (equation in segments.py).
+//
+// Two loops: shrink fills z [rows, pages · C], expand adds to the outputs. Each number is summed in the order of the
+// inputs, of the row's own page list and of the ranks: neighbours and segment lengths do not matter.
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+#include "threads.h"
+
+namespace perseid {
+namespace {
+
+constexpr int64_t PAGE_RANK = 16;
+constexpr int64_t ROW_BLOCK = 16;      // rows of a task; a page's eight rows of A stay in the first cache for them
+constexpr int64_t COLUMN_BLOCK = 256;  // outputs of an expand task
+
+struct RowBlock {
+    const int32_t* rows;
+    int64_t count;
+    const int32_t* pages;
+    const float* weights;
+    int64_t num_pages;
+    float* z;  // [count][num_pages][C]
+};
+
+// Segments cut into blocks of rows. `z` is grown to hold every block's.
+std::vector<RowBlock> row_blocks(const int32_t* rows, const int32_t* indptr, const int32_t* pages,
+                                 const float* weights, const int32_t* page_indptr, int64_t num_segments,
+                                 int64_t columns, std::vector<float>& z) {
+    std::vector<RowBlock> blocks;
+    int64_t used = 0;
+    for (int64_t s = 0; s < num_segments; ++s) {
+        const int64_t num_pages = page_indptr[s + 1] - page_indptr[s];
+        for (int64_t first = indptr[s]; first < indptr[s + 1] && num_pages > 0; first += ROW_BLOCK) {
+            const int64_t count = std::min<int64_t>(ROW_BLOCK, indptr[s + 1] - first);
+            blocks.push_back({rows + first, count, pages + page_indptr[s], weights + page_indptr[s], num_pages, nullptr});
+            used += count * num_pages * columns;
+        }
+    }
+    z.resize(std::max<size_t>(z.size(), used));
+    float* next = z.data();
+    for (RowBlock& block : blocks) {
+        block.z = next;
+        next += block.count * block.num_pages * columns;
+    }
+    return blocks;
+}
+
+struct Lora {
+    const float* x;
+    int64_t stride_x;
+    const float* a;  // [P][C][K]
+    const float* b;  // [P][PAGE_RANK][N]
+    int64_t num_inputs, num_outputs, columns;
+    const int64_t* slice_ends;  // output column where each fused projection ends
+    float* out;
+    int64_t stride_out;
+
+    // z = weight · A x for eight rows of A.
+    void shrink(const RowBlock& block, int64_t j, int64_t column) const {
+        const float* rows[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            rows[i] = a + (block.pages[j] * columns + column + i) * num_inputs;
+        }
+        const V weight = set1(block.weights[j]);
+        for (int64_t t = 0; t < block.count; ++t) {
+            const V dot = dot8(rows, x + block.rows[t] * stride_x, num_inputs);
+            store(block.z + (t * block.num_pages + j) * columns + column, mul(dot, weight));
+        }
+    }
+
+    // out += Bᵀ z for outputs [first, end) of one projection; `slice` picks its part of z.
+    void expand(const RowBlock& block, int64_t slice, int64_t first, int64_t end) const {
+        for (int64_t t = 0; t < block.count; ++t) {
+            float* to = out + block.rows[t] * stride_out;
+            for (int64_t j = 0; j < block.num_pages; ++j) {
+                const float* z = block.z + (t * block.num_pages + j) * columns + slice * PAGE_RANK;
+                add_page(z, b + block.pages[j] * PAGE_RANK * num_outputs, first, end, to);
+            }
+        }
+    }
+
+    void add_page(const float* z, const float* page, int64_t first, int64_t end, float* to) const {
+        int rank = PAGE_RANK;
+        while (rank > 0 && z[rank - 1] == 0.0f) {  // padding of the rank, or a projection that is no target
+            --rank;
+        }
+        int64_t n = first;
+        for (; n + 2 * LANES <= end; n += 2 * LANES) {
+            V low = load(to + n), high = load(to + n + LANES);
+            for (int r = 0; r < rank; ++r) {
+                const V value = set1(z[r]);
+                low = fma(value, load(page + r * num_outputs + n), low);
+                high = fma(value, load(page + r * num_outputs + n + LANES), high);
+            }
+            store(to + n, low);
+            store(to + n + LANES, high);
+        }
+        for (; n < end; n += LANES) {
+            const int64_t count = std::min<int64_t>(LANES, end - n);
+            V total = load_some(to + n, count);
+            for (int r = 0; r < rank; ++r) {
+                total = fma(set1(z[r]), load_some(page + r * num_outputs + n, count), total);
+            }
+            store_some(to + n, total, count);
+        }
+    }
+};
+
+struct Columns {
+    int64_t slice, first, end;
+};
+
+std::vector<Columns> column_blocks(const int64_t* slice_ends, int64_t num_slices) {
+    std::vector<Columns> blocks;
+    int64_t first = 0;
+    for (int64_t slice = 0; slice < num_slices; ++slice) {
+        for (; first < slice_ends[slice]; first = std::min(first + COLUMN_BLOCK, slice_ends[slice])) {
+            blocks.push_back({slice, first, std::min(first + COLUMN_BLOCK, slice_ends[slice])});
+        }
+    }
+    return blocks;
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void perseid_add_lora(
+    const float* x, int64_t stride_x, int64_t num_inputs, const float* a, const float* b, const int64_t* slice_ends,
+    int64_t num_slices, const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
+    const int32_t* page_indptr, int64_t num_segments, float* out, int64_t stride_out) {
+    static thread_local std::vector<float> z;  // the caller's, reused by every linear of every step
+    const int64_t columns = PAGE_RANK * num_slices;
+    const auto blocks = row_blocks(rows, indptr, pages, weights, page_indptr, num_segments, columns, z);
+    const Lora lora{x, stride_x, a, b, num_inputs, slice_ends[num_slices - 1], columns, slice_ends, out, stride_out};
+
+    std::vector<int64_t> shrink_start{0};  // of each block's tasks: one for each page and each slice's eight rows
+    for (const RowBlock& block : blocks) {
+        shrink_start.push_back(shrink_start.back() + block.num_pages * num_slices);
+    }
+    parallel_for(shrink_start.back(), [&](int64_t task) {
+        const int64_t i = std::upper_bound(shrink_start.begin(), shrink_start.end(), task) - shrink_start.begin() - 1;
+        const int64_t local = task - shrink_start[i];
+        const int64_t column = local % num_slices * PAGE_RANK;
+        lora.shrink(blocks[i], local / num_slices, column);
+        lora.shrink(blocks[i], local / num_slices, column + LANES);
+    });
+
+    const auto parts = column_blocks(slice_ends, num_slices);
+    parallel_for(blocks.size() * parts.size(), [&](int64_t task) {
+        const Columns& part = parts[task % parts.size()];
+        lora.expand(blocks[task / parts.size()], part.slice, part.first, part.end);
+    });
+}
+
+}  // namespace perseid

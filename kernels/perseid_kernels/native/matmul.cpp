@@ -1,0 +1,206 @@
+// out[t, o] = Σ_i x[t, i] · W[o, i], added over i in ascending order by fma, whatever the number of rows.
+//
+// Few rows: weights are decoded in registers and used at once (the product waits for memory). Many rows: a chunk of
+// a panel is decoded into a buffer in the first cache and multiplied with six rows at a time.
+#include <algorithm>
+#include <vector>
+
+#include "threads.h"
+#include "weight.h"
+
+namespace perseid {
+namespace {
+
+constexpr int64_t FEW_ROWS = 4;
+constexpr int64_t ROW_TILE = 6;      // 12 accumulators, 2 weights, 1 input: 15 of 16 registers
+constexpr int64_t CHUNK = 256;       // inputs decoded at a time: a 16 kB buffer
+constexpr int64_t ROW_BLOCK = 192;   // rows that stay in the second cache while a panel's chunks pass
+
+struct Product {
+    const Weight& w;
+    const float* x;
+    int64_t num_rows, stride_x;
+    float* out;
+    int64_t stride_out;
+
+    void write(int64_t row, int64_t panel, V low, V high) const {
+        float* to = out + row * stride_out + panel * PANEL;
+        const int64_t left = w.num_outputs - panel * PANEL;
+        if (left >= PANEL) {
+            store(to, low);
+            store(to + LANES, high);
+        } else {
+            store_some(to, low, std::min<int64_t>(left, LANES));
+            store_some(to + LANES, high, std::max<int64_t>(left - LANES, 0));
+        }
+    }
+};
+
+// PANELS · ROWS · 2 sums in registers; two panels at once for a single row, to have enough independent sums.
+template <class Reader, int PANELS, int ROWS>
+void few_rows(const Product& p, int64_t panel, int64_t row) {
+    Reader readers[2] = {Reader(p.w, panel), Reader(p.w, panel + PANELS - 1)};
+    V low[PANELS][ROWS], high[PANELS][ROWS];
+    for (int i = 0; i < PANELS; ++i) {
+        for (int t = 0; t < ROWS; ++t) {
+            low[i][t] = high[i][t] = zero();
+        }
+    }
+    const float* x = p.x + row * p.stride_x;
+    for (int64_t k = 0, g = 0; k < p.w.num_inputs; ++g) {
+        for (int i = 0; i < PANELS; ++i) {
+            readers[i].begin_group(g);
+        }
+        for (const int64_t end = k + p.w.group; k < end; ++k) {
+            for (int i = 0; i < PANELS; ++i) {
+                V a, b;
+                readers[i].read(k, a, b);
+                for (int t = 0; t < ROWS; ++t) {
+                    const V value = set1(x[t * p.stride_x + k]);
+                    low[i][t] = fma(value, a, low[i][t]);
+                    high[i][t] = fma(value, b, high[i][t]);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < PANELS; ++i) {
+        for (int t = 0; t < ROWS; ++t) {
+            p.write(row + t, panel + i, low[i][t], high[i][t]);
+        }
+    }
+}
+
+// sums[t] += Σ_k x[t, k] · buffer[k] for ROWS rows.
+template <int ROWS>
+void multiply_tile(const float* x, int64_t stride_x, const float* buffer, int64_t count, float* sums) {
+    V low[ROWS], high[ROWS];
+    for (int t = 0; t < ROWS; ++t) {
+        low[t] = load(sums + t * PANEL);
+        high[t] = load(sums + t * PANEL + LANES);
+    }
+    for (int64_t k = 0; k < count; ++k) {
+        const V a = load(buffer + k * PANEL);
+        const V b = load(buffer + k * PANEL + LANES);
+        for (int t = 0; t < ROWS; ++t) {
+            const V value = set1(x[t * stride_x + k]);
+            low[t] = fma(value, a, low[t]);
+            high[t] = fma(value, b, high[t]);
+        }
+    }
+    for (int t = 0; t < ROWS; ++t) {
+        store(sums + t * PANEL, low[t]);
+        store(sums + t * PANEL + LANES, high[t]);
+    }
+}
+
+void multiply_rows(const float* x, int64_t stride_x, int64_t rows, const float* buffer, int64_t count, float* sums) {
+    int64_t t = 0;
+    for (; t + ROW_TILE <= rows; t += ROW_TILE) {
+        multiply_tile<ROW_TILE>(x + t * stride_x, stride_x, buffer, count, sums + t * PANEL);
+    }
+    x += t * stride_x;
+    sums += t * PANEL;
+    switch (rows - t) {
+        case 1: return multiply_tile<1>(x, stride_x, buffer, count, sums);
+        case 2: return multiply_tile<2>(x, stride_x, buffer, count, sums);
+        case 3: return multiply_tile<3>(x, stride_x, buffer, count, sums);
+        case 4: return multiply_tile<4>(x, stride_x, buffer, count, sums);
+        case 5: return multiply_tile<5>(x, stride_x, buffer, count, sums);
+        default: return;
+    }
+}
+
+// buffer[k − start] = the panel's weights of input k.
+template <class Reader>
+void decode(Reader& reader, int64_t group, int64_t start, int64_t count, float* buffer) {
+    for (int64_t k = start; k < start + count;) {
+        reader.begin_group(k / group);
+        for (const int64_t end = std::min(start + count, (k / group + 1) * group); k < end; ++k) {
+            V low, high;
+            reader.read(k, low, high);
+            store(buffer + (k - start) * PANEL, low);
+            store(buffer + (k - start) * PANEL + LANES, high);
+        }
+    }
+}
+
+template <class Reader>
+void many_rows(const Product& p, int64_t panel) {
+    alignas(32) float buffer[CHUNK * PANEL];
+    alignas(32) float sums[ROW_BLOCK * PANEL];
+    for (int64_t first = 0; first < p.num_rows; first += ROW_BLOCK) {
+        const int64_t rows = std::min(ROW_BLOCK, p.num_rows - first);
+        std::fill(sums, sums + rows * PANEL, 0.0f);
+        Reader reader(p.w, panel);
+        for (int64_t start = 0; start < p.w.num_inputs; start += CHUNK) {
+            const int64_t count = std::min(CHUNK, p.w.num_inputs - start);
+            decode(reader, p.w.group, start, count, buffer);
+            multiply_rows(p.x + first * p.stride_x + start, p.stride_x, rows, buffer, count, sums);
+        }
+        for (int64_t t = 0; t < rows; ++t) {
+            p.write(first + t, panel, load(sums + t * PANEL), load(sums + t * PANEL + LANES));
+        }
+    }
+}
+
+template <class Reader>
+void one_row(const Product& p, int64_t first, int64_t end) {
+    int64_t panel = first;
+    for (; panel + 2 <= end; panel += 2) {
+        few_rows<Reader, 2, 1>(p, panel, 0);
+    }
+    if (panel < end) {
+        few_rows<Reader, 1, 1>(p, panel, 0);
+    }
+}
+
+template <class Reader>
+void product(const Product& p, int64_t first, int64_t end) {
+    if (p.num_rows == 1) {
+        return one_row<Reader>(p, first, end);
+    }
+    for (int64_t panel = first; panel < end; ++panel) {
+        switch (p.num_rows) {
+            case 2: few_rows<Reader, 1, 2>(p, panel, 0); break;
+            case 3: few_rows<Reader, 1, 3>(p, panel, 0); break;
+            case FEW_ROWS: few_rows<Reader, 1, FEW_ROWS>(p, panel, 0); break;
+            default: many_rows<Reader>(p, panel);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void perseid_matmul(
+    const Weight* w, const float* x, int64_t num_rows, int64_t stride_x, float* out, int64_t stride_out) {
+    if (num_rows == 0) {
+        return;
+    }
+    const Product p{*w, x, num_rows, stride_x, out, stride_out};
+    with_reader(*w, [&](auto type) {
+        using Reader = typename decltype(type)::Reader;
+        const int64_t panels = w->num_panels();
+        const int64_t grain = num_rows <= FEW_ROWS ? 8 : 2;  // panels of a task: enough work to be worth taking
+        parallel_for((panels + grain - 1) / grain, [&](int64_t task) {
+            product<Reader>(p, task * grain, std::min(panels, (task + 1) * grain));
+        });
+    });
+}
+
+// Rows `ids` of W.
+extern "C" __attribute__((visibility("default"))) void perseid_embed(
+    const Weight* w, const int64_t* ids, int64_t count, float* out) {
+    with_reader(*w, [&](auto type) {
+        using Reader = typename decltype(type)::Reader;
+        std::vector<float> panel(w->num_inputs * PANEL);
+        for (int64_t i = 0; i < count; ++i) {
+            Reader reader(*w, ids[i] / PANEL);
+            decode(reader, w->group, 0, w->num_inputs, panel.data());
+            for (int64_t k = 0; k < w->num_inputs; ++k) {
+                out[i * w->num_inputs + k] = panel[k * PANEL + ids[i] % PANEL];
+            }
+        }
+    });
+}
+
+}  // namespace perseid

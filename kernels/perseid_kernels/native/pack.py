@@ -1,0 +1,126 @@
+"""Canonical weights in the layout of `weight.h`: panels of 16 outputs, the inputs one after the other.
+
+Shape legend: N outputs, K inputs, G groups, P = ⌈N / 16⌉ panels. Outputs beyond N are zeros that nobody reads.
+"""
+
+import ctypes
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
+
+PANEL = 16
+_LANES = 8
+_AFFINE4, _CODEBOOK4, _INT8, _DENSE = range(4)
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class _Weight(ctypes.Structure):
+    """`struct Weight` of weight.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("num_outputs", ctypes.c_int64),
+        ("num_inputs", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("codebook", ctypes.c_float * 16),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NativeWeight:
+    """A packed weight: its tensors, and the struct that points into them."""
+
+    shape: tuple[int, int]
+    tensors: tuple[Tensor, ...]
+    struct: _Weight = field(repr=False)
+
+    @property
+    def address(self) -> int:
+        """Of the struct, for the library."""
+        return ctypes.addressof(self.struct)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in self.tensors) + ctypes.sizeof(self.struct)
+
+
+def pack(weight: Weight) -> NativeWeight:
+    """The packed form; decoding it gives the canonical values bit by bit."""
+    match weight:
+        case Int4Weight():
+            return _pack_int4(weight)
+        case Int8Weight():
+            scale = _panels(_smallest(weight.scale))
+            return _finish(_INT8, weight, weight.group_size, _panels(weight.codes), scale)
+        case DenseWeight():
+            values = weight.values if weight.values.dtype in _TYPES else weight.values.float()
+            return _finish(_DENSE, weight, weight.shape[1], _panels(values))
+
+
+def _pack_int4(weight: Int4Weight) -> NativeWeight:
+    codes_NK = torch.stack((weight.codes & 0xF, weight.codes >> 4), dim=-1).view(weight.shape)
+    codes_PKB = _panels(codes_NK)
+    packed = codes_PKB[..., :_LANES] | (codes_PKB[..., _LANES:] << 4)
+    scale, offset = weight.scale, weight.offset
+    if offset is None:
+        scale = _smallest(scale)
+    else:
+        scale, offset = _smallest(torch.stack((scale, offset))).unbind()
+    kind = _AFFINE4 if _is_affine(weight) else _CODEBOOK4
+    offset_panels = None if offset is None else _panels(offset)
+    return _finish(kind, weight, weight.group_size, packed.contiguous(), _panels(scale), offset_panels, weight.codebook)
+
+
+def _is_affine(weight: Int4Weight) -> bool:
+    """Whether the codes can be taken as numbers (weight.h says when)."""
+    first = weight.codebook[0]
+    steps = torch.equal(weight.codebook, first + torch.arange(16.0))
+    return steps and bool(first == first.round()) and (weight.offset is None or first.item() == 0)
+
+
+def _finish(
+    kind: int,
+    weight: Weight,
+    group: int,
+    codes: Tensor,
+    scale: Tensor | None = None,
+    offset: Tensor | None = None,
+    codebook: Tensor | None = None,
+) -> NativeWeight:
+    num_outputs, num_inputs = weight.shape
+    struct = _Weight(
+        kind=kind,
+        type=_TYPES[codes.dtype if scale is None else scale.dtype],
+        num_outputs=num_outputs,
+        num_inputs=num_inputs,
+        group=group,
+        codes=codes.data_ptr(),
+        scale=None if scale is None else scale.data_ptr(),
+        offset=None if offset is None else offset.data_ptr(),
+    )
+    if codebook is not None:
+        struct.codebook[:] = codebook.tolist()
+    held = tuple(tensor for tensor in (codes, scale, offset) if tensor is not None)
+    return NativeWeight((num_outputs, num_inputs), held, struct)
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """As float16 where that changes no value (GGUF's scales come from it), else float32."""
+    half = values.to(torch.float16)
+    return half if torch.equal(half.to(torch.float32), values) else values.to(torch.float32)
+
+
+def _panels(rows_NX: Tensor) -> Tensor:
+    """[N, X] → [P, X, PANEL] contiguous."""
+    num_rows, width = rows_NX.shape
+    padded = pad(rows_NX, (0, 0, 0, -num_rows % PANEL))
+    return padded.view(-1, PANEL, width).transpose(1, 2).contiguous()

@@ -1,0 +1,117 @@
+// The ops that look at one row at a time: norms, SiLU, rotary embedding. Each row's sums have a fixed order.
+#include <algorithm>
+
+#include "simd.h"
+#include "threads.h"
+
+namespace perseid {
+namespace {
+
+constexpr int64_t ROWS_PER_TASK = 32;  // a decode's rows are done by the caller: waking a thread costs more
+
+template <class F>
+void for_rows(int64_t count, F row) {
+    parallel_for((count + ROWS_PER_TASK - 1) / ROWS_PER_TASK, [&](int64_t task) {
+        for (int64_t t = task * ROWS_PER_TASK; t < std::min(count, (task + 1) * ROWS_PER_TASK); ++t) {
+            row(t);
+        }
+    });
+}
+
+// Calls f(n, count) for the vectors of a row: eight at a time, then the rest.
+template <class F>
+void for_vectors(int64_t width, F f) {
+    int64_t n = 0;
+    for (; n + LANES <= width; n += LANES) {
+        f(n, int64_t(LANES));
+    }
+    if (n < width) {
+        f(n, width - n);
+    }
+}
+
+V read(const float* p, int64_t count) { return count == LANES ? load(p) : load_some(p, count); }
+
+void write(float* p, V value, int64_t count) { count == LANES ? store(p, value) : store_some(p, value, count); }
+
+void norm_row(const float* x, const float* weight, int64_t width, float eps, float* out) {
+    V squares = zero();
+    for_vectors(width, [&](int64_t n, int64_t count) {
+        const V value = read(x + n, count);
+        squares = fma(value, value, squares);
+    });
+    const V inverse = set1(1.0f / std::sqrt(sum(squares) / float(width) + eps));
+    for_vectors(width, [&](int64_t n, int64_t count) {
+        write(out + n, mul(mul(read(x + n, count), inverse), read(weight + n, count)), count);
+    });
+}
+
+void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+    for_vectors(half, [&](int64_t d, int64_t count) {
+        const V a = read(x + d, count), b = read(x + half + d, count);
+        const V c = read(cos + d, count), s = read(sin + d, count);
+        write(x + d, sub(mul(a, c), mul(b, s)), count);
+        write(x + half + d, add(mul(b, c), mul(a, s)), count);
+    });
+}
+
+}  // namespace
+
+// x [T, H, N] with strides, out [T, H, N] contiguous.
+extern "C" __attribute__((visibility("default"))) void perseid_rms_norm(
+    const float* x, int64_t rows, int64_t heads, int64_t width, int64_t stride_row, int64_t stride_head,
+    const float* weight, float eps, float* out) {
+    for_rows(rows * heads, [&](int64_t i) {
+        norm_row(x + i / heads * stride_row + i % heads * stride_head, weight, width, eps, out + i * width);
+    });
+}
+
+extern "C" __attribute__((visibility("default"))) void perseid_add_rms_norm(
+    const float* x, float* residual, int64_t rows, int64_t width, const float* weight, float eps, float* out) {
+    for_rows(rows, [&](int64_t t) {
+        const float* from = x + t * width;
+        float* held = residual + t * width;
+        for_vectors(width, [&](int64_t n, int64_t count) {
+            write(held + n, add(read(held + n, count), read(from + n, count)), count);
+        });
+        norm_row(held, weight, width, eps, out + t * width);
+    });
+}
+
+extern "C" __attribute__((visibility("default"))) void perseid_silu_mul(
+    const float* gate_up, int64_t rows, int64_t width, int64_t stride, float* out) {
+    for_rows(rows, [&](int64_t t) {
+        const float* gate = gate_up + t * stride;
+        for_vectors(width, [&](int64_t n, int64_t count) {
+            const V g = read(gate + n, count);
+            const V silu = div(g, add(set1(1.0f), exp(sub(zero(), g))));
+            write(out + t * width + n, mul(silu, read(gate + width + n, count)), count);
+        });
+    });
+}
+
+// Rotates q and k in place, then copies k and v to slot `slots[t]` of the caches [NB · BS, Hkv, D].
+extern "C" __attribute__((visibility("default"))) void perseid_rope_and_store(
+    float* q, int64_t stride_q, float* k, int64_t stride_k, const float* v, int64_t stride_v, int64_t rows,
+    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, const float* cos, const float* sin,
+    const int64_t* positions, float* k_cache, float* v_cache, const int64_t* slots) {
+    const int64_t half = head_dim / 2, kv_width = num_kv_heads * head_dim;
+    for_rows(rows, [&](int64_t t) {
+        const float* c = cos + positions[t] * half;
+        const float* s = sin + positions[t] * half;
+        for (int64_t h = 0; h < num_heads; ++h) {
+            rotate(q + t * stride_q + h * head_dim, c, s, half);
+        }
+        for (int64_t h = 0; h < num_kv_heads; ++h) {
+            rotate(k + t * stride_k + h * head_dim, c, s, half);
+        }
+        std::memcpy(k_cache + slots[t] * kv_width, k + t * stride_k, kv_width * sizeof(float));
+        std::memcpy(v_cache + slots[t] * kv_width, v + t * stride_v, kv_width * sizeof(float));
+    });
+}
+
+extern "C" __attribute__((visibility("default"))) void perseid_set_num_threads(int64_t count) {
+    set_num_threads(int(count));
+}
+
+}  // namespace perseid

@@ -1,0 +1,101 @@
+"""The library's compilation: cached, atomic, and a clear fallback."""
+
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from perseid_kernels.backend import Backend, backend_for
+from perseid_kernels.eager_backend import EagerBackend
+from perseid_kernels.native import build, load_native_backend
+from perseid_kernels.native.backend import NativeBackend
+from perseid_kernels.native.build import BuildError, build_library
+from tests.kernels.cases import int4_weight, int8_weight
+
+CPU = torch.device("cpu")
+TOUCH_OUTPUT = 'while [ "$1" != -o ]; do shift; done\n: > "$2"'
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("PERSEID_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+def fake_compiler(folder: Path, script: str) -> str:
+    """An executable that says its version and else runs `script`."""
+    file = folder / "fake-c++"
+    file.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo 1.0 && exit 0\n{script}\n')
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return str(file)
+
+
+def test_a_second_build_reads_the_cache(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "calls"
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, f"echo call >> {log}\n{TOUCH_OUTPUT}"))
+    first = build_library()
+    assert build_library() == first
+    assert log.read_text().splitlines() == ["call"]
+    assert [file.name for file in cache.iterdir()] == [first.name], "nothing temporary stays"
+
+
+def test_other_options_are_another_library(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, TOUCH_OUTPUT))
+    first = build_library()
+    monkeypatch.setattr(build, "_OPTIONS", (*build._OPTIONS, "-g"))
+    assert build_library() != first
+
+
+def test_a_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, "echo simd.h: bad line >&2; exit 1"))
+    with pytest.raises(BuildError, match="bad line"):
+        build_library()
+    assert not list(cache.glob("*"))
+
+
+@pytest.mark.parametrize("compiler", ["", "/no/such/compiler"])
+def test_without_a_compiler_the_cpu_computes_in_torch(
+    cache: Path, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="install g"):
+        assert isinstance(backend_for(CPU), EagerBackend)
+
+
+def test_a_broken_library_falls_back(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done\necho text > "$2"'))
+    with pytest.warns(UserWarning, match="falling back"):
+        assert load_native_backend() is None
+
+
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSEID_NATIVE", "0")
+    assert load_native_backend() is None
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs the command 'g++' (Debian: g++)")
+def test_the_portable_lanes_give_the_same_bits(
+    native_backend: Backend, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    """A CPU without AVX2 takes plain loops that do the same operations in the same order."""
+    monkeypatch.setenv("CXX", "g++ -mno-avx2 -mno-fma -mno-f16c -O1")
+    monkeypatch.setattr(build, "_OPTIONS", tuple(option for option in build._OPTIONS if option != "-O3"))
+    portable = NativeBackend(build_library(), num_threads=1)
+    gate_up, weight_N = torch.randn(3, 62, generator=rng) * 20, torch.randn(62, generator=rng)
+    assert torch.equal(portable.silu_mul(gate_up), native_backend.silu_mul(gate_up))
+    assert torch.equal(portable.rms_norm(gate_up, weight_N, 1e-5), native_backend.rms_norm(gate_up, weight_N, 1e-5))
+    for weight in (
+        int4_weight(rng, 35, 96, 32, "nf4"),
+        int4_weight(rng, 35, 96, 32, "q4_1"),
+        int8_weight(rng, 35, 96, 32),
+    ):
+        for num_rows in (1, 3, 7):
+            x = torch.randn(num_rows, 96, generator=rng)
+            ours, theirs = torch.empty(num_rows, 35), torch.empty(num_rows, 35)
+            native_backend.matmul(x, native_backend.pack(weight, CPU), ours)
+            portable.matmul(x, portable.pack(weight, CPU), theirs)
+            assert torch.equal(ours, theirs)
