@@ -5,6 +5,7 @@ before it, and it reads those tokens back through the sequence's KV blocks. A bl
 early or keyed wrongly changes the answer.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -16,6 +17,8 @@ from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import AdapterState, EngineReady, SequenceOutput, StepOutputs, Submit
 from perseid_server.engine.ports import ChunkResult, ScheduledStep
+from perseid_server.engine.sequence import Sequence
+from perseid_server.errors import Unavailable
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.model.spec import BaseSpec, LinearShape
 from perseid_server.model.tokenizer import TokenizerBundle
@@ -73,6 +76,7 @@ class FakeRunner:
     num_blocks: int
     block_size: int = BLOCK_SIZE
     choose: Callable[[str | None, tuple[int, ...]], int] = next_token
+    says: str | None = None  # every answer is this text, then the end token
     fail_on: set[str] = field(default_factory=set)  # request ids whose presence breaks the step
     nan_for: set[str] = field(default_factory=set)  # request ids whose row is broken
     steps: list[ScheduledStep] = field(default_factory=list)
@@ -107,10 +111,24 @@ class FakeRunner:
         context = [self._slots[self._slot(sequence.blocks, i)] for i in range(chunk.start + chunk.count)]
         assert all(entry is not None and entry[0] == sequence.adapter for entry in context), "foreign KV"
         tokens = tuple(entry[1] for entry in context if entry is not None)
-        return ChunkResult(self.choose(sequence.adapter, tokens), prompt_logprobs=judged)
+        token = self._next(sequence, tokens)
+        return ChunkResult(token, _logprob(token, sequence.request.sampling.logprobs), prompt_logprobs=judged)
+
+    def _next(self, sequence: Sequence, tokens: tuple[int, ...]) -> int:
+        if self.says is None:
+            return self.choose(sequence.adapter, tokens)
+        said = self.says.encode()
+        return said[sequence.num_output] if sequence.num_output < len(said) else EOS
 
     def _slot(self, blocks: list[int], position: int) -> int:
         return blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+
+def _logprob(token: int, wanted: int | None) -> TokenLogprobs | None:
+    """The chosen token is the most likely one, its neighbours in the vocabulary come next."""
+    if wanted is None:
+        return None
+    return TokenLogprobs(token, -0.5, 1, tuple(((token + place) % VOCAB_SIZE, -0.5 - place) for place in range(wanted)))
 
 
 @dataclass
@@ -233,7 +251,7 @@ def fake_ready(**changes: object) -> EngineReady:
 
 
 class FakeEngineProcess:
-    """`ipc.engine_client.EngineProcess` over an engine in this process."""
+    """`ipc.engine_client.EngineProcess` over an engine in this process. Whoever waits for an output steps it."""
 
     def __init__(self, engine: Engine | None = None, **ready: object) -> None:
         self.engine = engine or fake_engine()
@@ -243,11 +261,44 @@ class FakeEngineProcess:
         self.aborted: list[str] = []
         self.submitted: list[Submit] = []
         self.on_step: Callable[[StepOutputs], None] = lambda _: None
+        self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
+        self._may_step = asyncio.Event()
+        self._may_step.set()
+        self._abort_seen = asyncio.Event()
+        self._submit_seen = asyncio.Event()
+
+    def hold(self) -> None:
+        """Take requests, answer none: until `go_on`, all are in flight."""
+        self._may_step.clear()
+
+    def go_on(self) -> None:
+        """Answer again."""
+        self._may_step.set()
+
+    def die(self) -> None:
+        """As a kill -9 of the engine process: those in flight are told, new ones are refused."""
+        self.status = "restarting"
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(None)
+        self._may_step.set()
+
+    async def submissions(self, count: int) -> None:
+        """Return when that many sequences have been submitted."""
+        while len(self.submitted) < count:
+            self._submit_seen.clear()
+            await self._submit_seen.wait()
+
+    async def aborts(self, count: int) -> None:
+        """Return when that many sequences have been aborted."""
+        while len(self.aborted) < count:
+            self._abort_seen.clear()
+            await self._abort_seen.wait()
 
     async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
-        import asyncio
-
+        if self.status != "ready":
+            raise Unavailable(f"the engine is {self.status}; try again")
         self.submitted.append(request)
+        self._submit_seen.set()
         self.engine.submit(request)
         inbox = self._inboxes.setdefault(request.request_id, asyncio.Queue())
         ended = False
@@ -255,14 +306,20 @@ class FakeEngineProcess:
             while not ended:
                 while inbox.empty():
                     await asyncio.sleep(0)
-                    self._step()
+                    await self._may_step.wait()
+                    if inbox.empty():
+                        self._step()
                 output = inbox.get_nowait()
+                if output is None:
+                    ended = True
+                    raise Unavailable("the engine stopped while it worked on this request; try again")
                 ended = output.finish_reason is not None
                 yield output
         finally:
             self._inboxes.pop(request.request_id, None)
             if not ended:
                 self.aborted.append(request.request_id)
+                self._abort_seen.set()
                 self.engine.abort(request.request_id)
 
     def _step(self) -> None:
@@ -271,10 +328,6 @@ class FakeEngineProcess:
             if output.request_id in self._inboxes:
                 self._inboxes[output.request_id].put_nowait(output)
         self.on_step(step)
-
-    @property
-    def _inboxes(self) -> dict:
-        return self.__dict__.setdefault("inboxes", {})
 
     def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
         self.engine.register_adapter(version, path, pinned=pinned)

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-fPIC", "-shared",
-            "-fvisibility=hidden")  # fmt: skip
+_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-fPIC",
+            "-shared", "-fvisibility=hidden")  # fmt: skip
 _COMPILE_SECONDS = 300
 
 

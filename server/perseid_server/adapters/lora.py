@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perseid_server.adapters.lora_config import MAX_RANK, LoraConfig, read_lora_config
+from perseid_server.adapters.lora_config import LoraConfig, read_lora_config
 from perseid_server.adapters.tensor_file import TensorFile
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec
@@ -161,25 +161,27 @@ def _pair(site: Site, sides: Mapping[str, str], config: LoraConfig, file: Tensor
     for side, other in (("A", "B"), ("B", "A")):
         if side not in sides:
             raise AdapterRejected(f"tensor {sides[other]!r} has no lora_{side} beside it")
-    rank = config.rank_of(site.module)
-    if rank > MAX_RANK:
-        raise AdapterRejected(f"{site.module}: rank {rank}; expected 1 to {MAX_RANK}")
+    module = sides["A"].removeprefix("base_model.model.").partition(".lora_A.")[0]  # the name that patterns match
+    rank = config.rank_of(module)
     shape = base.projections[site.projection]
     _check_shape(sides["A"], file, (rank, shape.in_features), config, base)
     _check_shape(sides["B"], file, (shape.out_features, rank), config, base)
-    return Pair(sides["A"], sides["B"], rank, config.scale_of(site.module))
+    return Pair(sides["A"], sides["B"], rank, config.scale_of(module, rank))
 
 
 def _check_shape(name: str, file: TensorFile, wanted: tuple[int, int], config: LoraConfig, base: BaseSpec) -> None:
     shape = file.tensors[name].shape
     if shape == wanted:
         return
-    side = "A" if ".lora_A." in name else "B"
-    rank_axis = 0 if side == "A" else 1
-    if len(shape) == 2 and shape[1 - rank_axis] == wanted[1 - rank_axis]:
+    rank_axis = 0 if ".lora_A." in name else 1
+    if len(shape) != 2:
+        raise AdapterRejected(f"tensor {name!r} has the shape {list(shape)}; expected a matrix, {list(wanted)}")
+    if shape[1 - rank_axis] == wanted[1 - rank_axis]:
         raise AdapterRejected(
             f"tensor {name!r} has rank {shape[rank_axis]}; the config says {wanted[rank_axis]} (r, rank_pattern)"
         )
+    if shape == wanted[::-1]:
+        raise AdapterRejected(f"tensor {name!r} is transposed: it has the shape {list(shape)}, expected {list(wanted)}")
     trained = f", trained on {config.trained_on}," if config.trained_on else ""
     raise AdapterRejected(
         f"tensor {name!r} has the shape {list(shape)}, this base needs {list(wanted)}: the adapter{trained} is for a "
@@ -196,16 +198,31 @@ def _refuse_missing_targets(config: LoraConfig, pairs: Mapping[Site, Pair]) -> N
 
 
 def _any_effect(pairs: Mapping[Site, Pair], file: TensorFile) -> bool:
-    """Refuses NaN and Inf; tells whether any B is not zero."""
+    """Refuses NaN, Inf and what overflows when it is scaled; tells whether any product B·A is not zero for certain."""
     effect = False
     for pair in pairs.values():
-        for name in (pair.a, pair.b):
-            values = file.read(name)
-            if not np.isfinite(values).all():
-                kind = "NaN" if np.isnan(values).any() else "Inf"
-                raise AdapterRejected(f"tensor {name!r} holds {kind}")
-        effect = effect or bool(values.any())
+        a = file.read(pair.a)
+        _refuse_not_finite(pair.a, a)
+        b = file.read(pair.b)
+        _refuse_not_finite(pair.b, b)
+        scaled = _scaled(b, pair.scale)
+        if not np.isfinite(scaled).all():
+            raise AdapterRejected(
+                f"tensor {pair.b!r} times its scale {pair.scale:g} (lora_alpha, alpha_pattern) exceeds float32"
+            )
+        effect = effect or bool(a.any() and scaled.any())
     return effect
+
+
+def _refuse_not_finite(name: str, values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise AdapterRejected(f"tensor {name!r} holds {'NaN' if np.isnan(values).any() else 'Inf'}")
+
+
+def _scaled(b: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled: NDArray[np.float32] = b * np.float32(scale)
+    return scaled
 
 
 def _info(
@@ -214,7 +231,7 @@ def _info(
     rank = max(pair.rank for pair in pairs.values())
     warnings = []
     if is_noop:
-        warnings.append("every lora_B is zero: the adapter changes nothing")
+        warnings.append("every product of lora_B, lora_A and its scale is zero: the adapter changes nothing")
     if config.trained_on and config.trained_on.rstrip("/").rsplit("/", 1)[-1].lower() != base.name.lower():
         warnings.append(f"trained on {config.trained_on}, served on {base.name}")
     return AdapterInfo(
@@ -265,7 +282,7 @@ def _lower_linear(adapter: CheckedAdapter, base: BaseSpec, layer: int, fused: st
             rows = np.zeros((pages * PAGE_RANK, shape.in_features), np.float32)
             rows[: pair.rank] = adapter.file.read(pair.a)
             a[:, index] = rows.reshape(pages, PAGE_RANK, shape.in_features)
-            b[: pair.rank, start:end] = adapter.file.read(pair.b).T * np.float32(pair.scale)
+            b[: pair.rank, start:end] = _scaled(adapter.file.read(pair.b), pair.scale).T
         start = end
     return LoweredLinear(
         layer,

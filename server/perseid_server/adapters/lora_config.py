@@ -1,25 +1,27 @@
 """`adapter_config.json` of a PEFT LoRA, read strictly: what would change the mathematics and is not supported is
 refused by the name of its key; an unknown key that says something is refused too."""
 
-import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from perseid_server.adapters.module_pattern import ModulePattern
+from perseid_server.adapters.untrusted import parse_json, quoted
 from perseid_server.errors import AdapterRejected
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 4 << 20
 MAX_RANK = 256
 MAX_PATTERN_KEYS = 4096
-MAX_EXPRESSIONS = 64
+MAX_EXPRESSION_CHARACTERS = 4096  # of one pattern's keys that are more than names
+MAX_TEXT = 1024
 
-_PLAIN_NAME = re.compile(r"[\w.]+")
+T = TypeVar("T")
+Patterns = tuple[tuple[ModulePattern, T], ...]
 
-_PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)
+_PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica", None)
 """Values of init_lora_weights that leave the base as it was. The others keep a part of the base's weights in the
 adapter, which PEFT's conversion (`path_initial_model_for_weight_conversion`) turns into a plain adapter."""
 
@@ -29,7 +31,7 @@ _HARMLESS = frozenset(
         "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
         "alpha_pattern", "layers_to_transform", "layers_pattern", "init_lora_weights", "runtime_config",
         "eva_config", "corda_config", "lora_ga_config", "peft_version", "ensure_weight_tying", "megatron_core",
-        "arrow_config", "qalora_group_size", "velora_config", "monteclora_config", "use_bdlora", "loftq_config",
+        "qalora_group_size",
     }
 )  # fmt: skip
 """Keys that are read here, or that say nothing about the forward pass of a plain LoRA."""
@@ -56,30 +58,24 @@ _MUST_BE_UNSET = {
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """What decides ranks and scales. Patterns and targets as PEFT writes them."""
+    """What decides ranks and scales."""
 
     rank: int
     alpha: float
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    target_modules: tuple[str, ...] | str | None  # names, a regular expression, or "all-linear"
+    rank_pattern: Patterns[int]
+    alpha_pattern: Patterns[float]
+    named_targets: tuple[str, ...]  # modules that must be adapted; empty when the config does not name them one by one
     trained_on: str | None
 
     def rank_of(self, module: str) -> int:
         """Rank of a module such as `model.layers.3.mlp.up_proj`."""
-        return self.rank_pattern.get(_matching_key(self.rank_pattern, module), self.rank)
+        return _first_match(self.rank_pattern, module, self.rank)
 
-    def scale_of(self, module: str) -> float:
-        """α/r, or α/√r with rsLoRA (arXiv:2312.03732), with the module's own rank and α."""
-        rank = self.rank_of(module)
-        alpha = self.alpha_pattern.get(_matching_key(self.alpha_pattern, module), self.alpha)
+    def scale_of(self, module: str, rank: int) -> float:
+        """α/r, or α/√r with rsLoRA (arXiv:2312.03732), with the module's own α."""
+        alpha = _first_match(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
-
-    @property
-    def named_targets(self) -> tuple[str, ...]:
-        """Target modules given by name; empty for a regular expression or "all-linear"."""
-        return self.target_modules if isinstance(self.target_modules, tuple) else ()
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
@@ -87,44 +83,46 @@ def read_lora_config(folder: Path) -> LoraConfig:
     raw = _load(folder)
     kind = raw.get("peft_type")
     if kind != "LORA":
-        raise AdapterRejected(f"peft_type {kind!r} is not supported; supported: LORA (plain LoRA and rsLoRA)")
+        raise AdapterRejected(f"peft_type {quoted(kind)} is not supported; supported: LORA (plain LoRA and rsLoRA)")
     if raw.get("bias", "none") != "none":
-        raise AdapterRejected(f'bias {raw["bias"]!r}: trained biases are not supported yet; expected "none"')
+        raise AdapterRejected(f'bias {quoted(raw["bias"])}: trained biases are not supported yet; expected "none"')
     for key, why in _MUST_BE_UNSET.items():
         if not _is_unset(raw.get(key)):
-            raise AdapterRejected(f"{key} {raw[key]!r}: {why}")
+            raise AdapterRejected(f"{key} {quoted(raw[key])}: {why}")
     _refuse_mutating_init(raw.get("init_lora_weights"))
     for key, value in raw.items():
         if key not in _HARMLESS and key not in _MUST_BE_UNSET and key != "bias" and not _is_unset(value):
             raise AdapterRejected(
-                f"unknown key {key!r} in {CONFIG_FILE}: it may change what the adapter computes; "
+                f"unknown key {quoted(key)} in {CONFIG_FILE}: it may change what the adapter computes; "
                 "remove it if it does not"
             )
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool):
-        raise AdapterRejected(f"use_rslora {rslora!r}: expected true or false")
+        raise AdapterRejected(f"use_rslora {quoted(rslora)}: expected true or false")
     return LoraConfig(
         rank=_rank("r", raw.get("r", 8)),
         alpha=_number("lora_alpha", raw.get("lora_alpha", 8)),
         rslora=rslora,
-        rank_pattern={key: _rank(f"rank_pattern[{key!r}]", value) for key, value in _pattern(raw, "rank_pattern")},
-        alpha_pattern={key: _number(f"alpha_pattern[{key!r}]", value) for key, value in _pattern(raw, "alpha_pattern")},
-        target_modules=_targets(raw.get("target_modules")),
+        rank_pattern=_patterns("rank_pattern", raw.get("rank_pattern"), _rank),
+        alpha_pattern=_patterns("alpha_pattern", raw.get("alpha_pattern"), _number),
+        named_targets=_named_targets(raw.get("target_modules"), excludes=not _is_unset(raw.get("exclude_modules"))),
         trained_on=_text_or_none("base_model_name_or_path", raw.get("base_model_name_or_path")),
     )
 
 
 def _load(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
+    if not path.exists():
+        raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder")
+    if not path.is_file():  # a pipe would be waited for, a device read for ever
+        raise AdapterRejected(f"{CONFIG_FILE} is not a regular file")
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise AdapterRejected(f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes")
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder") from None
+        raw = parse_json(path.read_bytes())
     except OSError as error:
         raise AdapterRejected(f"{CONFIG_FILE} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AdapterRejected(f"{CONFIG_FILE} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise AdapterRejected(f"{CONFIG_FILE}: expected an object, got {type(raw).__name__}")
@@ -138,70 +136,65 @@ def _is_unset(value: Any) -> bool:
 def _refuse_mutating_init(value: Any) -> None:
     if isinstance(value, list | dict) or value not in _PLAIN_INITS:
         raise AdapterRejected(
-            f"init_lora_weights {value!r}: this initialisation changes the base's weights, so the adapter alone is not "
-            "enough; save it again with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA"
+            f"init_lora_weights {quoted(value)}: this initialisation changes the base's weights, so the adapter alone "
+            "is not enough; save it again with PEFT's path_initial_model_for_weight_conversion: that makes a plain LoRA"
         )
 
 
 def _rank(field: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise AdapterRejected(f"{field} {value!r}: expected an integer from 1 to {MAX_RANK}")
+        raise AdapterRejected(f"{field} {quoted(value)}: expected an integer from 1 to {MAX_RANK}")
     return value
 
 
 def _number(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterRejected(f"{field} {value!r}: expected a finite number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond any float
+        pass
+    raise AdapterRejected(f"{field} {quoted(value)}: expected a finite number")
 
 
 def _text_or_none(field: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise AdapterRejected(f"{field} {value!r}: expected a string")
+    if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
+        raise AdapterRejected(f"{field} {quoted(value)}: expected a string of at most {MAX_TEXT} characters")
     return value
 
 
-def _pattern(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
-    value = raw.get(field) or {}
+def _patterns(field: str, value: Any, parse: Callable[[str, Any], T]) -> Patterns[T]:
+    """rank_pattern or alpha_pattern: module name or expression → number."""
+    if value is None:
+        return ()
     if not isinstance(value, dict):
-        raise AdapterRejected(f"{field} {value!r}: expected an object of module pattern → number")
+        raise AdapterRejected(f"{field} {quoted(value)}: expected an object of module pattern → number")
     if len(value) > MAX_PATTERN_KEYS:
         raise AdapterRejected(f"{field} has {len(value)} keys; expected at most {MAX_PATTERN_KEYS}")
-    expressions = [key for key in value if not _PLAIN_NAME.fullmatch(key)]
-    if len(expressions) > MAX_EXPRESSIONS:
-        raise AdapterRejected(f"{field} has {len(expressions)} expressions; expected at most {MAX_EXPRESSIONS}")
-    for expression in expressions:
-        _check_expression(field, expression)
-    return list(value.items())
-
-
-def _check_expression(field: str, expression: str) -> None:
-    """An expression from a file may be made to take for ever: no repeated groups, few repetitions."""
-    if len(expression) > 256 or re.search(r"\)\s*[*+?{]", expression) or len(re.findall(r"[*+{]", expression)) > 2:
+    patterns = [(_pattern(field, key), parse(f"{field}[{quoted(key)}]", item)) for key, item in value.items()]
+    length = sum(len(pattern.key) for pattern, _ in patterns if not pattern.is_name)
+    if length > MAX_EXPRESSION_CHARACTERS:
         raise AdapterRejected(
-            f"{field} {expression[:80]!r}: expected a module name or a simple expression "
-            "(at most two repetitions, no repeated groups)"
+            f"{field} holds expressions of {length} characters in all; expected at most {MAX_EXPRESSION_CHARACTERS}"
         )
+    return tuple(patterns)
+
+
+def _pattern(field: str, key: str) -> ModulePattern:
     try:
-        re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise AdapterRejected(f"{field} {expression[:80]!r} is not a regular expression: {error}") from error
+        return ModulePattern.parse(key)
+    except ValueError as error:
+        raise AdapterRejected(f"{field} {quoted(key)}: expected a module name or an expression: {error}") from error
 
 
-def _targets(value: Any) -> tuple[str, ...] | str | None:
-    if value is None or isinstance(value, str):
-        return value
+def _first_match(patterns: Patterns[T], module: str, otherwise: T) -> T:
+    """What the first pattern that matches says, as in PEFT."""
+    return next((value for pattern, value in patterns if pattern.matches(module)), otherwise)
+
+
+def _named_targets(value: Any, *, excludes: bool) -> tuple[str, ...]:
+    """Target modules given by name. None for an expression, "all-linear", or where exclude_modules takes some away."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise AdapterRejected(f"target_modules {value!r}: expected a list of module names or a regular expression")
-
-
-def _matching_key(pattern: Mapping[str, Any], module: str) -> str:
-    """The first key that is the module's name or, as an expression, a dotted end of it (PEFT: get_pattern_key)."""
-    for key in pattern:
-        if _PLAIN_NAME.fullmatch(key):
-            if module == key or module.endswith(f".{key}"):
-                return key
-        elif re.match(rf"(.*\.)?({key})$", module):
-            return key
-    return module
+        return () if excludes else tuple(value)
+    if value is None or isinstance(value, str):
+        return ()
+    raise AdapterRejected(f"target_modules {quoted(value)}: expected a list of module names or a regular expression")

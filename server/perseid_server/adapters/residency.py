@@ -200,7 +200,7 @@ class Residency:
             except queue.Empty:
                 break
         for version in self._pinned:
-            self._advance(self._adapters[version])
+            self._advance(self._adapters[version], spare_wanted=True)
         events, self._events = self._events, _Events()
         return ResidencyEvents(tuple(events.moved), events.failed)
 
@@ -211,8 +211,12 @@ class Residency:
 
     # --- on the engine's thread ---------------------------------------------------------------------------------
 
-    def _advance(self, adapter: _Adapter) -> bool:
-        """Take the next step towards the device; False when there is no room because everything is in use."""
+    def _advance(self, adapter: _Adapter, *, spare_wanted: bool = False) -> bool:
+        """Take the next step towards the device; False when there is no room because everything is in use.
+
+        `spare_wanted`: nobody asks just now, so nothing is evicted that came for a request and waits to be acquired.
+        Otherwise two requests could take the same room from each other for ever.
+        """
         if adapter.on_device or adapter.writing or adapter.error is not None:
             return True
         if adapter.host is None:
@@ -226,7 +230,7 @@ class Residency:
                 "raise --adapter-memory",
             )
             return True
-        if not self._make_room(num_pages):
+        if not self._make_room(num_pages, spare_wanted=spare_wanted):
             return False
         pages = self._pool.allocate(num_pages)
         assert pages is not None, "_make_room() said there is room"
@@ -236,10 +240,12 @@ class Residency:
         self._hand_over(_Write(adapter.version, pages, adapter.host))
         return True
 
-    def _make_room(self, num_pages: int) -> bool:
+    def _make_room(self, num_pages: int, *, spare_wanted: bool) -> bool:
         """Evict idle adapters, least recently used first, until enough pages are free; none if that cannot be."""
         idle = [self._adapters[version] for version in self._device_order]
         idle = [adapter for adapter in idle if adapter.users == 0 and not adapter.pinned]
+        if spare_wanted:
+            idle = [adapter for adapter in idle if not adapter.wanted]
         if self._pool.num_free + sum(len(adapter.pages or ()) for adapter in idle) < num_pages:
             return False
         for adapter in idle:
@@ -282,8 +288,8 @@ class Residency:
                 self._fail(adapter, done.error)
             elif done.host is not None:
                 self._keep_on_host(adapter, done.host)
-                if adapter.wanted:
-                    self._advance(adapter)
+                if adapter.wanted and not adapter.forgotten:
+                    self._advance(adapter, spare_wanted=True)
         else:
             adapter.writing = False
             if done.error is not None:
@@ -297,15 +303,15 @@ class Residency:
         self._drop_if_forgotten(adapter)
 
     def _keep_on_host(self, adapter: _Adapter, host: HostCopy) -> None:
-        """Keep a copy in host memory and let the least recently used go beyond the limit."""
+        """Keep a copy in host memory; beyond the limit the least recently used go, those somebody waits for last."""
         adapter.host = host
         self._host_order[adapter.version] = None
         self._host_used += host.nbytes
         self._events.moved.add(adapter.version)
-        for version in list(self._host_order):
+        copies = [self._adapters[version] for version in self._host_order]
+        for other in sorted(copies, key=lambda copy: copy.wanted and not copy.on_device):
             if self._host_used <= self._host_bytes:
                 break
-            other = self._adapters[version]
             if other is not adapter and not other.writing:
                 self._leave_host(other)
 

@@ -13,9 +13,15 @@ from pathlib import Path
 
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.untrusted import quoted
 from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
 
-_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,128}))?")
+_HUB_ID = re.compile(
+    r"(?P<repo>[a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})"
+    r"(?:@(?P<revision>(?=.{1,128}$)[a-z0-9_][\w.-]*(?:/[a-z0-9_][\w.-]*)*))?",
+    re.ASCII | re.IGNORECASE,
+)
+"""A revision becomes part of a path in the hub's cache: none of its parts is `.` or `..`."""
 _MAX_SOURCE = 4096
 
 
@@ -53,26 +59,36 @@ def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
             return _from_hub(match["repo"], match["revision"])
         if not source.startswith(("/", ".")):
             raise Forbidden(
-                f"source {source!r}: loading from the hub is not allowed here; the operator can allow it with "
+                f"source {quoted(source)}: loading from the hub is not allowed here; the operator can allow it with "
                 "--allow-hub",
                 field="source",
             )
     raise Forbidden(
-        f"source {source!r}: not a folder below one of the server's adapter roots; the operator sets them with "
+        f"source {quoted(source)}: not a folder below one of the server's adapter roots; the operator sets them with "
         "--adapter-root",
         field="source",
     )
 
 
 def _trusted(source: str) -> AdapterFolder:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return AdapterFolder(folder.resolve(), follow_links=True)
-    if folder.exists():
-        raise AdapterRejected(f"source {source!r} is a file; name the folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        folder = Path(source).expanduser()
+        mode = folder.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return AdapterFolder(folder.resolve(), follow_links=True)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        mode = None
+    except (OSError, RuntimeError) as error:  # RuntimeError: `~nobody`
+        why = error.strerror if isinstance(error, OSError) else error
+        raise AdapterRejected(f"source {quoted(source)} cannot be read: {why}", field="source") from error
+    if mode is not None:
+        raise AdapterRejected(
+            f"source {quoted(source)} is not a folder; name the folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+            field="source",
+        )
     if match := _HUB_ID.fullmatch(source):
         return _from_hub(match["repo"], match["revision"])
-    raise NotFound(f"source {source!r}: no such folder, and not a hub id org/name[@revision]", field="source")
+    raise NotFound(f"source {quoted(source)}: no such folder, and not a hub id org/name[@revision]", field="source")
 
 
 def _inside_a_root(source: str, roots: tuple[Path, ...]) -> Path | None:
@@ -114,7 +130,12 @@ def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
     try:
         path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
         return AdapterFolder(Path(path), follow_links=True)
+    except errors.HFValidationError as error:
+        raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotFound(f"source {at!r}: the hub has no such repository or revision", field="source") from error
+        raise NotFound(
+            f"source {quoted(at)}: the hub has no such repository or revision, or does not show it to this server",
+            field="source",
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise Unavailable(f"source {at!r}: the Hugging Face hub cannot be reached") from error
+        raise Unavailable(f"source {quoted(at)}: the Hugging Face hub cannot be reached") from error

@@ -3,7 +3,8 @@
     versions/<sha256>/adapter_config.json, adapter_model.safetensors
     manifest.json           name → version, where it came from, pinned, order
     manifest.previous.json  the manifest before that
-    tmp/                    versions on their way in
+    *.damaged               what was found damaged and set aside; nothing reads it, and nothing deletes it
+    tmp/                    versions and manifests on their way in
     lock                    held by the server that uses the store
 
 Everything is written under a temporary name, fsynced, and renamed, so a kill at any moment leaves either the old
@@ -175,21 +176,22 @@ class AdapterStore:
         return whole
 
     def _read_manifests(self) -> dict[str, Entry]:
-        paths = (self._manifest, self._previous)
-        for path in paths:
+        damaged = False
+        for path in (self._manifest, self._previous):
             try:
                 return _parse_manifest(path.read_bytes())
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                logger.warning("%s is damaged (%s); trying the one before it", path.name, error)
-        if any(path.exists() for path in paths):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                logger.warning("%s is damaged (%s) and set aside", path.name, error)
+                self._set_aside(path)
+                damaged = True
+        if damaged:
             logger.error("no manifest in %s can be read; the store starts without names", self._root)
         return {}
 
-    def _set_aside(self, folder: Path) -> None:
-        aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.damaged")
-        folder.rename(aside)
+    def _set_aside(self, path: Path) -> None:
+        path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
 
     # --- manifest -----------------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class AdapterStore:
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         """Replace the manifest; the old one becomes the previous one. The state in memory changes last."""
-        temporary = self._root / f"manifest.{uuid.uuid4().hex}.tmp"
+        temporary = self._tmp / f"manifest.{uuid.uuid4().hex}"
         with temporary.open("wb") as file:
             file.write(_render_manifest(entries))
             file.flush()
@@ -221,7 +223,7 @@ def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
     source = folder.path / name
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if folder.follow_links else os.O_NOFOLLOW)
     try:
-        reader = os.fdopen(os.open(source, flags), "rb")
+        reader = open(source, "rb", opener=lambda path, _: os.open(path, flags))  # noqa: PTH123, SIM115
     except FileNotFoundError:
         raise AdapterRejected(why_missing(folder.path, name)) from None
     except OSError as error:

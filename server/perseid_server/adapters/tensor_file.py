@@ -4,7 +4,6 @@ Everything is checked against the file's real size before anything is allocated;
 Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the tensors).
 """
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from perseid_server.adapters.untrusted import parse_json, quoted
 from perseid_server.errors import AdapterRejected
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
+MAX_NAME = 256
 _STORED_AS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -57,10 +58,13 @@ class TensorFile:
         return TensorFile(path, {entry.name: entry for entry in entries}, size)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32. AdapterRejected when the file has become shorter since it was opened."""
+        """One tensor as float32. AdapterRejected when the file is gone or shorter since it was opened."""
         entry = self.tensors[name]
         stored = _STORED_AS[entry.dtype]
-        values = np.fromfile(self.path, dtype=stored, count=prod(entry.shape), offset=entry.offset)
+        try:
+            values = np.fromfile(self.path, dtype=stored, count=prod(entry.shape), offset=entry.offset)
+        except OSError as error:
+            raise AdapterRejected(f"{self.path.name} cannot be read: {error.strerror}") from error
         if values.size != prod(entry.shape):
             raise AdapterRejected(f"{self.path.name}: tensor {name!r} is cut short")
         if entry.dtype == "BF16":
@@ -85,15 +89,9 @@ def _parse(path: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
     def broken(why: str) -> NoReturn:
         raise AdapterRejected(f"{path.name}: the safetensors header is damaged: {why}")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            broken(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(raw)
+    except ValueError as error:
         broken(str(error))
     if not isinstance(header, dict):
         broken("it is not an object")
@@ -105,17 +103,19 @@ def _parse(path: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
 
 def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     def broken(why: str) -> NoReturn:
-        raise AdapterRejected(f"{path.name}: tensor {name!r} {why}")
+        raise AdapterRejected(f"{path.name}: tensor {quoted(name)} {why}")
 
+    if len(name) > MAX_NAME:
+        broken(f"has a name of {len(name)} characters; the limit is {MAX_NAME}")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         broken("needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _STORED_AS:
-        broken(f"has the type {dtype!r}; expected one of {', '.join(_STORED_AS)}")
+        broken(f"has the type {quoted(dtype)}; expected one of {', '.join(_STORED_AS)}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        broken(f"has the shape {shape!r}; expected at most {MAX_DIMENSIONS} non-negative integers")
+        broken(f"has the shape {quoted(shape)}; expected at most {MAX_DIMENSIONS} non-negative integers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        broken(f"has the data_offsets {offsets!r}; expected [begin, end]")
+        broken(f"has the data_offsets {quoted(offsets)}; expected [begin, end]")
     nbytes = offsets[1] - offsets[0]
     wanted = prod(shape) * _STORED_AS[dtype].itemsize
     if nbytes != wanted:

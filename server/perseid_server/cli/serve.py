@@ -159,6 +159,7 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
             metrics.engine_ready(engine.ready)
             metrics.engine_restarts.inc(0 if engine.num_restarts == 0 else 1)
 
+    registry.on_load(metrics.adapter_load_ended)
     engine.on_step(stepped)
     engine.on_status(status_changed)
     status_changed(engine.status)

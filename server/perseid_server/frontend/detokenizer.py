@@ -38,9 +38,18 @@ class Detokenizer:
         fresh = ""
         for token in token_ids:
             self._token_ids.append(token)
-            fresh += self._stream.step(self._tokenizer, token) or ""
+            fresh += self._step(token)
         self._decoded += fresh
         return self._watch.feed(fresh)
+
+    def _step(self, token: int) -> str:
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception:  # noqa: BLE001  tokenizers has no class of its own for it
+            # A byte-fallback vocabulary decodes a run of bytes as a whole: one that is broken takes back characters
+            # already sent. The stream cannot go on from there, so a new one does.
+            self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
+            return "\ufffd" + (self._stream.step(self._tokenizer, token) or "")
 
     def finish(self) -> Piece:
         """The answer is over: what was held back comes out, broken characters as U+FFFD."""

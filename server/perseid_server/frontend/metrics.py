@@ -3,12 +3,13 @@
 import time
 from collections import Counter as Tally
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from perseid_server.engine.messages import EngineReady, EngineStats, SequenceOutput, StepOutputs
+from perseid_server.errors import Unavailable
 
 if TYPE_CHECKING:
     from perseid_server.frontend.service import Generation
@@ -73,7 +74,8 @@ class Metrics:
         self.decode_time = seconds("request_decode_time_seconds", "First token to last token.", _LATENCY)
         self.request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self.request_output = self._histogram("request_generation_tokens", "Generated tokens of a request.", _TOKENS)
-        self.iteration = self._histogram("iteration_tokens_total", "Rows of a step.", _ROWS)
+        # vLLM calls it iteration_tokens_total; Prometheus keeps that ending for counters.
+        self.iteration = self._histogram("iteration_tokens", "Rows of a step.", _ROWS)
 
     def render(self) -> bytes:
         """The text a scrape gets."""
@@ -107,6 +109,10 @@ class Metrics:
         """How many adapters are where."""
         for location in ("disk", "host", "device"):
             self.lora_cache_adapters.labels(location).set(locations[location])
+
+    def adapter_load_ended(self, outcome: str) -> None:
+        """An adapter was loaded or refused."""
+        self.adapter_loads.labels(outcome).inc()
 
     def adapter_label(self, name: str) -> str:
         """The label of an adapter: its name for the first that come, `other` beyond."""
@@ -180,7 +186,16 @@ class RequestTimer:
         if self._num_tokens > 1:
             metrics.tpot.observe((self._last - first) / (self._num_tokens - 1))
 
-    async def aclose(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """The request is over; without an answer it counts as a failure."""
         if not self._finished:
-            self._metrics.failures.labels("aborted").inc()
+            self._metrics.failures.labels(_failure_kind(error)).inc()
+
+
+def _failure_kind(error: BaseException | None) -> str:
+    if isinstance(error, Unavailable):
+        return "unavailable"
+    return "failed" if isinstance(error, Exception) else "aborted"  # the client left: cancelled, or closed early

@@ -69,7 +69,7 @@ class AdapterRegistry:
         self._leases: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()  # one change of names at a time
-        self.num_loads: Counter[str] = Counter()  # by outcome: "loaded", "refused"
+        self._on_load: list[Callable[[str], None]] = []
 
     @property
     def reserved_names(self) -> frozenset[str]:
@@ -96,9 +96,9 @@ class AdapterRegistry:
         try:
             loaded = await self._load(name, source, replace=replace, pin=pin, policy=policy or self._policy)
         except PerseidError:
-            self.num_loads["refused"] += 1
+            self._load_ended("refused")
             raise
-        self.num_loads["loaded"] += 1
+        self._load_ended("loaded")
         return loaded
 
     async def unload(self, name: str) -> None:
@@ -117,6 +117,10 @@ class AdapterRegistry:
             self._loaded[name] = LoadedAdapter(entry, loaded.info)
             self._engine.pin_adapter(entry.version, pinned=self._is_pinned(entry.version))
             return self._loaded[name]
+
+    def on_load(self, callback: Callable[[str], None]) -> None:
+        """Be told how every load ended: "loaded" or "refused"."""
+        self._on_load.append(callback)
 
     def get(self, name: str) -> LoadedAdapter:
         """NotFound when there is none of that name."""
@@ -175,6 +179,10 @@ class AdapterRegistry:
             await asyncio.to_thread(self._store.discard, staged)
             raise
         return loaded
+
+    def _load_ended(self, outcome: str) -> None:
+        for callback in self._on_load:
+            callback(outcome)
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._loaded:

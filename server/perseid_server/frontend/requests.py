@@ -12,7 +12,7 @@ MAX_STOP_LENGTH = 1024
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_REQUEST_ID = 128
-_MAX_SEED = 1 << 64
+NUM_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def check_sampling(options: SamplingOptions, vocab_size: int) -> None:
     if options.n > 1 and options.temperature == 0.0:
         raise InvalidRequest("n: greedy answers (temperature 0) are all the same; expected n = 1", field="n")
     if options.seed is not None:
-        _whole("seed", options.seed, -(_MAX_SEED // 2), _MAX_SEED - 1)
+        _whole("seed", options.seed, -(NUM_SEEDS // 2), NUM_SEEDS - 1)
     if options.logprobs is not None:
         _whole("logprobs", options.logprobs, 0, MAX_LOGPROBS)
     if options.max_tokens is not None:

@@ -7,6 +7,7 @@ generation.usage
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,13 @@ from perseid_server.errors import GenerationFailed, InvalidRequest, QueueFull, U
 from perseid_server.frontend.detokenizer import Detokenizer, Piece
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
-from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, check_request_id, check_sampling
+from perseid_server.frontend.requests import (
+    NUM_SEEDS,
+    GenerationRequest,
+    SamplingOptions,
+    check_request_id,
+    check_sampling,
+)
 from perseid_server.frontend.streams import merge
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
@@ -84,6 +91,7 @@ class GenerationService:
         self._in_progress = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._serials = itertools.count()
         self.text = text
         self.draining = False
 
@@ -189,6 +197,10 @@ class GenerationService:
         """Hand one sequence to the engine."""
         return self._engine.submit(submit)
 
+    def sequence_id(self, request_id: str) -> str:
+        """A name for a new sequence. Clients choose request ids; two that choose the same must not meet."""
+        return f"{request_id}#{next(self._serials)}"
+
     @property
     def metrics(self) -> Metrics:
         """Where requests are counted."""
@@ -206,7 +218,7 @@ class _Choice:
         self._index = index
         self._options = options
         self._submit = Submit(
-            request_id=request.request_id if options.n == 1 else f"{request.request_id}/{index}",
+            request_id=service.sequence_id(request.request_id),
             prompt_token_ids=generation.prompt_token_ids,
             sampling=params,
             adapter=generation.adapter.version if generation.adapter else None,
@@ -220,20 +232,21 @@ class _Choice:
 
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer's deltas, the last one with its finish reason."""
-        timer = self._service.metrics.time_request(self._generation)
-        async with contextlib.aclosing(timer), contextlib.aclosing(self._outputs()) as outputs:
-            async for output in outputs:
-                timer.saw(output)
-                if self._options.echo and not timer.has_echoed:
-                    timer.has_echoed = True
-                    yield self._echo(output)
-                delta = self._delta(output)
-                if delta.token_ids or delta.text or delta.finish_reason:
+        async with contextlib.aclosing(self._outputs()) as outputs:
+            with self._service.metrics.time_request(self._generation) as timer:
+                async for output in outputs:
+                    timer.saw(output)
+                    if self._options.echo and not timer.has_echoed:
+                        timer.has_echoed = True
+                        yield self._echo(output)
+                    delta = self._delta(output)
                     self._generation.usage.completion_tokens += len(delta.token_ids)
-                    yield delta
-                if delta.finish_reason is not None:
-                    timer.finish(delta.finish_reason)
-                    return
+                    if delta.finish_reason is not None:
+                        timer.finish(delta.finish_reason)
+                        yield delta
+                        return
+                    if delta.token_ids or delta.text:
+                        yield delta
 
     async def _outputs(self) -> AsyncGenerator[SequenceOutput]:
         stream = self._service.submit(self._submit)
@@ -271,7 +284,7 @@ class _Choice:
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:
     """Choices differ by their seeds; without one each draws its own."""
-    return params if params.seed is None else replace(params, seed=params.seed + index)
+    return params if params.seed is None else replace(params, seed=(params.seed + index) % NUM_SEEDS)
 
 
 async def _nothing() -> AsyncGenerator[Delta]:

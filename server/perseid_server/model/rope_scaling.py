@@ -45,7 +45,9 @@ class RopeScaling:
     def inv_freq(self, head_dim: int) -> Floats:
         """Radians per position, float32 [head_dim / 2]."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        wavelengths: Floats = np.power(np.float32(self.theta), exponents)  # over 2π
+        # NumPy's float32 power is up to 2 ULP off where the CPU has AVX-512: float64, rounded, is the same everywhere.
+        powers = np.power(self.theta, exponents.astype(np.float64))
+        wavelengths: Floats = powers.astype(np.float32)  # over 2π
         base: Floats = np.float32(1) / wavelengths
         match self.type:
             case "default":

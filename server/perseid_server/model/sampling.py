@@ -7,6 +7,7 @@ A drawn token is the inverse of the cumulative distribution at the row's own ran
 row's logits and number alone, never on the rest of the batch. Sums are float64.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,16 +43,16 @@ class Sampled:
 
 
 def sample(logits_LV: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
-    """One token for each row of float32 logits. A row with NaN gets an error; the others are unharmed."""
+    """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
     if not requests:
         return []
-    best = logits_LV.max(dim=-1)
-    broken = best.values.isnan().tolist()  # max propagates NaN
-    greedy = _lowest_argmax(logits_LV, best.values)
+    best_L = logits_LV.max(dim=-1).values  # max propagates NaN
+    greedy = _lowest_argmax(logits_LV, best_L)
     results = []
-    for row, request in enumerate(requests):
-        if broken[row]:
-            results.append(Sampled(0, error="the model produced NaN; the adapter or the base is broken"))
+    for row, (request, best) in enumerate(zip(requests, best_L.tolist(), strict=True)):
+        if not math.isfinite(best):
+            what = "NaN" if math.isnan(best) else f"no finite largest logit ({best})"
+            results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
         elif _is_plain_greedy(request):
             results.append(Sampled(greedy[row]))
         else:
@@ -79,6 +80,8 @@ def _is_plain_greedy(request: SampleRequest) -> bool:
 def _sample_row(raw: Logits, request: SampleRequest) -> Sampled:
     params = request.sampling
     logits = _penalised(raw, request)
+    if not np.isfinite(logits.max()):
+        return Sampled(0, error="no token can be chosen: all are forbidden, or a penalty is out of range")
     if params.temperature == 0.0:
         token = int(logits.argmax())
     else:
@@ -117,18 +120,20 @@ class _Candidates:
 
 def _filtered(logits: Logits, params: SamplingParams) -> _Candidates:
     """Temperature, min_p, top_k and top_p, each over what the one before leaves."""
-    scaled = logits.astype(np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())
+    below_peak = logits.astype(np.float64) - logits.max()
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf
+        weights = np.exp(below_peak / params.temperature)
     if params.min_p > 0.0:
         weights[weights < params.min_p] = 0.0  # the largest weight is 1
     if params.top_k > 0:
         tokens = _most_likely(weights, params.top_k)
-        return _cut(tokens, weights[tokens], params.top_p * weights[tokens].sum())
-    if params.top_p < 1.0:
+        wanted = params.top_p * weights[tokens].sum()
+    elif params.top_p < 1.0:
         wanted = params.top_p * weights.sum()
         tokens = _enough(weights, wanted)
-        return _cut(tokens, weights[tokens], wanted)
-    return _Candidates(np.arange(len(weights)), weights)
+    else:
+        return _Candidates(np.arange(len(weights)), weights)
+    return _cut(tokens, weights[tokens], wanted) if params.top_p < 1.0 else _Candidates(tokens, weights[tokens])
 
 
 def _cut(tokens: NDArray[np.int64], weights: NDArray[np.float64], wanted: float) -> _Candidates:
@@ -141,8 +146,9 @@ def _most_likely(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """The `count` heaviest tokens, heaviest first, ties by id."""
     if count >= len(weights):
         return np.argsort(-weights, kind="stable")
-    heaviest = np.sort(np.argpartition(-weights, count - 1)[:count])
-    return heaviest[np.argsort(-weights[heaviest], kind="stable")]
+    least = np.partition(weights, -count)[-count]
+    above, tied = np.flatnonzero(weights > least), np.flatnonzero(weights == least)
+    return np.concatenate((above[np.argsort(-weights[above], kind="stable")], tied[: count - len(above)]))
 
 
 def _enough(weights: NDArray[np.float64], wanted: float) -> NDArray[np.int64]:
@@ -168,10 +174,7 @@ def token_logprobs(raw: Logits, token: int, num_top: int) -> TokenLogprobs:
     rank = int(np.count_nonzero(logits > logits[token])) + 1
     top: tuple[tuple[int, float], ...] = ()
     if num_top > 0:
-        num_top = min(num_top, len(logits))
-        largest = np.argpartition(-logits, num_top - 1)[:num_top]
-        ordered = sorted(largest.tolist(), key=lambda index: (-logits[index], index))
-        top = tuple((index, float(logits[index] - log_total)) for index in ordered)
+        top = tuple((index, float(logits[index] - log_total)) for index in _most_likely(logits, num_top).tolist())
     return TokenLogprobs(token, float(logits[token] - log_total), rank, top)
 
 

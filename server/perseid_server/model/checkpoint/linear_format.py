@@ -23,7 +23,7 @@ class LinearFormat(Protocol):
         """The tensors it reads, with the shapes they must have."""
         ...
 
-    def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:
+    def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:  # noqa: ARG002
         """Look into small tensors for what headers cannot tell; UnsupportedModel names what is wrong."""
         return
 

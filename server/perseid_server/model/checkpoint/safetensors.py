@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face folder, one at a time from mapped files."""
+"""Tensors of a Hugging Face folder, copied one at a time from mapped files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ class TensorReader:
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is in the file, on the CPU."""
+        """A copy of the tensor, on the CPU: a mapped one would change with its file while the base is served."""
         file = self.tensors[name].file
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt")
-        tensor: Tensor = self._open[file].get_tensor(name)
-        return tensor
+        mapped: Tensor = self._open[file].get_tensor(name)
+        return mapped.clone()

@@ -166,7 +166,7 @@ def test_frequencies_equal_transformers(rope: dict[str, Any], head_dim: int, the
     theirs = LlamaConfig(**settings, head_dim=head_dim, rope_parameters={**rope, "rope_theta": theta})
     expected, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](theirs, "cpu")
     ours = from_hf(config_of(head_dim=head_dim, rope_theta=theta, rope_scaling=rope)).rope
-    # numpy's and torch's float32 power may round a last bit differently; each later product doubles it at most.
+    # Our power and torch's may round a last bit differently; each later product doubles it at most.
     np.testing.assert_array_max_ulp(ours.inv_freq(head_dim), expected.numpy(), maxulp=4)
     assert ours.attention_scaling == pytest.approx(scaling, abs=1e-12)
 

@@ -13,6 +13,9 @@ SHAPES = [(64, 64), (311, 320), (96, 96), (7, 48), (576, 576), (1, 16), (1200, 6
 def by_bitsandbytes(weight: torch.Tensor) -> torch.Tensor:
     codes, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     state.dtype = torch.float32  # dequantise to float32 whatever the weight's type was
+    # As one row: with AVX-512, bitsandbytes 0.50 counts blocks a row at a time and mixes up the maxima of matrices
+    # whose width is no multiple of 64.
+    state.shape = torch.Size((weight.numel(),))
     return bnb.dequantize_4bit(codes, state).view(weight.shape)
 
 
