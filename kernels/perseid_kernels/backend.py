@@ -43,6 +43,7 @@ class Backend(Protocol):
 
     name: str
     compute_dtype: torch.dtype  # float32 on CPU; bfloat16 on CUDA
+    kv_dtypes: tuple[torch.dtype, ...]  # what the caches of `rope_and_store` and `attention` may be
 
     def pack(self, weight: Weight, device: torch.device) -> Any:
         """Turn a canonical weight into this backend's layout on `device`. The result has `.nbytes` and `.shape`."""

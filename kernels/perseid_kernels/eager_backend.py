@@ -40,6 +40,7 @@ class EagerBackend:
     """`Backend` in plain torch."""
 
     name = "eager"
+    kv_dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self, compute_dtype: torch.dtype = torch.float32) -> None:
         self.compute_dtype = compute_dtype

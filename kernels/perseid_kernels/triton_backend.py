@@ -32,6 +32,7 @@ class TritonBackend:
     """`Backend` by Triton kernels. The interpreter computes bfloat16 wrongly: give it float32."""
 
     name = "triton"
+    kv_dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype = torch.bfloat16) -> None:
         if device.type == "cpu" and compute_dtype == torch.bfloat16:

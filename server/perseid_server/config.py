@@ -79,7 +79,7 @@ class ServeConfig:
     kv_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=CAPACITY)] = "auto"
     """Element type of the KV cache. "auto": float32 on a CPU, bfloat16 on a GPU."""
 
-    adapter_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 256
+    adapter_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 512
     """Memory for adapters on the device, MiB. Others wait in host memory or on disk."""
 
     adapter_host_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 1024

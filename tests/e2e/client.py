@@ -74,6 +74,10 @@ class Streams:
         """Some stream is over."""
         return any(future.done() for future in self._futures)
 
+    def num_tokens(self) -> int:
+        """Tokens that have come so far, over all streams."""
+        return sum(len(chunk.token_ids) for chunks in self._chunks for chunk in list(chunks))
+
     def results(self) -> list[tuple[int, ...]]:
         """Tokens of each stream; raises what a stream raised."""
         for future in self._futures:

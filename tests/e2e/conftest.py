@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from perseid_server.model.embedded import embedded_base
 from tests.e2e.prompts import prompt_ids
 from tests.e2e.reference import RECIPES, Reference, load_reference, write_adapter
 from tests.e2e.running import RunningServer, running_server
-
-from perseid_server.model.embedded import embedded_base
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+
 from tests.e2e.client import Job, Streams, generate, tokens_of
 from tests.e2e.running import RunningServer, running_server, start_server, stop_server
 

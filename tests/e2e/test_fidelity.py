@@ -1,6 +1,8 @@
 """Proof 1: a mixed batch gives every request the tokens that PEFT + transformers gives it alone."""
 
-from tests.e2e.client import Job, generate_all, tokens_of
+import time
+
+from tests.e2e.client import Job, Streams, generate_all, tokens_of
 from tests.e2e.reference import Reference
 from tests.e2e.running import RunningServer
 
@@ -29,12 +31,23 @@ def compare(reference: Reference, job: Job, got: tuple[int, ...]) -> str | None:
     return f"{job.adapter or 'base'}: parts at token {first} from PEFT, whose margin there is {margin:.1e}"
 
 
+def answers_in_one_batch(server: RunningServer, jobs: list[Job]) -> list[tuple[int, ...]]:
+    """Tokens of each job, once it is certain that all were decoding together."""
+    streams = Streams(server.grpc, jobs)
+    while not streams.all_started():
+        assert not streams.any_ended(), "a request ended before the last one began"
+        time.sleep(0.005)
+    answers = streams.results()
+    streams.close()
+    return answers
+
+
 def test_sixteen_requests_over_eight_adapters_and_the_base_equal_peft(
     server: RunningServer, reference: Reference, adapter_folders: dict[str, object], prompts: list[tuple[int, ...]]
 ) -> None:
-    adapters = [*adapter_folders, None] * 2
+    adapters = [*adapter_folders, None] * 2  # nine kinds over sixteen requests
     jobs = [Job(prompts[i], adapters[i], NUM_TOKENS) for i in range(16)]
-    answers = [tokens_of(response) for response in generate_all(server.grpc, jobs)]
+    answers = answers_in_one_batch(server, jobs)
     near_ties = [note for job, got in zip(jobs, answers, strict=True) if (note := compare(reference, job, got))]
     print(f"\n{len(jobs) - len(near_ties)} of {len(jobs)} answers equal PEFT's token for token")
     for note in near_ties:

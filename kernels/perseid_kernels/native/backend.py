@@ -38,6 +38,7 @@ class NativeBackend:
 
     name = "native"
     compute_dtype = torch.float32
+    kv_dtypes = (torch.float32,)
 
     def __init__(self, library: Path, num_threads: int | None = None) -> None:
         """Load the library. `num_threads` defaults to torch's (OMP_NUM_THREADS, else the physical cores)."""

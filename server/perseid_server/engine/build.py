@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from perseid_kernels.backend import backend_for
+from perseid_kernels.backend import Backend, backend_for
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
 from perseid_server.engine.config import MIB, EngineConfig, plan_capacity
@@ -39,7 +39,7 @@ def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | No
     checkpoint = open_checkpoint(resolve_model(config.model))
     spec = checkpoint.spec if config.served_name is None else replace(checkpoint.spec, name=config.served_name)
     backend = backend_for(device)
-    kv_dtype = backend.compute_dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
+    kv_dtype = _kv_dtype(config.kv_dtype, backend)
     capacity = plan_capacity(
         config,
         checkpoint.config.max_position_embeddings,
@@ -66,6 +66,16 @@ def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | No
         device=f"{device.type} ({backend.name})",
     )
     return BuiltEngine(engine, ready)
+
+
+def _kv_dtype(name: str, backend: Backend) -> torch.dtype:
+    if name == "auto":
+        return backend.compute_dtype
+    dtype: torch.dtype = getattr(torch, name)
+    if dtype not in backend.kv_dtypes:
+        held = ", ".join(str(each).removeprefix("torch.") for each in backend.kv_dtypes)
+        raise InvalidRequest(f"kv_dtype {name}: the {backend.name} backend holds the cache in {held}", field="kv_dtype")
+    return dtype
 
 
 def _device(name: str) -> torch.device:

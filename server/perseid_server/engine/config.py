@@ -16,7 +16,7 @@ class EngineConfig:
     device: str = "auto"
     kv_dtype: str = "auto"
     kv_memory: int = 512
-    adapter_memory: int = 256
+    adapter_memory: int = 512
     adapter_host_memory: int = 1024
     max_batch_tokens: int = 512
     max_num_seqs: int = 64

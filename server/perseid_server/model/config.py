@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.config_fields import flag, integer, names, positive_int, positive_number, token_ids
 from perseid_server.model.rope_scaling import RopeScaling, rope_from_hf
 from perseid_server.model.spec import BaseSpec, LinearShape
 
@@ -113,32 +114,32 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     architecture = _architecture(config)
     family = FAMILIES[architecture]
     _refuse_other_activations(config)
-    hidden_size, num_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    stated_positions = _size(config, "max_position_embeddings", family.max_position_embeddings)
+    hidden_size, num_heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
+    stated_positions = positive_int(config, "max_position_embeddings", family.max_position_embeddings)
     window = _sliding_window(config, family)
-    attention_bias = family.attention_bias and bool(config.get("attention_bias", False))
+    attention_bias = family.attention_bias and flag(config, "attention_bias")
     return checked(
         DecoderConfig(
             architecture=architecture,
-            num_layers=_size(config, "num_hidden_layers"),
+            num_layers=positive_int(config, "num_hidden_layers"),
             hidden_size=hidden_size,
-            intermediate_size=_size(config, "intermediate_size"),
+            intermediate_size=positive_int(config, "intermediate_size"),
             num_heads=num_heads,
-            num_kv_heads=_size(config, "num_key_value_heads", num_heads),
-            head_dim=_size(config, "head_dim", family.head_dim or hidden_size // num_heads),
-            vocab_size=_size(config, "vocab_size"),
+            num_kv_heads=positive_int(config, "num_key_value_heads", num_heads),
+            head_dim=positive_int(config, "head_dim", family.head_dim or hidden_size // num_heads),
+            vocab_size=positive_int(config, "vocab_size"),
             # Up to the window's length, sliding and full attention are the same.
             max_position_embeddings=min(stated_positions, window or stated_positions),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=positive_number(config, "rms_norm_eps", 1e-6),
             rope=rope_from_hf(config, stated_positions, DEFAULT_ROPE_THETA),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_word_embeddings=flag(config, "tie_word_embeddings"),
             qkv_bias=family.qkv_bias or attention_bias,
             o_bias=attention_bias,
-            mlp_bias=family.mlp_bias and bool(config.get("mlp_bias", False)),
+            mlp_bias=family.mlp_bias and flag(config, "mlp_bias"),
             qk_norm=family.qk_norm,
             sliding_window=window,
-            bos_token_id=config.get("bos_token_id"),
-            eos_token_ids=token_ids(config.get("eos_token_id")),
+            bos_token_id=next(iter(token_ids(config, "bos_token_id")), None),
+            eos_token_ids=token_ids(config, "eos_token_id"),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
         )
     )
@@ -161,21 +162,14 @@ def base_spec(name: str, content_hash: str, config: DecoderConfig) -> BaseSpec:
     )
 
 
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """An `eos_token_id` in any of its forms."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
 def _architecture(config: Mapping[str, Any]) -> str:
-    named = config.get("architectures") or []
+    named = names(config, "architectures")
     if not named:
         kind = config.get("model_type")
         named = [name for name, family in FAMILIES.items() if family.model_type == kind] or [str(kind)]
     if named[0] not in FAMILIES:
         raise unsupported_architecture(named[0])
-    return str(named[0])
+    return named[0]
 
 
 def unsupported_architecture(name: str) -> UnsupportedModel:
@@ -187,7 +181,7 @@ def unsupported_architecture(name: str) -> UnsupportedModel:
 
 def _refuse_other_activations(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
-    if activation not in {"silu", "swish"}:
+    if activation not in ("silu", "swish"):
         raise UnsupportedModel(f"hidden_act: {activation!r} is not supported; expected 'silu'", field="hidden_act")
 
 
@@ -195,32 +189,23 @@ def _sliding_window(config: Mapping[str, Any], family: Family) -> int | None:
     """The window in tokens if any layer uses one."""
     if family.sliding_window is None:
         return None
-    if family.window_needs_flag and not config.get("use_sliding_window", False):
+    if family.window_needs_flag and not flag(config, "use_sliding_window"):
         return None
     if not _has_sliding_layers(config, family):
         return None
-    window: int | None = config.get("sliding_window", family.sliding_window)
-    return window
+    if "sliding_window" in config and config["sliding_window"] is None:
+        return None
+    return positive_int(config, "sliding_window", family.sliding_window)
 
 
 def _has_sliding_layers(config: Mapping[str, Any], family: Family) -> bool:
-    layer_types = config.get("layer_types")
-    if layer_types is not None:
+    layer_types = names(config, "layer_types")
+    if layer_types:
         return "sliding_attention" in layer_types
     if not family.window_needs_flag:
         return True
     # Qwen's first max_window_layers attend to everything.
-    return int(config.get("max_window_layers", 28)) < _size(config, "num_hidden_layers")
-
-
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive integer of the config; null counts as absent, as in transformers."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UnsupportedModel(f"{key}: expected a positive integer, got {config.get(key)!r}", field=key)
-    return value
+    return integer(config, "max_window_layers", 28) < positive_int(config, "num_hidden_layers")
 
 
 def checked(config: DecoderConfig) -> DecoderConfig:

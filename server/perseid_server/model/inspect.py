@@ -77,11 +77,12 @@ def _headers(source: ModelSource) -> tuple[str, str, tuple[TensorTypeCount, ...]
         types = _count((tensor.type.name, tensor.nbytes) for tensor in header.tensors.values())
         return header.architecture, types[0].type if types else "none", types
     folder = read_hf_folder(source.path)
-    stated = folder.config.get("architectures") or [folder.config.get("model_type", "unnamed")]
+    stated = folder.config.get("architectures") or folder.config.get("model_type", "unnamed")
+    architecture = str(stated[0] if isinstance(stated, list) else stated)
     types = _count((tensor.dtype, tensor.nbytes) for tensor in folder.tensors.values())
     if folder.quantization is None:
-        return str(stated[0]), "none; linears become NF4 while loading", types
-    return str(stated[0]), str(folder.quantization.get("quant_method")), types
+        return architecture, "none; linears become NF4 while loading", types
+    return architecture, str(folder.quantization.get("quant_method")), types
 
 
 def _count(tensors: Iterable[tuple[str, int]]) -> tuple[TensorTypeCount, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.config_fields import flag, positive_int, positive_number, section
 
 Floats = NDArray[np.float32]
 RopeType = Literal["default", "linear", "llama3", "yarn", "factors"]
@@ -113,15 +114,16 @@ _KNOWN_KEYS: Mapping[str, frozenset[str]] = {
 }
 """What each type of `rope_scaling` reads; another key is refused, for it would change the model unnoticed."""
 
+_SCALING = "rope_scaling"
 _ALWAYS_KNOWN = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 
 
 def rope_from_hf(config: Mapping[str, Any], max_position_embeddings: int, default_theta: float) -> RopeScaling:
     """The scaling that a Hugging Face config asks for, in its old form (`rope_theta`, `rope_scaling`) or new
     (`rope_parameters`). UnsupportedModel names a type or key that is not known."""
-    given = dict(config.get("rope_parameters") or {}) | dict(config.get("rope_scaling") or {})
+    given = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
     kind = given.get("rope_type", given.get("type")) or "default"
-    if kind not in _KNOWN_KEYS:
+    if not isinstance(kind, str) or kind not in _KNOWN_KEYS:
         raise UnsupportedModel(
             f"rope_scaling: type {kind!r} is not supported; supported: {', '.join(_KNOWN_KEYS)}",
             field="rope_scaling",
@@ -130,12 +132,14 @@ def rope_from_hf(config: Mapping[str, Any], max_position_embeddings: int, defaul
     if unknown:
         raise UnsupportedModel(f"rope_scaling: unknown key {min(unknown)!r} for type {kind!r}", field="rope_scaling")
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in {None, 1}:
+    if partial not in (None, 1):
         raise UnsupportedModel(
             f"partial_rotary_factor: {partial} is not supported; heads must be rotated whole",
             field="partial_rotary_factor",
         )
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or default_theta)
+    theta = positive_number(given, "rope_theta", positive_number(config, "rope_theta", default_theta))
+    if theta <= 1:
+        raise UnsupportedModel(f"rope_theta: expected a number above 1, got {theta}", field="rope_theta")
     return _of_type(kind, theta, given, max_position_embeddings)
 
 
@@ -143,28 +147,25 @@ def _of_type(kind: str, theta: float, given: Mapping[str, Any], max_position_emb
     # Dynamic scaling starts beyond max_position_embeddings, where Perseid never goes.
     if kind in {"default", "dynamic"}:
         return RopeScaling(theta)
-    factor = _number(given, "factor")
+    factor = positive_number(given, "factor", within=_SCALING)
     if kind == "linear":
         return RopeScaling(theta, "linear", factor)
-    trained = int(given.get("original_max_position_embeddings") or max_position_embeddings)
+    trained = positive_int(given, "original_max_position_embeddings", max_position_embeddings, _SCALING)
     if kind == "llama3":
-        return RopeScaling(
-            theta,
-            "llama3",
-            factor,
-            trained,
-            low_freq_factor=_number(given, "low_freq_factor"),
-            high_freq_factor=_number(given, "high_freq_factor"),
-        )
-    truncate = given.get("truncate")
+        low, high = (positive_number(given, f"{end}_freq_factor", within=_SCALING) for end in ("low", "high"))
+        if low >= high:
+            raise UnsupportedModel(
+                f"rope_scaling.high_freq_factor: expected more than low_freq_factor ({low}), got {high}", field=_SCALING
+            )
+        return RopeScaling(theta, "llama3", factor, trained, low_freq_factor=low, high_freq_factor=high)
     return RopeScaling(
         theta,
         "yarn",
         factor,
         trained,
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
-        truncate=truncate is None or bool(truncate),
+        beta_fast=positive_number(given, "beta_fast", 32, _SCALING),
+        beta_slow=positive_number(given, "beta_slow", 1, _SCALING),
+        truncate=flag(given, "truncate", True, _SCALING),
         attention_scaling=_yarn_attention_scaling(factor, given),
     )
 
@@ -172,15 +173,9 @@ def _of_type(kind: str, theta: float, given: Mapping[str, Any], max_position_emb
 def _yarn_attention_scaling(factor: float, given: Mapping[str, Any]) -> float:
     """What the config states, or DeepSeek's ratio of two temperatures, or YaRN's own."""
     if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
+        return positive_number(given, "attention_factor", within=_SCALING)
     temperature = RopeScaling.yarn_temperature
     if given.get("mscale") and given.get("mscale_all_dim"):
-        return temperature(factor, float(given["mscale"])) / temperature(factor, float(given["mscale_all_dim"]))
+        over, under = (positive_number(given, key, within=_SCALING) for key in ("mscale", "mscale_all_dim"))
+        return temperature(factor, over) / temperature(factor, under)
     return temperature(factor)
-
-
-def _number(given: Mapping[str, Any], key: str) -> float:
-    value = given.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UnsupportedModel(f"rope_scaling.{key}: expected a positive number, got {value!r}", field="rope_scaling")
-    return float(value)

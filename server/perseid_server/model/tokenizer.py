@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from perseid_server.errors import UnsupportedModel
-from perseid_server.model.config import token_ids
+from perseid_server.model.config_fields import token_ids
 from perseid_server.model.gguf_config import end_token_ids
 from perseid_server.model.gguf_tokenizer import token_text, tokenizer_from_gguf
 from perseid_server.model.headers.gguf import GgufHeader, read_gguf_header
@@ -81,7 +81,7 @@ def bundle_from_folder(folder: Path) -> TokenizerBundle:
     settings = _optional_json(folder / "tokenizer_config.json")
     texts = _token_texts(_optional_json(folder / "special_tokens_map.json") | settings)
     stated = _optional_json(folder / "generation_config.json"), _optional_json(folder / "config.json")
-    ends = tuple(dict.fromkeys(end for one in stated for end in token_ids(one.get("eos_token_id"))))
+    ends = tuple(dict.fromkeys(end for one in stated for end in token_ids(one, "eos_token_id")))
     return _bundle(tokenizer, _chat_template(folder, settings), texts, ends)
 
 

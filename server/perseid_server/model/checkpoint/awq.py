@@ -14,6 +14,7 @@ from perseid_server.model.checkpoint.affine import affine_weight, nibbles
 from perseid_server.model.checkpoint.layout import Shapes
 from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
+from perseid_server.model.config_fields import integer
 from perseid_server.model.headers.safetensors import SafeTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -35,7 +36,7 @@ class AwqFormat(LinearFormat):
                 f"quantization_config: awq with bits={bits}, version={version!r}, "
                 f"zero_point={quantization.get('zero_point', True)} is not supported; expected 4, 'gemm', true"
             )
-        return AwqFormat(int(quantization.get("group_size", quantization.get("q_group_size", 128))))
+        return AwqFormat(integer(quantization, "group_size", integer(quantization, "q_group_size", 128)))
 
     def fits(self, name: str, tensors: Mapping[str, SafeTensor]) -> bool:
         return _part(name, "qweight") in tensors

@@ -17,6 +17,7 @@ from perseid_server.model.checkpoint.affine import affine_weight, nibbles
 from perseid_server.model.checkpoint.layout import Shapes
 from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
+from perseid_server.model.config_fields import integer
 from perseid_server.model.headers.safetensors import SafeTensor
 
 
@@ -38,7 +39,7 @@ class GptqFormat(LinearFormat):
                 f"quantization_config: gptq's checkpoint_format {layout!r} is not supported; expected 'gptq' or "
                 "'gptq_v2'"
             )
-        return GptqFormat(int(quantization.get("group_size", 128)), layout == "gptq")
+        return GptqFormat(integer(quantization, "group_size", 128, "quantization_config"), layout == "gptq")
 
     def fits(self, name: str, tensors: Mapping[str, SafeTensor]) -> bool:
         return _part(name, "qweight") in tensors

@@ -27,7 +27,8 @@ from perseid_server.model.checkpoint.layout import (
 )
 from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
-from perseid_server.model.config import DecoderConfig, base_spec, from_hf, token_ids
+from perseid_server.model.config import DecoderConfig, base_spec, from_hf
+from perseid_server.model.config_fields import token_ids
 from perseid_server.model.content_hash import files_sha256
 from perseid_server.model.headers.safetensors import HfFolder, SafeTensor, read_hf_folder, read_json
 from perseid_server.model.spec import BaseSpec
@@ -103,8 +104,8 @@ def hf_config(folder: HfFolder) -> DecoderConfig:
     generation = folder.path / "generation_config.json"
     stated = dict(folder.config)
     if generation.is_file():
-        ends = read_json(generation).get("eos_token_id")
-        stated["eos_token_id"] = list(dict.fromkeys(token_ids(ends) + token_ids(stated.get("eos_token_id"))))
+        ends = token_ids(read_json(generation), "eos_token_id") + token_ids(stated, "eos_token_id")
+        stated["eos_token_id"] = list(dict.fromkeys(ends))
     return from_hf(stated)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.config_fields import section
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _INDEX = "model.safetensors.index.json"
@@ -41,8 +42,7 @@ class HfFolder:
     @property
     def quantization(self) -> Mapping[str, Any] | None:
         """The config's `quantization_config`."""
-        found: Mapping[str, Any] | None = self.config.get("quantization_config")
-        return found
+        return section(self.config, "quantization_config") or None
 
 
 def read_hf_folder(path: Path) -> HfFolder:
@@ -102,9 +102,9 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> SafeTensor:
 
 def _data_files(path: Path) -> tuple[Path, ...]:
     if (path / _INDEX).is_file():
-        names = set(read_json(path / _INDEX).get("weight_map", {}).values())
-        if any(Path(name).name != name for name in names):
-            raise UnsupportedModel(f"{_INDEX} names a file outside the folder")
+        names = set(section(read_json(path / _INDEX), "weight_map").values())
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise UnsupportedModel(f"{_INDEX}: weight_map must name files beside it")
         missing = sorted(name for name in names if not (path / name).is_file())
         if missing:
             raise UnsupportedModel(f"{_INDEX} names {missing[0]}, which is not in {path}")

@@ -105,6 +105,62 @@ def test_refusals_name_the_key(changes: dict[str, Any], message: str) -> None:
         from_hf(config_of(**changes))
 
 
+WRONG: dict[str, list[Any]] = {
+    "architectures": ["LlamaForCausalLM", 1, [1], {"a": 1}],
+    "hidden_size": ["128", 1.5, True, [128]],
+    "rms_norm_eps": ["1e-5", 0, -1, [], float("nan"), float("inf")],
+    "rope_theta": ["10000", 0, 1, float("inf"), [1]],
+    "rope_scaling": ["linear", 2, [1], {"rope_type": ["yarn"], "factor": 2}, {"rope_type": "yarn", "factor": "2"}],
+    "hidden_act": [["silu"], {}, 1],
+    "tie_word_embeddings": ["true", 1, []],
+    "attention_bias": ["no", 0],
+    "eos_token_id": ["2", 1.5, True, {"a": 1}, [[2]], [None]],
+    "bos_token_id": ["1", {}],
+    "partial_rotary_factor": [[], "1"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_fields_of_another_kind_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=key):
+        from_hf(config_of(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 2, "beta_fast": -1}, r"rope_scaling\.beta_fast.*-1"),
+        ({"rope_type": "yarn", "factor": 2, "attention_factor": "x"}, r"rope_scaling\.attention_factor.*'x'"),
+        ({"rope_type": "yarn", "factor": 2, "truncate": "no"}, r"rope_scaling\.truncate.*'no'"),
+        ({"rope_type": "yarn", "factor": 2, "mscale": "a", "mscale_all_dim": 1}, r"rope_scaling\.mscale.*'a'"),
+        (
+            {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": "many"},
+            r"rope_scaling\.original_max_position_embeddings.*'many'",
+        ),
+        (
+            {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4},
+            r"rope_scaling\.high_freq_factor.*more than low_freq_factor",
+        ),
+    ],
+)
+def test_scalings_of_another_kind_are_refused_by_name(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        from_hf(config_of(rope_scaling=scaling))
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings", "eos_token_id"])
+def test_null_is_absent(key: str) -> None:
+    assert from_hf(config_of(**{key: None})) == from_hf(config_of())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sliding_window": "wide"}, {"sliding_window": 0}, {"layer_types": 3}, {"layer_types": ["full", 1]}]
+)
+def test_windows_of_another_kind_are_refused_by_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModel, match=next(iter(changes))):
+        from_hf(config_of(architectures=["MistralForCausalLM"], **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "window", "positions"),
     [

@@ -1,0 +1,111 @@
+"""Runs a decoder on hand-made batches: sequences over one paged cache, any of their rows in any pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from perseid_kernels.backend import AttentionBatch, Backend
+from perseid_kernels.eager_backend import EagerBackend
+from perseid_kernels.native import load_native_backend
+from perseid_kernels.segments import PageList, Segments
+from perseid_server.model.batch import StepBatch
+from perseid_server.model.build import build_decoder
+from perseid_server.model.checkpoint import Checkpoint
+from perseid_server.model.decoder import AdapterPools, Decoder
+from perseid_server.model.kv_cache import KVCache
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 16
+TOLERANCE = 1e-4  # of float32 logits
+
+
+def backend_named(name: str) -> Backend:
+    """A float32 backend of the CPU."""
+    if name == "eager":
+        return EagerBackend()
+    if name == "triton":
+        from perseid_kernels.triton_backend import TritonBackend  # noqa: PLC0415  (TRITON_INTERPRET must be set)
+
+        return TritonBackend(CPU, torch.float32)
+    native = load_native_backend()
+    if native is None:
+        pytest.skip("the native backend is not there: it needs a C++ compiler (c++, g++ or clang++)")
+    return native
+
+
+def decoder_of(checkpoint: Checkpoint, backend: Backend, max_tokens: int) -> Decoder:
+    """The checkpoint packed for a backend, with rotary tables for so many positions."""
+    return build_decoder(checkpoint, backend, CPU, max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens `start` to `end` of a sequence: the rows it puts into a pass."""
+
+    sequence: int
+    start: int
+    end: int
+
+
+class Passes:
+    """Sequences in one cache. Their blocks interleave and run backwards, so that no table is in order by accident;
+    what was never written is NaN, and so is block 0, which the padding of the tables names."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        checkpoint: Checkpoint,
+        prompts: Sequence[Sequence[int]],
+        pools: AdapterPools | None = None,
+        pages: Sequence[PageList | None] = (),
+    ) -> None:
+        self._decoder = decoder
+        self._prompts = prompts
+        self._pools = pools
+        self._pages = pages or [None] * len(prompts)
+        longest = -(-max(len(prompt) for prompt in prompts) // BLOCK_SIZE)
+        last = longest * len(prompts)
+        self._blocks = [[last - (i * len(prompts) + s) for i in range(longest)] for s in range(len(prompts))]
+        self._cache = KVCache.allocate(checkpoint.spec, last + 1, BLOCK_SIZE, CPU, torch.float32)
+        for cache in (*self._cache.keys, *self._cache.values):
+            cache.fill_(float("nan"))
+
+    def run(self, *parts: Part) -> list[Tensor]:
+        """One forward pass; the logits of every row of each part."""
+        counts = [part.end - part.start for part in parts]
+        logits_TV = self._decoder.forward(self._batch(parts, counts), self._cache, self._pools)
+        return list(logits_TV.split(counts))
+
+    def _batch(self, parts: Sequence[Part], counts: list[int]) -> StepBatch:
+        rows = [(part.sequence, position) for part in parts for position in range(part.start, part.end)]
+        widest = max(-(-part.end // BLOCK_SIZE) for part in parts) + 1
+        table = torch.zeros((len(parts), widest), dtype=torch.int32)
+        for row, part in zip(table, parts, strict=True):
+            used = self._blocks[part.sequence][: -(-part.end // BLOCK_SIZE)]
+            row[: len(used)] = torch.tensor(used)
+        return StepBatch(
+            token_ids_T=torch.tensor([self._prompts[sequence][position] for sequence, position in rows]),
+            positions_T=torch.tensor([position for _, position in rows]),
+            slots_T=torch.tensor([self._slot(sequence, position) for sequence, position in rows]),
+            attention=AttentionBatch(
+                query_start=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
+                context_len=torch.tensor([part.end for part in parts], dtype=torch.int32),
+                block_table=table,
+                max_query_len=max(counts),
+                max_context_len=max(part.end for part in parts),
+            ),
+            segments=Segments.build([self._pages[sequence] for sequence, _ in rows]),
+            logits_rows=torch.arange(len(rows)),
+        )
+
+    def _slot(self, sequence: int, position: int) -> int:
+        return self._blocks[sequence][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+def assert_logits(actual: Tensor, expected: Tensor) -> None:
+    """The same float32 logits as the oracle's, NaN nowhere."""
+    worst = (actual - expected).abs().max().item()
+    assert worst <= TOLERANCE, f"logits differ by {worst:.1e}"
