@@ -356,7 +356,10 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 }
 
 TEMPLATE = (
-    "{% for message in messages %}<turn>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "<turn>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<turn>assistant: {% endif %}"
 )
 

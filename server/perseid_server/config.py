@@ -51,14 +51,18 @@ class ServeConfig:
     """Where to run. "auto" takes a CUDA device when there is one."""
 
     adapter: Annotated[
-        tuple[str, ...], Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE")
+        tuple[str, ...],
+        Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE", show_default=False),
     ] = ()
-    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder or a hub id. Repeat for more."""
+    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder or a hub id. Repeat for more. Default: none."""
 
     store: Annotated[Path | None, Parameter(group=ADAPTERS)] = None
     """Folder that keeps loaded adapters across restarts. Default: perseid/store in the user's data folder."""
 
-    adapter_root: Annotated[tuple[Path, ...], Parameter(group=ADAPTERS, negative=(), consume_multiple=False)] = ()
+    adapter_root: Annotated[
+        tuple[Path, ...],
+        Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="FOLDER", show_default=False),
+    ] = ()
     """Folder from which clients may load adapters at run time. Repeat for more. Default: none."""
 
     allow_hub: Annotated[bool, Parameter(group=ADAPTERS)] = False

@@ -27,21 +27,21 @@ def base_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def _reference_model(base_gguf: Path):
+def reference_model(base_gguf: Path):
     return load_reference(base_gguf)
 
 
 @pytest.fixture(scope="session")
-def adapter_folders(_reference_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapter_folders(reference_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Eight adapters of different ranks and targets, saved by PEFT: name → folder."""
     root = tmp_path_factory.mktemp("adapters")
-    return {recipe.name: write_adapter(_reference_model, recipe, root / recipe.name) for recipe in RECIPES}
+    return {recipe.name: write_adapter(reference_model, recipe, root / recipe.name) for recipe in RECIPES}
 
 
 @pytest.fixture(scope="session")
-def reference(_reference_model, adapter_folders: dict[str, Path]) -> Reference:
+def reference(reference_model, adapter_folders: dict[str, Path]) -> Reference:
     """PEFT with all eight adapters."""
-    return Reference(_reference_model, adapter_folders)
+    return Reference(reference_model, adapter_folders)
 
 
 @pytest.fixture(scope="session")

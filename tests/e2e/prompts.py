@@ -18,9 +18,11 @@ TEXTS = (
     "To make a simple tomato sauce, first heat some olive oil in a pan, then add garlic and onions. After that",
     "SELECT name, age FROM people WHERE",
     "Die Hauptstadt von Deutschland ist",
-    "The history of the Roman Empire can be divided into several periods. The first of them began when Augustus "
-    "became emperor, and it was marked by peace and prosperity. During this time, roads and aqueducts were built "
-    "all over the empire, trade flourished, and the arts were encouraged. Later emperors were less successful, and",
+    (
+        "The history of the Roman Empire can be divided into several periods. The first of them began when Augustus "
+        "became emperor, and it was marked by peace and prosperity. During this time, roads and aqueducts were built "
+        "all over the empire, trade flourished, and the arts were encouraged. Later emperors were less successful, and"
+    ),
     "Hello!",
     "A: What did you do at the weekend?\nB: I went to the mountains with my sister. We",
     "🙂 means happy, 😢 means sad, and",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START_TIMEOUT_S = 120
+SERVE = (sys.executable, "-m", "perseid_server", "serve", "--http-port", "0", "--grpc-port", "0")
 
 
 @dataclass
@@ -26,11 +27,15 @@ class RunningServer:
     grpc: str = ""
     lines: list[str] = field(default_factory=list)
 
+    def metrics(self) -> str:
+        """What GET /metrics says now."""
+        with urllib.request.urlopen(f"{self.http}/metrics", timeout=5) as response:
+            return response.read().decode()
+
     def metric(self, name: str) -> float:
         """Sum of all samples of a metric on /metrics; KeyError when there is none."""
-        with urllib.request.urlopen(f"{self.http}/metrics", timeout=5) as response:
-            text = response.read().decode()
-        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line)]
+        lines = self.metrics().splitlines()
+        values = [float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[ {{]", line)]
         if not values:
             raise KeyError(name)
         return sum(values)
@@ -62,8 +67,7 @@ class RunningServer:
 def start_server(*arguments: str, store: Path, **environment: str) -> RunningServer:
     """Start `perseid serve` on free ports and read its output in the background."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "perseid_server", "serve", "--http-port", "0", "--grpc-port", "0"]
-        + ["--store", str(store), *arguments],
+        [*SERVE, "--store", str(store), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import grpc
-import httpx
 import openai
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -95,9 +94,9 @@ def test_a_client_that_knows_only_reflection_generates(server: RunningServer) ->
 def test_buf_curl_generates_through_reflection(server: RunningServer) -> None:
     buf = require_tool("buf", "pip install buf-bin")
     request = {"prompt": "The capital of France is", "sampling": {"max_tokens": 3, "temperature": 0}}
+    url = f"http://{server.grpc}/perseid.v1.Generation/Generate"
     done = subprocess.run(
-        [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(request)]
-        + [f"http://{server.grpc}/perseid.v1.Generation/Generate"],
+        [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(request), url],
         capture_output=True,
         text=True,
         timeout=60,
@@ -109,9 +108,8 @@ def test_buf_curl_generates_through_reflection(server: RunningServer) -> None:
 
 def test_metrics_are_clean_for_promtool_and_tell_the_truth(server: RunningServer) -> None:
     promtool = require_tool("promtool", "Debian package prometheus")
-    text = httpx.get(f"{server.http}/metrics").text
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=30, check=False
+        [promtool, "check", "metrics"], input=server.metrics(), capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # 106 M 4-bit weights with a scale and an offset per 32, 28 M 8-bit embeddings: between 80 and 125 MB.

@@ -2,6 +2,7 @@
 refused by the name of its key; an unknown key that says something is refused too."""
 
 import math
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +113,15 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 def _load(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
-    if not path.exists():
-        raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder")
-    if not path.is_file():  # a pipe would be waited for, a device read for ever
-        raise AdapterRejected(f"{CONFIG_FILE} is not a regular file")
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
+            raise AdapterRejected(f"{CONFIG_FILE} is not a regular file")
+        if status.st_size > MAX_CONFIG_BYTES:
             raise AdapterRejected(f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes")
         raw = parse_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder") from None
     except OSError as error:
         raise AdapterRejected(f"{CONFIG_FILE} cannot be read: {error.strerror}") from error
     except ValueError as error:

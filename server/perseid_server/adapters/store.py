@@ -223,7 +223,7 @@ def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
     source = folder.path / name
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if folder.follow_links else os.O_NOFOLLOW)
     try:
-        reader = open(source, "rb", opener=lambda path, _: os.open(path, flags))  # noqa: PTH123, SIM115
+        reader = open(source, "rb", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
     except FileNotFoundError:
         raise AdapterRejected(why_missing(folder.path, name)) from None
     except OSError as error:

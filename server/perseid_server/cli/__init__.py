@@ -1,24 +1,46 @@
 """The `perseid` command: serve, generate, adapters, inspect. Each is one file, imported only when it runs."""
 
+import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env, Toml
+from rich.console import Console
+from rich.text import Text
 
 from perseid_server import __version__
 from perseid_server.errors import PerseidError
+
+SERVE = """Serve a base model and its adapters over gRPC and HTTP.
+
+Every option can also be given as a variable (PERSEID_HTTP_PORT=8001) or in a file (perseid --config FILE serve).
+"""
+INSPECT = """Tell what a model or adapter holds, and whether it would be accepted.
+
+Exit status 1 when it would not.
+"""
+
+
+def _one_line(error: CycloptsError) -> Text:
+    """Plain: what users typed may look like markup."""
+    return Text(f"perseid: {' '.join(str(error).split())}")
+
 
 app = App(
     name="perseid",
     help="One frozen 4-bit base model, any number of hot-swapped LoRA adapters, one batch.",
     version=__version__,
+    error_formatter=_one_line,
+    error_console=Console(stderr=True, soft_wrap=True),
 )
-app.command("perseid_server.cli.serve:serve")
-app.command("perseid_server.cli.generate:generate")
-app.command("perseid_server.cli.adapters:adapters")
-app.command("perseid_server.cli.inspect:inspect")
+# Said here, so that listing the commands need not import them.
+app.command("perseid_server.cli.serve:serve", help=SERVE)
+app.command("perseid_server.cli.generate:generate", help="Generate text with a running server.")
+app.command("perseid_server.cli.adapters:adapters", help="Load, unload and look at the adapters of a running server.")
+app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
 
 
 @app.meta.default
@@ -33,17 +55,32 @@ def _with_config(
     config
         TOML file with a table per command, e.g. [serve] with http-port = 8000.
     """
+    if config is not None:
+        _check_file(config)
     file = [Toml(config, must_exist=True)] if config else []
     app.config = (Env("PERSEID_", command=False), *file)
     return app(tokens)
 
 
-def main() -> NoReturn:
-    """Run the command line; an error meant for the user is one line on stderr and exit status 1."""
+def _check_file(path: Path) -> None:
     try:
-        result = app.meta(result_action="return_value")
+        tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PerseidError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PerseidError(f"--config {path}: not a TOML file: {error}") from error
+
+
+def main() -> NoReturn:
+    """Run the command line. An error meant for the user is one line on stderr: exit status 2 for options that cannot
+    be read, 1 for what goes wrong with them."""
+    try:
+        result = app.meta(sys.argv[1:], result_action="return_value")
     except PerseidError as error:
         print(f"perseid: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does; what is buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

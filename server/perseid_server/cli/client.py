@@ -25,3 +25,5 @@ def connected(address: str) -> Iterator[grpc.Channel]:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise PerseidError(f"{address}: {error.details()}; is a server running there?") from error
             raise PerseidError(f"{error.code().name}: {error.details()}") from error
+        except UnicodeEncodeError as error:
+            raise PerseidError("an argument is not valid UTF-8") from error

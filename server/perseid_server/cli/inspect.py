@@ -15,7 +15,7 @@ _MIB = 1 << 20
 
 
 def inspect(source: str, /, *, model: str = "embedded") -> int:
-    """Tell what a model or adapter holds and whether it would be accepted. Exit status 1 when it would not.
+    """Print a report; returns the exit status.
 
     Parameters
     ----------

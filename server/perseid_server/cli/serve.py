@@ -40,10 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
-    """Serve a base model and its adapters over gRPC and HTTP.
-
-    Every option can also be given as a variable (PERSEID_HTTP_PORT=8001) or in a file (perseid --config FILE serve).
-    """
+    """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
     return uvloop.run(_serve(config))
 
@@ -91,7 +88,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         api = ApiServer(config.host, config.http_port)
         stack.push_async_callback(api.stop)
-        store = await asyncio.to_thread(AdapterStore, config.store or _default_store())
+        store = await asyncio.to_thread(_open_store, config.store or _default_store())
         stack.callback(store.close)
         source = await asyncio.to_thread(resolve_model, config.model)
         bundle = await asyncio.to_thread(export_tokenizer, source)
@@ -122,6 +119,13 @@ def _named_source(text: str) -> NamedSource:
         return NamedSource.parse(text)
     except ValueError as error:
         raise InvalidRequest(f"--adapter: {error}", field="adapter") from error
+
+
+def _open_store(folder: Path) -> AdapterStore:
+    try:
+        return AdapterStore(folder)
+    except OSError as error:
+        raise InvalidRequest(f"--store {folder}: {error.strerror or error}", field="store") from error
 
 
 def _default_store() -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from perseid_server.adapters.lora import AdapterInfo, check_adapter
-from perseid_server.adapters.names import check_name
+from perseid_server.adapters.names import MAX_LENGTH, check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore, Entry, Staged
 from perseid_server.engine.messages import AdapterState
@@ -126,7 +126,7 @@ class AdapterRegistry:
         """NotFound when there is none of that name."""
         loaded = self._loaded.get(name)
         if loaded is None:
-            raise NotFound(f"no adapter {name!r} is loaded", field="name")
+            raise NotFound(f"no adapter {name[:MAX_LENGTH]!r} is loaded", field="name")
         return loaded
 
     def find(self, name: str) -> LoadedAdapter | None:

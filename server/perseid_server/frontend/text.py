@@ -17,6 +17,8 @@ from perseid_server.model.tokenizer import TokenizerBundle
 
 _LONG_TEXT = 2000  # characters; shorter ones are tokenized at once, longer ones in a thread
 
+_LONGEST_COMPLAINT = 500  # characters
+
 
 class TextProcessor:
     """The tokenizer and chat template of one base."""
@@ -62,10 +64,12 @@ class TextProcessor:
                 **chat.template_arguments,
             )
         except jinja2.TemplateError as error:
-            raise InvalidRequest(f"messages: the chat template refuses them: {error}", field="messages") from error
+            raise InvalidRequest(
+                f"messages: the chat template refuses them: {_told(error)}", field="messages"
+            ) from error
         except Exception as error:  # a template is a program: on messages it was not written for, it fails anyhow
             raise InvalidRequest(
-                f"messages: the chat template cannot render them: {error}", field="messages"
+                f"messages: the chat template cannot render them: {_told(error)}", field="messages"
             ) from error
         return _cut_after_final_message(text, chat) if chat.continue_final_message else text
 
@@ -83,6 +87,17 @@ class TextProcessor:
         if token is not None and token not in self._added_tokens and all(char in self._byte_of for char in token):
             return bytes(self._byte_of[char] for char in token)
         return self.token_text(token_id).encode()
+
+    def num_characters(self, token_id: int, *, skip_special_tokens: bool = True) -> int:
+        """Characters that begin in a token: over an answer's tokens they add up to the length of its text."""
+        if skip_special_tokens and token_id in self._special_ids:
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))  # the others go on with one
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        return frozenset(token_id for token_id, token in added if token.special)
 
     @functools.cached_property
     def _added_tokens(self) -> frozenset[str]:
@@ -118,6 +133,11 @@ def _raise(message: str) -> NoReturn:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().astimezone().strftime(pattern)
+
+
+def _told(error: Exception) -> str:
+    """What a template says; it may repeat what it was given."""
+    return str(error)[:_LONGEST_COMPLAINT]
 
 
 def _cut_after_final_message(text: str, chat: ChatInput) -> str:

@@ -95,7 +95,11 @@ class EngineProcess:
 
     async def start(self) -> EngineReady:
         """Start the engine and wait until it can serve. InvalidRequest tells the operator why it cannot."""
-        connection = await self._launch()
+        try:
+            connection = await self._launch()
+        except BaseException:
+            self._set_status("failed")
+            raise
         self._supervisor = asyncio.create_task(self._supervise(connection))
         assert self.ready is not None, "_launch() returns when it is"
         return self.ready
@@ -132,9 +136,9 @@ class EngineProcess:
             raise Unavailable(f"the engine is {self.status}; try again")
         inbox: asyncio.Queue[SequenceOutput | None] = asyncio.Queue()
         self._inboxes[request.request_id] = inbox
-        connection.send(request)
         ended = False
         try:
+            connection.send(request)
             while not ended:
                 output = await inbox.get()
                 if output is None:
@@ -191,6 +195,7 @@ class EngineProcess:
         for adapter in self._adapters.values():
             connection.send(adapter)
         self._connection = connection
+        self.num_restarts += self.ready is not None
         self.ready = first
         self._set_status("ready")
         return connection
@@ -236,7 +241,6 @@ class EngineProcess:
                 except PerseidError as error:
                     logger.error("the engine could not be started again: %s", error.message)  # noqa: TRY400
                 else:
-                    self.num_restarts += 1
                     break
 
     async def _deliver_until_gone(self, connection: _Connection) -> None:
@@ -269,10 +273,8 @@ class EngineProcess:
 async def _end(connection: _Connection) -> None:
     """Ask the process to end, wait a moment, kill it."""
     process = connection.process
-    with contextlib.suppress(ConnectionError):
-        connection.send(Shutdown())
-        await connection.writer.drain()
-    connection.writer.close()
+    connection.send(Shutdown())
+    connection.writer.close()  # sends what is written; nobody waits for that, a process that hangs does not read
     try:
         await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
     except TimeoutError:

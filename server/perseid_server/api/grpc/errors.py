@@ -20,6 +20,9 @@ from perseid_server.errors import (
 
 logger = logging.getLogger(__name__)
 
+_MAX_MESSAGE_BYTES = 1000
+"""Statuses are trailers: with more than 8 KiB of them (three times over, percent-encoded) clients drop the answer."""
+
 _CODES: Sequence[tuple[type[PerseidError], int]] = (
     (Forbidden, code_pb2.PERMISSION_DENIED),
     (NotFound, code_pb2.NOT_FOUND),
@@ -34,9 +37,10 @@ _CODES: Sequence[tuple[type[PerseidError], int]] = (
 def status_of(error: PerseidError) -> status_pb2.Status:
     """google.rpc.Status: the code, the message, which field, when to try again."""
     code = next(code for kind, code in _CODES if isinstance(error, kind))
+    message = _shortened(error.message)
     details = []
     if error.field is not None and code == code_pb2.INVALID_ARGUMENT:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
@@ -48,7 +52,14 @@ def status_of(error: PerseidError) -> status_pb2.Status:
         holder = any_pb2.Any()
         holder.Pack(detail)
         packed.append(holder)
-    return status_pb2.Status(code=code, message=error.message, details=packed)
+    return status_pb2.Status(code=code, message=message, details=packed)
+
+
+def _shortened(message: str) -> str:
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
+        return message
+    return encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
 
 
 async def abort(context: "grpc.aio.ServicerContext[object, object]", error: Exception) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from perseid_server.api.http.errors import ModelNotFound
+from perseid_server.api.http.errors import model_not_found
 from perseid_server.api.http.schemas import LoadAdapterBody, UnloadAdapterBody
 from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
 from perseid_server.frontend.service import GenerationService
@@ -40,7 +40,7 @@ class AdapterRoutes:
             return self._base_card()
         adapter = self._registry.find(model)
         if adapter is None:
-            raise ModelNotFound(f"the model {model!r} does not exist", field="model")
+            raise model_not_found(model)
         return self._card(adapter)
 
     async def load(self, body: LoadAdapterBody) -> Response:

@@ -1,5 +1,6 @@
 """The JSON that clients get: completions and chat completions, whole and as chunks."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ class Shape(Protocol):
 
     def opening(self, index: int) -> Json | None: ...
 
-    def delta(self, delta: Delta, offset: int) -> Json: ...
+    def delta(self, delta: Delta) -> Json: ...
 
     def choice(self, index: int, deltas: Sequence[Delta]) -> Json: ...
 
@@ -72,12 +73,17 @@ class CompletionShape(_Base):
     prefix = "cmpl-"
     whole = chunk = "text_completion"
 
-    def delta(self, delta: Delta, offset: int) -> Json:
-        """A chunk's choice. `offset`: characters of the choice before it."""
+    def __init__(self, model: str, text: TextProcessor, *, skip_special_tokens: bool = True) -> None:
+        super().__init__(model, text)
+        self._skip_special_tokens = skip_special_tokens
+        self._offsets: Counter[int] = Counter()  # by choice: characters of the tokens told so far
+
+    def delta(self, delta: Delta) -> Json:
+        """A chunk's choice."""
         return {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": self._logprobs([delta], offset) if delta.logprobs else None,
+            "logprobs": self._logprobs(delta.index, [delta]) if delta.logprobs else None,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
@@ -87,23 +93,27 @@ class CompletionShape(_Base):
         return {
             "index": index,
             "text": "".join(delta.text for delta in deltas),
-            "logprobs": self._logprobs(deltas, 0) if any(delta.logprobs for delta in deltas) else None,
+            "logprobs": self._logprobs(index, deltas) if any(delta.logprobs for delta in deltas) else None,
             "finish_reason": deltas[-1].finish_reason,
             "stop_reason": deltas[-1].stop_reason,
         }
 
-    def _logprobs(self, deltas: Iterable[Delta], offset: int) -> Json:
-        """Four parallel lists, a place for each token. The first prompt token of an echo has no probability."""
+    def _logprobs(self, index: int, deltas: Iterable[Delta]) -> Json:
+        """Four parallel lists, a place for each token. The first prompt token of an echo has no probability.
+
+        Offsets follow the tokens, not the text: text may still be held back when its tokens are told.
+        """
         tokens: list[str] = []
         values: list[float | None] = []
         top: list[Mapping[str, float] | None] = []
         offsets: list[int] = []
         for delta in deltas:
             for token_id, logprob in zip(delta.token_ids, delta.logprobs, strict=False):
-                text = self._text.token_text(token_id)
-                tokens.append(text)
-                offsets.append(offset)
-                offset += len(text)
+                tokens.append(self._text.token_text(token_id))
+                offsets.append(self._offsets[index])
+                self._offsets[index] += self._text.num_characters(
+                    token_id, skip_special_tokens=self._skip_special_tokens
+                )
                 values.append(logprob.logprob if logprob else None)
                 top.append(self._top(logprob) if logprob else None)
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
@@ -129,7 +139,7 @@ class ChatShape(_Base):
             "finish_reason": None,
         }
 
-    def delta(self, delta: Delta, offset: int) -> Json:  # noqa: ARG002
+    def delta(self, delta: Delta) -> Json:
         """A chunk's choice."""
         return {
             "index": delta.index,

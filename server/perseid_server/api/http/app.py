@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perseid_server import __version__
@@ -21,6 +22,7 @@ from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
 MAX_BODY_BYTES = 16 << 20
+_TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -59,12 +61,9 @@ class Limits:
         stated = headers.get("x-request-id", "")
         request_id = stated if _REQUEST_ID.fullmatch(stated) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
 
         async def tag(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -72,15 +71,7 @@ class Limits:
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             await _refuse(tag)
             return
-        try:
-            await self._app(scope, _counted(receive), tag)
-        except _BodyTooLarge:
-            if not started:
-                await _refuse(tag)
-
-
-class _BodyTooLarge(Exception):
-    """The body went on beyond the limit."""
+        await self._app(scope, _counted(receive), tag)
 
 
 def _counted(receive: Receive) -> Receive:
@@ -91,15 +82,14 @@ def _counted(receive: Receive) -> Receive:
         message = await receive()
         total += len(message.get("body", b""))
         if total > MAX_BODY_BYTES:
-            raise _BodyTooLarge
+            raise HTTPException(413, _TOO_LARGE)
         return message
 
     return counted
 
 
 async def _refuse(send: Any) -> None:
-    error = TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
-    body = msgspec.json.encode(errors.body_of(error))
+    body = msgspec.json.encode(errors.body_of(TooLarge(_TOO_LARGE)))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import (
     Conflict,
     Forbidden,
@@ -22,6 +24,8 @@ from perseid_server.errors import (
 )
 
 logger = logging.getLogger(__name__)
+
+_UNION_MEMBER = re.compile(r"str|int|(list|function|constrained)\W.*")
 
 _STATUS: Sequence[tuple[type[PerseidError], int, str]] = (
     (Forbidden, 403, "permission_error"),
@@ -37,6 +41,11 @@ _STATUS: Sequence[tuple[type[PerseidError], int, str]] = (
 
 class ModelNotFound(NotFound):
     """The `model` of a request names nothing that is served."""
+
+
+def model_not_found(name: str) -> ModelNotFound:
+    """The error for a name; no adapter's name is longer than what is shown of it."""
+    return ModelNotFound(f"the model {name[:MAX_LENGTH]!r} does not exist", field="model")
 
 
 def status_of(error: PerseidError) -> int:
@@ -63,13 +72,15 @@ def _perseid_error(_: Request, error: PerseidError) -> Response:
 
 def _validation_error(_: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return JSONResponse(_body("the body is not valid JSON", "invalid_request_error"), 400)
     # A union reports its members too, by type name; the field is what comes before them.
-    field = ".".join(part for part in path if not part.startswith(("list[", "str", "int", "function", "constrained")))
-    message = f"{field or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return JSONResponse(_body(message, "invalid_request_error", field or None), 400)
+    field = ".".join(str(part) for part in first["loc"][1:] if not _UNION_MEMBER.fullmatch(str(part)))
+    if not field:
+        message = "the body is not a JSON object, or not sent with Content-Type: application/json"
+        return JSONResponse(_body(message, "invalid_request_error"), 400)
+    message = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return JSONResponse(_body(message, "invalid_request_error", field), 400)
 
 
 def _http_exception(_: Request, error: HTTPException) -> Response:
@@ -80,7 +91,8 @@ def _http_exception(_: Request, error: HTTPException) -> Response:
 def _unexpected(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", "unknown")
     logger.error("request %s failed", request_id, exc_info=error)
-    return JSONResponse(_body(f"internal error in request {request_id}", "server_error"), 500)
+    body = _body(f"internal error in request {request_id}", "server_error")
+    return JSONResponse(body, 500, {"X-Request-Id": request_id})  # no middleware of ours sees this answer
 
 
 def install(app: FastAPI) -> None:

@@ -1,8 +1,9 @@
 """The two generation routes: one shape each, one way of running them."""
 
+import asyncio
 import json
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from perseid_server.api.http.answers import ChatShape, CompletionShape, Shape, perseid_json, usage_json
-from perseid_server.api.http.errors import ModelNotFound, body_of
+from perseid_server.api.http.errors import body_of, model_not_found
 from perseid_server.api.http.schemas import ChatBody, CompletionBody, SamplingFields
 from perseid_server.errors import NotFound, PerseidError
 from perseid_server.frontend.requests import GenerationRequest, Input, SamplingOptions
@@ -36,7 +37,7 @@ class GenerationRoutes:
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue a prompt, or several."""
         body.refuse_unsupported()
-        shape = CompletionShape(body.model, self._service.text)
+        shape = CompletionShape(body.model, self._service.text, skip_special_tokens=body.skip_special_tokens)
         return await self._answer(shape, body, body.inputs(), body.options(), request)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
@@ -66,13 +67,13 @@ class GenerationRoutes:
             chunks = _stream(shape, body, generations, stack)
             return _Stream(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         async with stack:
-            return await _whole(shape, generations, request)
+            return await _unless_left(request, _whole(shape, generations))
 
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
         try:
             return await stack.enter_async_context(self._service.generate(request))
         except NotFound as error:
-            raise ModelNotFound(f"the model {request.adapter!r} does not exist", field="model") from error
+            raise model_not_found(request.adapter or "") from error
 
 
 def adapter_of(model: str, base: str) -> str | None:
@@ -104,13 +105,11 @@ def _total(generations: Sequence[Generation]) -> Usage:
     )
 
 
-async def _whole(shape: Shape, generations: Sequence[Generation], request: Request) -> Response:
-    """Everything in one object. A client that leaves meanwhile frees what its request holds."""
+async def _whole(shape: Shape, generations: Sequence[Generation]) -> Response:
+    """Everything in one object."""
     choices: dict[int, list[Delta]] = {}
     async for delta in _deltas(generations):
         choices.setdefault(delta.index, []).append(delta)
-        if await request.is_disconnected():
-            return Response(status_code=499)
     answer = {
         **shape.head(generations[0], chunk=False),
         "choices": [shape.choice(index, deltas) for index, deltas in sorted(choices.items())],
@@ -120,6 +119,23 @@ async def _whole(shape: Shape, generations: Sequence[Generation], request: Reque
     return JSONResponse(answer)
 
 
+async def _unless_left(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """What the work brings. When the client leaves first the work ends at once, whatever it waits for."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_has_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else Response(status_code=499)  # nobody reads that
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _has_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _stream(
     shape: Shape, body: SamplingFields, generations: Sequence[Generation], stack: AsyncExitStack
 ) -> AsyncGenerator[bytes]:
@@ -127,7 +143,6 @@ async def _stream(
     options = body.stream_options
     with_usage = options is not None and options.include_usage
     head = shape.head(generations[0], chunk=True)
-    lengths: dict[int, int] = {}
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         usage = {"usage": None} if with_usage else {}
@@ -142,8 +157,7 @@ async def _stream(
             async for delta in _deltas(generations):
                 continuous = options is not None and options.continuous_usage_stats
                 more = {"usage": usage_json(_total(generations))} if continuous else {}
-                yield event([shape.delta(delta, lengths.get(delta.index, 0))], **more)
-                lengths[delta.index] = lengths.get(delta.index, 0) + len(delta.text)
+                yield event([shape.delta(delta)], **more)
             if with_usage:
                 told = {"usage": usage_json(_total(generations)), "perseid": perseid_json(generations[0])}
                 yield event([], **told)

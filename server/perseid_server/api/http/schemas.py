@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import (
@@ -52,7 +52,27 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class SamplingFields(BaseModel):
+class Body(BaseModel):
+    """What all bodies share."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_broken_text(cls, fields: Any) -> Any:
+        """JSON can write half a surrogate pair, such as \\ud800, which is no text and cannot be sent back either."""
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            try:
+                json.dumps({name: value}, ensure_ascii=False).encode()
+            except (UnicodeEncodeError, RecursionError) as error:
+                shown = ascii(name)[1:-1]
+                raise InvalidRequest(
+                    f"{shown}: the text is not valid Unicode, or nested too deep", field=shown
+                ) from error
+        return fields
+
+
+class SamplingFields(Body):
     """What both generation routes share."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -140,10 +160,7 @@ class CompletionBody(SamplingFields):
             raise InvalidRequest("prompt: expected text, tokens, or a non-empty list of them", field="prompt")
         if isinstance(prompt[0], int):
             return [TokenInput(tuple(token for token in prompt if isinstance(token, int)))]
-        return [
-            TextInput(item, special) if isinstance(item, str) else TokenInput(tuple(item)) 
-            for item in prompt
-        ]
+        return [TextInput(item, special) if isinstance(item, str) else TokenInput(tuple(item)) for item in prompt]
 
     def options(self) -> SamplingOptions:
         """OpenAI's default of 16 tokens holds here, and here only."""
@@ -216,10 +233,8 @@ def _logit_bias(stated: Mapping[str, float]) -> dict[int, float]:
     return {int(token): bias for token, bias in stated.items()}
 
 
-class LoadAdapterBody(BaseModel):
+class LoadAdapterBody(Body):
     """POST /v1/load_lora_adapter, as vLLM has it."""
-
-    model_config = ConfigDict(strict=True)
 
     lora_name: str
     lora_path: str
@@ -227,19 +242,15 @@ class LoadAdapterBody(BaseModel):
     pin: bool = False
 
 
-class UnloadAdapterBody(BaseModel):
+class UnloadAdapterBody(Body):
     """POST /v1/unload_lora_adapter, as vLLM has it."""
-
-    model_config = ConfigDict(strict=True)
 
     lora_name: str
     lora_int_id: int | None = None
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(Body):
     """POST /tokenize: a prompt or messages."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     prompt: str | None = None
@@ -258,10 +269,8 @@ class TokenizeBody(BaseModel):
         return TextInput(self.prompt or "", self.add_special_tokens is not False)
 
 
-class DetokenizeBody(BaseModel):
+class DetokenizeBody(Body):
     """POST /detokenize."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     tokens: Tokens

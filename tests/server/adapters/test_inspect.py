@@ -1,0 +1,24 @@
+"""`inspect` gives a verdict with its reason and raises nothing."""
+
+from perseid_server.adapters.inspect import inspect_adapter
+from tests.fakes import tiny_spec
+from tests.server.adapters.folders import TARGETS, lora_config, write_adapter
+
+
+def test_a_good_adapter_is_accepted_with_what_it_holds(tmp_path):
+    report = inspect_adapter(write_adapter(tmp_path, rank=20), tiny_spec())
+    assert report.accepted
+    assert report.reason is None
+    assert report.info is not None
+    assert (report.info.rank, report.info.num_pages, report.info.targets) == (20, 2, TARGETS)
+
+
+def test_a_bad_adapter_is_refused_with_the_reason(tmp_path):
+    report = inspect_adapter(write_adapter(tmp_path, config=lora_config(use_dora=True)), tiny_spec())
+    assert not report.accepted
+    assert report.info is None
+    assert "use_dora" in (report.reason or "")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    assert not inspect_adapter(tmp_path / "nowhere", tiny_spec()).accepted

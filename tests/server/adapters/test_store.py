@@ -1,0 +1,283 @@
+"""The store names content, replaces and removes in one step, and says what is damaged while it serves the rest."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perseid_server.adapters.lora import WEIGHTS_FILE
+from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.source import AdapterFolder
+from perseid_server.adapters.store import AdapterStore, version_of
+from perseid_server.errors import AdapterRejected, Conflict, TooLarge
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(root: Path) -> Iterator[AdapterStore]:
+    store = AdapterStore(root)
+    yield store
+    store.close()
+
+
+def source_of(root: Path, content: str) -> AdapterFolder:
+    """A folder with an adapter's two files; the store does not look into them."""
+    folder = root.parent / f"source-{content}"
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG_FILE).write_text(f'{{"{content}": 1}}')
+    (folder / WEIGHTS_FILE).write_text(content * 100)
+    return AdapterFolder(folder, follow_links=False)
+
+
+def load(store: AdapterStore, root: Path, name: str, content: str, *, pinned: bool = False) -> str:
+    """Store content under a name; its version."""
+    return store.commit(store.stage(source_of(root, content)), name, f"from/{content}", pinned=pinned).version
+
+
+def reopened(store: AdapterStore, root: Path) -> AdapterStore:
+    store.close()
+    return AdapterStore(root)
+
+
+def names(store: AdapterStore) -> dict[str, str]:
+    return {name: entry.version for name, entry in store.entries().items()}
+
+
+def versions_on_disk(root: Path) -> set[str]:
+    return {path.name for path in (root / "versions").iterdir()}
+
+
+def damaged(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*.damaged"))
+
+
+def test_a_version_is_the_hash_of_its_content(store, root):
+    first, again, other = (load(store, root, name, content) for name, content in ("ax", "bx", "cy"))
+    assert first == again != other
+    assert versions_on_disk(root) == {first, other}
+    assert version_of(store.folder(first)) == first
+    assert (store.folder(other) / WEIGHTS_FILE).read_text() == "y" * 100
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_both_files_count(file, store, root):
+    before = load(store, root, "a", "x")
+    source = source_of(root, "x")
+    (source.path / file).write_text("another")
+    assert store.commit(store.stage(source), "a", "s").version != before
+
+
+def test_bytes_that_move_from_one_file_to_the_other_are_another_version(tmp_path):
+    for folder, config, weights in (("one", "ab", "c"), ("two", "a", "bc")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / CONFIG_FILE).write_text(config)
+        (tmp_path / folder / WEIGHTS_FILE).write_text(weights)
+    assert version_of(tmp_path / "one") != version_of(tmp_path / "two")
+
+
+def test_replacing_moves_the_name_and_keeps_the_old_version_until_it_is_collected(store, root):
+    old = load(store, root, "a", "x")
+    load(store, root, "b", "z")
+    new = load(store, root, "a", "y")
+    assert names(store)["a"] == new
+    assert list(names(store)) == ["b", "a"], "in the order they were loaded"
+    store.collect(in_use={old})
+    assert old in versions_on_disk(root)
+    store.collect(in_use=())
+    assert versions_on_disk(root) == set(names(store).values())
+
+
+def test_removing_takes_only_the_name(store, root):
+    version = load(store, root, "a", "x")
+    load(store, root, "b", "x")
+    store.remove("a")
+    store.collect(in_use=())
+    assert names(store) == {"b": version}
+    assert versions_on_disk(root) == {version}
+    store.remove("b")
+    store.collect(in_use=())
+    assert versions_on_disk(root) == set()
+
+
+@pytest.mark.parametrize("change", [lambda store: store.remove("x"), lambda store: store.pin("x", pinned=True)])
+def test_an_unknown_name_is_a_key_error(change, store):
+    with pytest.raises(KeyError):
+        change(store)
+
+
+def test_names_sources_pins_and_order_survive_a_restart(store, root):
+    for name, content in (("b", "x"), ("a", "y"), ("org/c", "z")):
+        load(store, root, name, content, pinned=name == "a")
+    store.pin("org/c", pinned=True)
+    store.pin("a", pinned=False)
+    before = list(store.entries().items())
+    store = reopened(store, root)
+    assert list(store.entries().items()) == before
+    assert [(name, entry.pinned, entry.source) for name, entry in before] == [
+        ("b", False, "from/x"),
+        ("a", False, "from/y"),
+        ("org/c", True, "from/z"),
+    ]
+    store.close()
+
+
+def test_a_discarded_copy_leaves_nothing(store, root):
+    staged = store.stage(source_of(root, "x"))
+    store.discard(staged)
+    assert not staged.folder.exists()
+    assert names(store) == {}
+    assert versions_on_disk(root) == set()
+
+
+@pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_source_that_cannot_be_copied_leaves_nothing(missing, store, root):
+    source = source_of(root, "x")
+    (source.path / missing).unlink()
+    with pytest.raises(AdapterRejected, match=f"has no {missing}"):
+        store.stage(source)
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused_with_the_way_out(store, root):
+    source = source_of(root, "x")
+    (source.path / WEIGHTS_FILE).rename(source.path / "adapter_model.bin")
+    with pytest.raises(AdapterRejected, match="safe_serialization=True"):
+        store.stage(source)
+
+
+def test_a_file_beyond_the_limit_is_refused(store, root, monkeypatch):
+    monkeypatch.setattr("perseid_server.adapters.store.MAX_ADAPTER_BYTES", 50)
+    with pytest.raises(TooLarge, match="100 bytes; the limit is 50"):
+        store.stage(source_of(root, "x"))
+
+
+def test_a_second_server_on_the_same_folder_is_refused_and_does_no_harm(store, root):
+    version = load(store, root, "a", "x")
+    staged = store.stage(source_of(root, "y"))
+    with pytest.raises(Conflict, match="in use by another server"):
+        AdapterStore(root)
+    assert staged.folder.is_dir(), "its tmp/ was not emptied"
+    store = reopened(store, root)
+    assert names(store) == {"a": version}
+    store.close()
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("harm", [cut, flip, vanish])
+def test_a_damaged_version_is_set_aside_and_the_others_are_served(harm, file, store, root, caplog):
+    bad, good = load(store, root, "bad", "x"), load(store, root, "good", "y")
+    harm(store.folder(bad) / file)
+    store = reopened(store, root)
+    assert names(store) == {"good": good}
+    assert "'bad' is dropped" in caplog.text
+    assert [name.startswith(bad) for name in damaged(root)] == [True]
+    assert load(store, root, "bad", "x") == bad, "the same content can be loaded again"
+    store = reopened(store, root)
+    assert set(names(store)) == {"good", "bad"}
+    store.close()
+
+
+def test_a_version_damaged_while_the_store_is_open_is_replaced_by_loading_it_again(store, root):
+    version = load(store, root, "a", "x")
+    flip(store.folder(version) / WEIGHTS_FILE)
+    assert load(store, root, "a", "x") == version
+    assert version_of(store.folder(version)) == version
+    assert len(damaged(root)) == 1
+
+
+def with_schema(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+
+
+def with_another_path(path: Path) -> None:
+    path.write_text(path.read_text().replace('"version": "', '"version": "../../'))
+
+
+BAD_MANIFESTS: dict[str, Callable[[Path], object]] = {
+    "cut short": cut,
+    "a bit flipped": flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "a list": lambda path: path.write_bytes(b"[]"),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
+    "nested deeply": lambda path: path.write_bytes(b"[" * 100_000),
+    "of another schema": with_schema,
+    "with a path for a version": with_another_path,
+}
+
+
+@pytest.mark.parametrize("harm", BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
+def test_a_damaged_manifest_is_set_aside_and_the_one_before_it_serves(harm, store, root, caplog):
+    first = load(store, root, "a", "x")
+    load(store, root, "b", "y")
+    harm(root / "manifest.json")
+    store = reopened(store, root)
+    assert names(store) == {"a": first}
+    assert "manifest.json is damaged" in caplog.text
+    load(store, root, "c", "z")
+    store = reopened(store, root)
+    assert list(names(store)) == ["a", "c"]
+    assert [name.startswith("manifest.json.") for name in damaged(root)] == [True]
+    store.close()
+
+
+def test_with_both_manifests_damaged_the_store_opens_empty_and_keeps_them(store, root, caplog):
+    load(store, root, "a", "x")
+    load(store, root, "b", "y")
+    for manifest in ("manifest.json", "manifest.previous.json"):
+        flip(root / manifest)
+    store = reopened(store, root)
+    assert names(store) == {}
+    assert "starts without names" in caplog.text
+    assert len(damaged(root)) == 2
+    store.close()
+
+
+def test_a_failed_write_changes_nothing(store, root, monkeypatch):
+    version = load(store, root, "a", "x")
+    staged = store.stage(source_of(root, "y"))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            store.commit(staged, "a", "s")
+        with pytest.raises(OSError, match="No space"):
+            store.remove("a")
+    assert names(store) == {"a": version}
+    store = reopened(store, root)
+    assert names(store) == {"a": version}
+    store.close()
+
+
+def test_opening_sweeps_up_what_an_earlier_run_left(store, root):
+    load(store, root, "a", "x")
+    store.stage(source_of(root, "y"))
+    (root / "tmp" / "manifest.half").write_text("{")
+    store = reopened(store, root)
+    assert list((root / "tmp").iterdir()) == []
+    store.close()

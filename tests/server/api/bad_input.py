@@ -1,0 +1,182 @@
+"""Bad input, once for both transports: what is sent, which status comes back, and which field the message names."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from perseid_protos.perseid.v1 import generation_pb2 as pb
+
+Json = Mapping[str, Any]
+NAMELESS: Json = {}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One kind of bad input. `http`: changes to a good completion's body; `sampling` and `request`: to a good message.
+
+    None: this transport cannot express it.
+    """
+
+    name: str
+    names: str  # what the message must name
+    http: Json | None = None
+    sampling: Json | None = None
+    request: Json | None = None
+    status: int = 400
+    code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT
+    chat: bool = field(default=False)
+
+    def message(self) -> pb.GenerateRequest:
+        """The bad gRPC request."""
+        sampling = {"max_tokens": 4} | dict(self.sampling or {})
+        return pb.GenerateRequest(
+            **({"prompt": "hi"} if self.request is None else dict(self.request)), sampling=pb.SamplingParams(**sampling)
+        )
+
+    def body(self) -> dict[str, Any]:
+        """The bad HTTP body."""
+        good = {"messages": [{"role": "user", "content": "hi"}]} if self.chat else {"prompt": "hi"}
+        return {"model": "tiny", "max_tokens": 4} | good | dict(self.http or {})
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def both(name: str, names: str, **fields: Any) -> Bad:
+    """The same fields of sampling on both transports."""
+    return Bad(name, names, fields, fields)
+
+
+def http_only(name: str, names: str, *, chat: bool = False, **fields: Any) -> Bad:
+    """What protobuf's types leave no way to say."""
+    return Bad(name, names, fields, chat=chat)
+
+
+def unknown_adapter(name: str, adapter: str) -> Bad:
+    """An adapter that is not there."""
+    return Bad(
+        name, "adapter|model", {"model": adapter}, request={"prompt": "hi", "adapter": adapter}, status=404,
+        code=grpc.StatusCode.NOT_FOUND,
+    )  # fmt: skip
+
+
+RANGES = [
+    both("temperature below", "temperature", temperature=-0.1),
+    both("temperature above", "temperature", temperature=2.5),
+    both("temperature NaN", "temperature", temperature=math.nan),
+    both("temperature infinite", "temperature", temperature=math.inf),
+    both("top_p zero", "top_p", top_p=0.0),
+    both("top_p above", "top_p", top_p=2.0),
+    both("top_k beyond the vocabulary", "top_k", top_k=259),
+    http_only("top_k negative", "top_k", top_k=-5),
+    both("min_p above", "min_p", min_p=1.5),
+    both("repetition_penalty zero", "repetition_penalty", repetition_penalty=0.0),
+    both("presence_penalty below", "presence_penalty", presence_penalty=-3.0),
+    both("frequency_penalty NaN", "frequency_penalty", frequency_penalty=math.nan),
+    both("n zero", "n", n=0),
+    both("n too large", "n", n=10_000),
+    both("several greedy answers", "n", n=2, temperature=0.0),
+    both("max_tokens zero", "max_tokens", max_tokens=0),
+    both("max_tokens beyond the context", "max_tokens is 100000", max_tokens=100_000),
+    http_only("max_tokens negative", "max_tokens", max_tokens=-1),
+    http_only("max_tokens astronomical", "max_tokens", max_tokens=10**30),
+    both("min_tokens above max_tokens", "min_tokens", min_tokens=5),
+    both("logprobs too large", "logprobs", logprobs=21),
+    http_only("logprobs negative", "logprobs", logprobs=-1),
+    http_only("seed above", "seed", seed=2**64),
+    http_only("seed below", "seed", seed=-(2**63) - 1),
+    both("too many stops", "stop", stop=["x"] * 17),
+    both("stop too long", "stop", stop=["x" * 1025]),
+    both("stop empty", "stop", stop=[""]),
+    both("stop token out of vocabulary", "stop_token_ids", stop_token_ids=[258]),
+    Bad("bias out of vocabulary", "logit_bias", {"logit_bias": {"258": 1.0}}, {"logit_bias": {258: 1.0}}),
+    Bad("bias too large", "logit_bias", {"logit_bias": {"1": 101.0}}, {"logit_bias": {1: 101.0}}),
+    Bad("bias NaN", "logit_bias", {"logit_bias": {"1": math.nan}}, {"logit_bias": {1: math.nan}}),
+    http_only("bias key is no number", "logit_bias", logit_bias={"x": 1.0}),
+    http_only("bias key negative", "logit_bias", logit_bias={"-1": 1.0}),
+    http_only("bias key astronomical", "logit_bias", logit_bias={"9" * 5000: 1.0}),
+    http_only("bias key another alphabet's digit", "logit_bias", logit_bias={"١": 1.0}),
+]
+
+INPUTS = [
+    Bad("empty prompt", "prompt", {"prompt": ""}, request={"prompt": ""}),
+    Bad("no tokens", "prompt", {"prompt": []}, request={"token_ids": pb.TokenIds()}),
+    Bad("token out of vocabulary", "prompt", {"prompt": [1, 258]}, request={"token_ids": pb.TokenIds(ids=[1, 258])}),
+    Bad("prompt longer than the context", "300 tokens|256", {"prompt": "x" * 300}, request={"prompt": "x" * 300}),
+    http_only("token negative", "prompt", prompt=[-1]),
+    http_only("one empty prompt of several", "prompt", prompt=["a", ""]),
+    http_only("too many prompts", "prompt", prompt=["a"] * 257),
+    http_only("prompts of mixed kinds", "prompt", prompt=["a", 1]),
+    Bad("no input", "input", request={}),
+    Bad("empty conversation", "messages", {"messages": []}, request={"chat": pb.Chat()}, chat=True),
+    Bad(
+        "unknown role", "messages: the chat template refuses them: unknown role judge",
+        {"messages": [{"role": "judge", "content": "hi"}]},
+        request={"chat": pb.Chat(messages=[pb.ChatMessage(role="judge", content="hi")])}, chat=True,
+    ),
+    Bad(
+        "unknown role of a huge name", "messages: the chat template refuses them: unknown role 語語",
+        {"messages": [{"role": "語" * 50_000, "content": "hi"}]},
+        request={"chat": pb.Chat(messages=[pb.ChatMessage(role="語" * 50_000, content="hi")])}, chat=True,
+    ),
+    Bad(
+        "no role", "messages|role", {"messages": [{"content": "hi"}]},
+        request={"chat": pb.Chat(messages=[pb.ChatMessage(content="hi")])}, chat=True,
+    ),
+    http_only("role of another type", "messages.0.role", chat=True, messages=[{"role": 1, "content": "hi"}]),
+    http_only("no content", "messages.0.content", chat=True, messages=[{"role": "user"}]),
+    http_only("content of another type", "messages.0.content", chat=True, messages=[{"role": "user", "content": 1}]),
+    http_only(
+        "image part", "messages.0.content.1", chat=True,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}],
+    ),
+    http_only(
+        "part without text", "messages.0.content.0", chat=True,
+        messages=[{"role": "user", "content": [{"type": "text"}]}],
+    ),
+    http_only("message is no object", "messages", chat=True, messages=["hi"]),
+    http_only("prompt in a conversation", "prompt", chat=True, prompt="hi"),
+    http_only("tools", "tools", chat=True, tools=[{"type": "function", "function": {"name": "f"}}]),
+    http_only("JSON answers", "response_format", chat=True, response_format={"type": "json_object"}),
+    http_only("top_logprobs alone", "top_logprobs", chat=True, top_logprobs=2),
+    http_only("top_logprobs too large", "logprobs", chat=True, logprobs=True, top_logprobs=21),
+    http_only("template's messages", "chat_template_kwargs", chat=True, chat_template_kwargs={"messages": []}),
+    http_only("unknown field", "temprature", temprature=0.5),
+    http_only("best_of", "best_of", best_of=3),
+    http_only("suffix", "suffix", suffix="x"),
+    http_only("stream_options without stream", "stream_options", stream_options={"include_usage": True}),
+    Bad("request id with a line break", "request_id", request={"prompt": "hi", "request_id": "a\nb"}),
+    Bad("request id too long", "request_id", request={"prompt": "hi", "request_id": "a" * 129}),
+]  # fmt: skip
+
+ADAPTERS = [
+    unknown_adapter("unknown adapter", "nobody"),
+    unknown_adapter("path upwards", "../../etc/passwd"),
+    unknown_adapter("absolute path", "/etc/passwd"),
+    unknown_adapter("NUL in a name", "a\0b"),
+    unknown_adapter("name with quotes and line breaks", "'\n\"%s{}"),
+    unknown_adapter("huge name", "x" * 100_000),
+    unknown_adapter("huge name in another script", "語" * 50_000),
+    unknown_adapter("router", "auto"),
+    Bad("unknown adapter behind the base", "nobody", {"model": "tiny:nobody"}, status=404),
+]
+
+TYPES = [
+    http_only(f"{name} of another type", name, **{name: value})
+    for name, value in {
+        "model": 1, "prompt": 5, "stream": "yes", "max_tokens": "4", "temperature": "hot", "top_p": [1], "top_k": 1.5,
+        "seed": "x", "stop": 5, "stop_token_ids": ["x"], "n": True, "logit_bias": [1], "logprobs": "a", "echo": "x",
+        "stream_options": "x", "ignore_eos": 1, "min_tokens": None, "min_p": {}, "skip_special_tokens": "no",
+    }.items()
+] + [
+    http_only("messages of another type", "messages", chat=True, messages="hi"),
+    http_only("model left out", "model", model=None),
+    http_only("temperature beyond floats", "temperature", temperature=10**400),
+    http_only("stop of mixed types", "stop", stop=["a", 1]),
+    http_only("prompt null", "prompt", prompt=None),
+]  # fmt: skip
+
+ALL = [*RANGES, *INPUTS, *ADAPTERS, *TYPES]

@@ -1,0 +1,89 @@
+"""A client that leaves frees what its request holds: nobody computes for someone who is gone."""
+
+import asyncio
+
+import grpc
+import httpx
+import pytest
+
+from perseid_protos.perseid.v1 import generation_pb2 as pb
+from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
+from tests.server.stack import LiveStack
+
+BODY = {"model": "one", "prompt": "say", "max_tokens": 200, "n": 2}
+
+
+async def freed(live: LiveStack, count: int) -> None:
+    """Return when the sequences have been aborted and nothing of them is left."""
+    async with asyncio.timeout(20):
+        await live.stack.engine.aborts(count)
+        await live.stack.service._idle.wait()
+    assert not live.stack.registry._leases
+    assert live.stack.engine.engine.stats().kv_blocks_used == 0
+    assert not live.stack.engine.engine.has_work
+
+
+@pytest.fixture(autouse=True)
+async def adapter(live: LiveStack) -> None:
+    await live.stack.load("one")
+
+
+async def test_leaving_an_http_stream_before_the_first_token(live: LiveStack) -> None:
+    live.stack.engine.hold()
+    async with live.http() as client, client.stream("POST", "/v1/completions", json=BODY | {"stream": True}):
+        await live.stack.engine.submissions(2)
+    await freed(live, 2)
+
+
+async def test_leaving_an_http_stream_amid_tokens(live: LiveStack) -> None:
+    async with live.http() as client:
+        async with client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as response:
+            async for line in response.aiter_lines():
+                if line:
+                    live.stack.engine.hold()
+                    break
+        await freed(live, 2)
+
+
+async def test_leaving_while_the_whole_answer_is_computed(live: LiveStack) -> None:
+    live.stack.engine.hold()
+    async with live.http() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/completions", json=BODY, timeout=0.2)
+    await live.stack.engine.submissions(2)
+    await freed(live, 2)
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+async def test_cancelling_a_grpc_stream(live: LiveStack, read_first: bool) -> None:
+    async with grpc.aio.insecure_channel(live.grpc) as channel:
+        message = pb.GenerateRequest(prompt="say", adapter="one", sampling=pb.SamplingParams(max_tokens=200, n=2))
+        if not read_first:
+            live.stack.engine.hold()
+        call = stubs.GenerationStub(channel).GenerateStream(message)
+        if read_first:
+            await call.read()
+            live.stack.engine.hold()
+        await live.stack.engine.submissions(2)
+        call.cancel()
+        await freed(live, 2)
+
+
+async def test_cancelling_a_grpc_call(live: LiveStack) -> None:
+    live.stack.engine.hold()
+    async with grpc.aio.insecure_channel(live.grpc) as channel:
+        message = pb.GenerateRequest(prompt="say", adapter="one", sampling=pb.SamplingParams(max_tokens=200, n=2))
+        call = asyncio.ensure_future(stubs.GenerationStub(channel).Generate(message))
+        await live.stack.engine.submissions(2)
+        call.cancel()
+        await freed(live, 2)
+
+
+async def test_a_grpc_deadline_ends_the_request(live: LiveStack) -> None:
+    live.stack.engine.hold()
+    async with grpc.aio.insecure_channel(live.grpc) as channel:
+        message = pb.GenerateRequest(prompt="say", adapter="one", sampling=pb.SamplingParams(max_tokens=200))
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await stubs.GenerationStub(channel).Generate(message, timeout=0.2)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await freed(live, 1)

@@ -1,0 +1,77 @@
+"""`perseid inspect`: what a folder holds, and whether it would be accepted."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from perseid_server.model.checkpoint import open_checkpoint
+from perseid_server.model.source import resolve_model
+from tests.fakes import byte_tokenizer
+from tests.server.cli.running import Perseid
+from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
+from tests.server.stack import write_adapter
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config("llama", tie_word_embeddings=True)
+    folder = write_hf(tmp_path_factory.mktemp("models") / "tiny-llama", config, tiny_model(config))
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    base = open_checkpoint(resolve_model(str(model))).spec
+    return write_adapter(tmp_path / "adapter", rank=20, base=base)
+
+
+def rows(out: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S+(?: \S+)*) {2,}(.*)$", out, re.MULTILINE))
+
+
+def test_a_model(perseid: Perseid, model: Path) -> None:
+    done = perseid("inspect", str(model))
+    told = rows(done.out)
+    assert (done.status, done.err, told["accepted"]) == (0, "", "yes")
+    assert (told["architecture"], told["layers"], told["hidden size"]) == ("LlamaForCausalLM", "2", "256")
+    assert told["context"] == "512 tokens"
+
+
+def test_a_model_of_another_architecture(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    done = perseid("inspect", str(tmp_path))
+    assert (done.status, done.err) == (1, "")
+    assert rows(done.out)["accepted"].startswith("no: ")
+    assert "MambaForCausalLM" in done.out
+
+
+def test_an_adapter_that_fits(perseid: Perseid, model: Path, adapter: Path) -> None:
+    done = perseid("inspect", str(adapter), "--model", str(model))
+    told = rows(done.out)
+    assert (done.status, done.err) == (0, "")
+    assert told["accepted"].startswith("yes, on ")
+    assert (told["type"], told["targets"], told["layers"]) == ("LoRA", "q_proj", "0-1")
+    assert told["rank"].startswith("20 (2 pages")
+
+
+def test_an_adapter_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    done = perseid("inspect", str(write_adapter(tmp_path / "adapter")), "--model", str(model))
+    assert (done.status, done.err) == (1, "")
+    assert rows(done.out)["accepted"].startswith("no: ")
+
+
+@pytest.mark.parametrize("source", ["/nonexistent", "", "a\0b"], ids=ascii)
+def test_what_is_not_there_is_one_line(perseid: Perseid, source: str) -> None:
+    done = perseid("inspect", source)
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1), done
+
+
+def test_an_empty_folder_is_no_adapter(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    done = perseid("inspect", str(tmp_path), "--model", str(model))
+    assert (done.status, done.err) == (1, "")
+    assert "adapter_config.json" in rows(done.out)["accepted"]

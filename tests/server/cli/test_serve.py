@@ -1,0 +1,54 @@
+"""What keeps a server from starting is one line, told before a model is loaded."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from perseid_server.adapters.store import AdapterStore
+from tests.server.cli.running import Done, Perseid
+
+
+@pytest.fixture
+def serve(perseid: Perseid, tmp_path: Path):
+    def run(*arguments: str, **changes: str) -> Done:
+        settings = {"http-port": "0", "grpc-port": "0", "store": str(tmp_path / "store")} | changes
+        return perseid("serve", *arguments, *(part for name in settings for part in (f"--{name}", settings[name])))
+
+    return run
+
+
+def told(done: Done) -> str:
+    """The one line; the exit status is that of an error."""
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    return done.err
+
+
+def test_a_taken_port(serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"HTTP cannot listen on 127.0.0.1:{port}" in told(serve(**{"http-port": str(port)}))
+
+
+def test_a_host_that_is_not_ours(serve) -> None:
+    assert "HTTP cannot listen on 203.0.113.1:0" in told(serve("--host", "203.0.113.1"))
+
+
+def test_an_adapter_without_a_source(serve) -> None:
+    assert "--adapter: expected NAME=SOURCE, got 'x'" in told(serve("--adapter", "x"))
+
+
+def test_a_model_that_is_not_there(serve, tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in told(serve("--model", str(tmp_path / "nowhere")))
+
+
+def test_a_store_another_server_uses(serve, tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "store")
+    assert "is in use by another server" in told(serve())
+    store.close()
+
+
+def test_a_store_that_cannot_be_made(serve, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "--store" in told(serve(store=str(tmp_path / "file" / "store")))

@@ -1,0 +1,150 @@
+"""What a scrape shows after a few requests: names people's dashboards know, and values that are true."""
+
+import subprocess
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from perseid_server.engine.messages import EngineReady, EngineStats, StepOutputs
+from perseid_server.errors import Unavailable
+from perseid_server.frontend.metrics import MAX_ADAPTER_LABELS, Metrics
+from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
+from tests.fakes import fake_ready
+from tests.server.stack import Stack
+from tests.tools import require_tool
+
+GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
+    "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters"
+}  # fmt: skip
+COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
+    "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
+    "adapter_loads", "engine_restarts", "request_failure",
+}  # fmt: skip
+HISTOGRAMS = {
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+    "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+    "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens", "iteration_tokens",
+}  # fmt: skip
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Every sample of a scrape, as it is written."""
+    lines = [line for line in metrics.render().decode().splitlines() if not line.startswith("#")]
+    return {name.removeprefix("perseid_"): float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+async def run(stack: Stack, adapter: str | None = None, **sampling) -> None:
+    options = SamplingOptions(**{"max_tokens": 4} | sampling)
+    async with stack.service.generate(GenerationRequest("r", TextInput("say"), adapter, options)) as generation:
+        async for _ in generation:
+            pass
+
+
+async def a_few_requests(stack: Stack) -> dict[str, float]:
+    stack.metrics.engine_ready(fake_ready())
+    await stack.load("one")
+    await run(stack)
+    await run(stack, "one", n=2)
+    stack.says("abc")
+    await run(stack, max_tokens=9)
+    return samples(stack.metrics)
+
+
+def test_families_have_the_names_and_types_of_the_conventions() -> None:
+    families = {
+        family.name.removeprefix("perseid_"): family.type
+        for family in text_string_to_metric_families(Metrics(8).render().decode())
+    }
+    assert families == dict.fromkeys(GAUGES, "gauge") | dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(
+        HISTOGRAMS, "histogram"
+    )
+
+
+async def test_counters_and_histograms_tell_what_was_done(stack: Stack) -> None:
+    told = await a_few_requests(stack)
+    assert told['request_success_total{finished_reason="length"}'] == 3
+    assert told['request_success_total{finished_reason="stop"}'] == 1
+    assert told["generation_tokens_total"] == 4 + 2 * 4 + 3
+    assert told["request_generation_tokens_sum"] == 4 + 2 * 4 + 3
+    assert told["request_prompt_tokens_count"] == told["e2e_request_latency_seconds_count"] == 4
+    assert told["time_to_first_token_seconds_count"] == told["request_queue_time_seconds_count"] == 4
+    assert told['adapter_requests_total{adapter="base"}'] == told['adapter_requests_total{adapter="one"}'] == 2
+    assert told['adapter_generation_tokens_total{adapter="one"}'] == 8
+    assert told["iteration_tokens_count"] > 0
+    assert told["kv_cache_usage_perc"] == 0.0
+    assert told["model_weight_bytes"] == 1000.0
+    assert told['lora_cache_info{num_pages="8",page_rank="16"}'] == 1.0
+
+
+async def test_loads_are_counted_by_outcome(stack: Stack) -> None:
+    await stack.load("one")
+    with pytest.raises(Exception, match="root"):
+        await stack.registry.load("two", "/etc")
+    told = samples(stack.metrics)
+    assert told['adapter_loads_total{outcome="loaded"}'] == told['adapter_loads_total{outcome="refused"}'] == 1
+
+
+async def test_requests_without_an_answer_are_counted_by_kind(stack: Stack) -> None:
+    async with stack.service.generate(GenerationRequest("r", TextInput("say"))) as generation:
+        await anext(aiter(generation))
+    async with stack.service.generate(GenerationRequest("r", TextInput("say"))) as generation:
+        await anext(aiter(generation))
+        stack.engine.die()
+        with pytest.raises(Unavailable):
+            async for _ in generation:
+                pass
+    told = samples(stack.metrics)
+    assert told['request_failure_total{kind="aborted"}'] == 1
+    assert told['request_failure_total{kind="unavailable"}'] == 1
+
+
+def test_running_and_waiting_adapters_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(8)
+    monkeypatch.setattr("time.time", lambda: 1234.0)
+    stats = EngineStats(running_adapters=("v2", "v1"), waiting_adapters=("v3" * 32,))
+    metrics.engine_stepped(StepOutputs(stats=stats), {"v1": "one", "v2": "two"})
+    labels = 'max_lora="8",running_lora_adapters="one,two",waiting_lora_adapters="v3v3v3v3v3v3"'
+    info = {name: value for name, value in samples(metrics).items() if name.startswith("lora_requests_info")}
+    assert info == {f"lora_requests_info{{{labels}}}": 1234.0}
+    metrics.engine_stepped(StepOutputs(), {})
+    assert [name for name in samples(metrics) if name.startswith("lora_requests_info")] == [
+        'lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}'
+    ]
+
+
+def test_engine_counters_go_on_across_a_restart() -> None:
+    metrics = Metrics(8)
+    ready: EngineReady = fake_ready()
+    for _ in range(2):
+        metrics.engine_ready(ready)
+        metrics.engine_stepped(StepOutputs(stats=EngineStats(num_preemptions=2, prefix_cache_hits=5)), {})
+        metrics.engine_stepped(StepOutputs(stats=EngineStats(num_preemptions=3, prefix_cache_hits=5)), {})
+    told = samples(metrics)
+    assert (told["num_preemptions_total"], told["prefix_cache_hits_total"]) == (6, 10)
+
+
+def test_adapters_beyond_the_cap_share_one_label() -> None:
+    metrics = Metrics(8)
+    labels = [metrics.adapter_label(f"adapter-{number}") for number in range(MAX_ADAPTER_LABELS + 10)]
+    assert Counter(labels)["other"] == 10
+    assert metrics.adapter_label("adapter-3") == "adapter-3"
+
+
+def test_places_of_adapters_are_all_told() -> None:
+    metrics = Metrics(8)
+    metrics.adapters_moved(Counter({"device": 2}))
+    told = samples(metrics)
+    assert [told[f'lora_cache_num_adapters{{location="{place}"}}'] for place in ("disk", "host", "device")] == [0, 0, 2]
+
+
+async def test_promtool_finds_nothing_to_complain_about(stack: Stack) -> None:
+    await a_few_requests(stack)
+    assert complaints(stack.metrics.render()) == (0, b"", b"")
+
+
+def complaints(scrape: bytes) -> tuple[int, bytes, bytes]:
+    """What promtool says of a scrape: exit status and both outputs."""
+    promtool = require_tool("promtool", "Debian package prometheus")
+    done = subprocess.run([promtool, "check", "metrics"], input=scrape, capture_output=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,63 @@
+"""Engines for the engine process of the tests, named as `module:function`. They need no torch."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from perseid_server.engine.config import EngineConfig
+from perseid_server.engine.engine import Engine
+from perseid_server.engine.messages import EngineReady, StepOutputs
+from perseid_server.errors import InvalidRequest
+from tests.fakes import FakeRunner, fake_engine, fake_ready
+
+
+def build(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """The fake engine; `max_num_seqs` of the configuration is told back as its number of pages."""
+    engine = fake_engine(
+        num_blocks=512,
+        max_model_len=2000,
+        runner=FakeRunner(512),
+        max_num_seqs=config.max_num_seqs,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+    return engine, fake_ready(max_model_len=2000, adapter_pages_total=config.max_num_seqs)
+
+
+class Endless(Engine):
+    """Answers go on, a token at a time, until they are aborted or the process is killed."""
+
+    def step(self) -> StepOutputs:
+        time.sleep(0.001)
+        return super().step()
+
+
+def build_slow(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """As `build`, but a thousand tokens take a second."""
+    engine, ready = build(config)
+    engine.__class__ = Endless
+    return engine, ready
+
+
+def build_refused(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """A base that cannot be served."""
+    raise InvalidRequest(f"no such model: {config.model}")
+
+
+def build_broken(_: EngineConfig) -> tuple[Engine, EngineReady]:
+    """A bug at start."""
+    raise ZeroDivisionError("at start")
+
+
+def build_killed(_: EngineConfig) -> tuple[Engine, EngineReady]:
+    """The system takes the process away while it loads."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it is dead")
+
+
+def build_once(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Starts the first time, and each time a file named by the configuration's model is there; else dies."""
+    path = Path(config.model)
+    if not path.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return build_slow(config)

@@ -1,0 +1,168 @@
+"""The whole API process over the fake engine: registry, service, metrics, and both transports on free ports."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+from fastapi import FastAPI
+from safetensors.numpy import save_file
+
+from perseid_server.adapters.source import SourcePolicy
+from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.grpc.server import GrpcServer
+from perseid_server.api.http.app import build_app
+from perseid_server.api.server import Addresses, ApiServer
+from perseid_server.api.status import ServerStatus
+from perseid_server.frontend.metrics import Metrics
+from perseid_server.frontend.registry import AdapterRegistry
+from perseid_server.frontend.service import GenerationService
+from perseid_server.frontend.text import TextProcessor
+from perseid_server.model.spec import BaseSpec
+from tests.fakes import FakeEngineProcess, FakeRunner, byte_bundle, fake_engine, tiny_spec
+
+BASE = "tiny"
+
+
+@dataclass
+class Stack:
+    """Everything of one server, made by `make_stack`."""
+
+    engine: FakeEngineProcess
+    store: AdapterStore
+    registry: AdapterRegistry
+    metrics: Metrics
+    service: GenerationService
+    status: ServerStatus
+    app: FastAPI
+    root: Path  # adapters below it may be loaded by clients
+
+    def says(self, text: str) -> None:
+        """Every answer is this text from now on."""
+        self.runner.says = text
+
+    @property
+    def runner(self) -> FakeRunner:
+        """The fake model."""
+        return self.engine.engine._runner
+
+    async def load(self, name: str, *, seed: int = 0, replace: bool = False) -> str:
+        """Write an adapter and load it; returns its version."""
+        folder = write_adapter(self.root / f"{name}-{seed}", seed=seed)
+        return (await self.registry.load(name, str(folder), replace=replace)).version
+
+
+def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len: int = 256) -> Stack:
+    """A server that is not listening."""
+    runner = FakeRunner(512)
+    built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
+    engine = FakeEngineProcess(built, max_model_len=max_model_len)
+    root = folder / "adapters"
+    root.mkdir(parents=True, exist_ok=True)
+    store = AdapterStore(folder / "store")
+    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)))
+    metrics = Metrics(8)
+    engine.on_step = lambda step: metrics.engine_stepped(step, registry.names())
+    registry.on_load(metrics.adapter_load_ended)
+    text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
+    service = GenerationService(engine, registry, text, metrics, max_queue)
+    status = ServerStatus(service, lambda: engine.status)
+    app = build_app(service, registry, metrics, status, base=BASE, root="fake")
+    return Stack(engine, store, registry, metrics, service, status, app, root)
+
+
+@dataclass
+class LiveStack:
+    """A stack that listens."""
+
+    stack: Stack
+    addresses: Addresses
+    stop: Callable[[], object] = lambda: None
+
+    @property
+    def url(self) -> str:
+        """Where HTTP listens."""
+        return f"http://{self.addresses.host}:{self.addresses.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        """Where gRPC listens."""
+        return f"{self.addresses.host}:{self.addresses.grpc_port}"
+
+    def openai(self) -> openai.AsyncOpenAI:
+        """The official client, which must not try again: errors are what is tested."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=20)
+
+    def http(self) -> httpx.AsyncClient:
+        """A plain client."""
+        return httpx.AsyncClient(base_url=self.url, timeout=20)
+
+
+@asynccontextmanager
+async def serving(stack: Stack) -> AsyncIterator[LiveStack]:
+    """Both transports on loopback, ports of the system's choice."""
+    api = ApiServer("127.0.0.1", 0)
+    try:
+        grpc_server = GrpcServer(stack.service, stack.registry, BASE)
+        addresses = await api.start(stack.app, grpc_server, 0, stack.status)
+        yield LiveStack(stack, addresses)
+    finally:
+        stack.engine.go_on()
+        await api.stop()
+
+
+@contextmanager
+def serving_in_thread(folder: Path, *adapters: str) -> Iterator[LiveStack]:
+    """The same on a loop of its own, for clients that block."""
+    started: Future[LiveStack] = Future()
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        stack = make_stack(folder)
+        for name in adapters:
+            await stack.load(name)
+        async with serving(stack) as live:
+            live.stop = lambda: loop.call_soon_threadsafe(stopping.set)
+            started.set_result(live)
+            await stopping.wait()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    live = started.result(30)
+    try:
+        yield live
+    finally:
+        live.stop()
+        thread.join()
+        loop.close()
+
+
+def write_adapter(folder: Path, *, seed: int = 0, rank: int = 2, base: BaseSpec | None = None) -> Path:
+    """A PEFT folder for the tiny base: q_proj of every layer, contents by seed."""
+    base = base or tiny_spec()
+    random = np.random.default_rng(seed)
+    shape = base.projections["q_proj"]
+    tensors = {}
+    for layer in range(base.num_layers):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.weight"] = random.standard_normal((rank, shape.in_features)).astype(np.float32)
+        tensors[f"{name}.lora_B.weight"] = random.standard_normal((shape.out_features, rank)).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+async def settle() -> None:
+    """Let everything that can run now, run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
