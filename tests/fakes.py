@@ -5,8 +5,7 @@ before it, and it reads those tokens back through the sequence's KV blocks. A bl
 early or keyed wrongly changes the answer.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -15,10 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
 from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
-from perseid_server.engine.messages import AdapterState, EngineReady, SequenceOutput, StepOutputs, Submit
+from perseid_server.engine.messages import EngineReady
 from perseid_server.engine.ports import ChunkResult, ScheduledStep
 from perseid_server.engine.sequence import Sequence
-from perseid_server.errors import Unavailable
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.model.spec import BaseSpec, LinearShape
 from perseid_server.model.tokenizer import TokenizerBundle
@@ -248,95 +246,6 @@ def fake_ready(**changes: object) -> EngineReady:
         "device": "fake",
     }
     return EngineReady(**(fields | changes))  # type: ignore[arg-type]
-
-
-class FakeEngineProcess:
-    """`ipc.engine_client.EngineProcess` over an engine in this process. Whoever waits for an output steps it."""
-
-    def __init__(self, engine: Engine | None = None, **ready: object) -> None:
-        self.engine = engine or fake_engine()
-        self.ready: EngineReady | None = fake_ready(**ready)
-        self.status = "ready"
-        self.adapter_states: dict[str, AdapterState] = {}
-        self.aborted: list[str] = []
-        self.submitted: list[Submit] = []
-        self.on_step: Callable[[StepOutputs], None] = lambda _: None
-        self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
-        self._may_step = asyncio.Event()
-        self._may_step.set()
-        self._abort_seen = asyncio.Event()
-        self._submit_seen = asyncio.Event()
-
-    def hold(self) -> None:
-        """Take requests, answer none: until `go_on`, all are in flight."""
-        self._may_step.clear()
-
-    def go_on(self) -> None:
-        """Answer again."""
-        self._may_step.set()
-
-    def die(self) -> None:
-        """As a kill -9 of the engine process: those in flight are told, new ones are refused."""
-        self.status = "restarting"
-        for inbox in self._inboxes.values():
-            inbox.put_nowait(None)
-        self._may_step.set()
-
-    async def submissions(self, count: int) -> None:
-        """Return when that many sequences have been submitted."""
-        while len(self.submitted) < count:
-            self._submit_seen.clear()
-            await self._submit_seen.wait()
-
-    async def aborts(self, count: int) -> None:
-        """Return when that many sequences have been aborted."""
-        while len(self.aborted) < count:
-            self._abort_seen.clear()
-            await self._abort_seen.wait()
-
-    async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
-        if self.status != "ready":
-            raise Unavailable(f"the engine is {self.status}; try again")
-        self.submitted.append(request)
-        self._submit_seen.set()
-        self.engine.submit(request)
-        inbox = self._inboxes.setdefault(request.request_id, asyncio.Queue())
-        ended = False
-        try:
-            while not ended:
-                while inbox.empty():
-                    await asyncio.sleep(0)
-                    await self._may_step.wait()
-                    if inbox.empty():
-                        self._step()
-                output = inbox.get_nowait()
-                if output is None:
-                    ended = True
-                    raise Unavailable("the engine stopped while it worked on this request; try again")
-                ended = output.finish_reason is not None
-                yield output
-        finally:
-            self._inboxes.pop(request.request_id, None)
-            if not ended:
-                self.aborted.append(request.request_id)
-                self._abort_seen.set()
-                self.engine.abort(request.request_id)
-
-    def _step(self) -> None:
-        step = self.engine.step()
-        for output in step.outputs:
-            if output.request_id in self._inboxes:
-                self._inboxes[output.request_id].put_nowait(output)
-        self.on_step(step)
-
-    def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
-        self.engine.register_adapter(version, path, pinned=pinned)
-
-    def pin_adapter(self, version: str, *, pinned: bool) -> None:
-        self.engine.pin_adapter(version, pinned=pinned)
-
-    def forget_adapter(self, version: str) -> None:
-        self.engine.forget_adapter(version)
 
 
 def byte_tokenizer() -> Tokenizer:

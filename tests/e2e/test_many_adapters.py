@@ -28,8 +28,8 @@ def write_small_adapter(folder: Path, seed: int) -> Path:
     rng = torch.Generator().manual_seed(seed)
     prefix = f"base_model.model.model.layers.{layer}.mlp.down_proj"
     tensors = {
-        f"{prefix}.lora_A.weight": torch.randn(1, 1536, generator=rng) / 8,
-        f"{prefix}.lora_B.weight": torch.randn(576, 1, generator=rng) / 2,
+        f"{prefix}.lora_A.weight": torch.randn(1, 1536, generator=rng) / 3,
+        f"{prefix}.lora_B.weight": torch.randn(576, 1, generator=rng) * 2,
     }
     config = {
         "peft_type": "LORA",
@@ -92,6 +92,6 @@ def test_every_adapter_answers_with_room_for_eight(
     chosen = random.Random(5).sample(small_adapters, 48)
     jobs = [Job(prompts[1], folder.name, NUM_TOKENS) for folder in chosen]
     answers = [tokens_of(response) for response in generate_all(crowded.grpc, jobs)]
-    assert len(set(answers)) > 24, "the adapters change the answer"
+    assert len(set(answers)) > 40, "the adapters change the answer"
     for folder, answer in list(zip(chosen, answers, strict=True))[::8]:
         assert answer == reference_tokens(reference_model, folder, prompts[1]), folder.name

@@ -26,7 +26,8 @@ from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.spec import BaseSpec
-from tests.fakes import FakeEngineProcess, FakeRunner, byte_bundle, fake_engine, tiny_spec
+from tests.fake_process import FakeEngineProcess
+from tests.fakes import FakeRunner, byte_bundle, fake_engine, tiny_spec
 
 BASE = "tiny"
 
@@ -71,6 +72,7 @@ def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len
     metrics = Metrics(8)
     engine.on_step = lambda step: metrics.engine_stepped(step, registry.names())
     registry.on_load(metrics.adapter_load_ended)
+    metrics.watch_adapters(registry.locations)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
     service = GenerationService(engine, registry, text, metrics, max_queue)
     status = ServerStatus(service, lambda: engine.status)

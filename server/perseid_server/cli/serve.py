@@ -5,7 +5,6 @@ import contextlib
 import logging
 import signal
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -154,8 +153,6 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
 
     def stepped(step: StepOutputs) -> None:
         metrics.engine_stepped(step, registry.names())
-        if step.adapters:
-            metrics.adapters_moved(_locations(registry))
 
     def status_changed(status: str) -> None:
         metrics.engine_up.set(status == "ready")
@@ -164,14 +161,10 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
             metrics.engine_restarts.inc(0 if engine.num_restarts == 0 else 1)
 
     registry.on_load(metrics.adapter_load_ended)
+    metrics.watch_adapters(registry.locations)
     engine.on_step(stepped)
     engine.on_status(status_changed)
     status_changed(engine.status)
-
-
-def _locations(registry: AdapterRegistry) -> Counter[str]:
-    states = [registry.state(adapter) for adapter in registry.list()]
-    return Counter(state.location if state else "disk" for state in states)
 
 
 def _greeting(running: RunningServer) -> str:

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -82,8 +83,10 @@ class Metrics:
         return generate_latest(self.registry)
 
     def engine_ready(self, ready: EngineReady) -> None:
-        """A new engine serves; its counters begin at zero."""
+        """A new engine serves; its counters begin at zero, and nothing runs."""
         self._seen = EngineStats()
+        self.engine_stepped(StepOutputs(), {})
+        self._tell_adapters(EngineStats(), {})
         self.weight_bytes.set(ready.weight_bytes)
         self.lora_cache_info.labels(str(ready.adapter_pages_total), "16").set(1)
 
@@ -105,10 +108,10 @@ class Metrics:
         if (stats.running_adapters, stats.waiting_adapters) != (seen.running_adapters, seen.waiting_adapters):
             self._tell_adapters(stats, names)
 
-    def adapters_moved(self, locations: Tally[str]) -> None:
-        """How many adapters are where."""
+    def watch_adapters(self, count: Callable[[], Tally[str]]) -> None:
+        """Ask at each scrape how many adapters are where."""
         for location in ("disk", "host", "device"):
-            self.lora_cache_adapters.labels(location).set(locations[location])
+            self.lora_cache_adapters.labels(location).set_function(partial(_count_at, count, location))
 
     def adapter_load_ended(self, outcome: str) -> None:
         """An adapter was loaded or refused."""
@@ -193,6 +196,10 @@ class RequestTimer:
         """The request is over; without an answer it counts as a failure."""
         if not self._finished:
             self._metrics.failures.labels(_failure_kind(error)).inc()
+
+
+def _count_at(count: Callable[[], Tally[str]], location: str) -> float:
+    return count()[location]
 
 
 def _failure_kind(error: BaseException | None) -> str:

@@ -145,6 +145,11 @@ class AdapterRegistry:
         """Where the engine has it; None as long as it was never needed."""
         return self._engine.adapter_states.get(loaded.version)
 
+    def locations(self) -> Counter[str]:
+        """How many adapters are on disk, in host memory, on the device."""
+        states = [self.state(adapter) for adapter in self.list()]
+        return Counter(state.location if state else "disk" for state in states)
+
     @contextmanager
     def lease(self, name: str) -> Iterator[LoadedAdapter]:
         """Hold the version that a name stands for now."""

@@ -249,6 +249,9 @@ class EngineProcess:
                 message = await connection.receive()
             except (EOFError, ConnectionError):
                 return
+            except msgspec.MsgspecError:
+                logger.exception("the engine sends what is no message")
+                return
             assert isinstance(message, StepOutputs), f"unexpected {type(message).__name__}"
             for state in message.adapters:
                 if state.version in self._adapters:
@@ -258,7 +261,10 @@ class EngineProcess:
                 if inbox is not None:
                     inbox.put_nowait(output)
             for callback in self._watch.on_step:
-                callback(message)
+                try:
+                    callback(message)
+                except Exception:  # who watches must not end what is watched
+                    logger.exception("a step could not be told")
 
     def _fail_requests(self) -> None:
         for inbox in self._inboxes.values():

@@ -22,6 +22,7 @@ from perseid_server.engine.messages import (
     Abort,
     EngineFailed,
     EngineReady,
+    EngineStats,
     ForgetAdapter,
     FromEngine,
     PinAdapter,
@@ -94,6 +95,7 @@ class EngineSocket:
 def serve(engine: Engine, link: EngineSocket) -> None:
     """Step while there is work; return on Shutdown or when the other end is gone."""
     timeout_s: float | None = None
+    told = EngineStats()
     while not link.closed:
         for frame in link.receive(timeout_s):
             message = to_engine.decode(frame)
@@ -101,8 +103,9 @@ def serve(engine: Engine, link: EngineSocket) -> None:
                 return
             _take(engine, message)
         outputs = engine.step()
-        if outputs.outputs or outputs.adapters or outputs.iteration_tokens:
+        if outputs.outputs or outputs.adapters or outputs.stats != told:  # an abort changes only the stats
             link.send(outputs)
+            told = outputs.stats
         timeout_s = _patience(engine, outputs)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from perseid_server.engine.messages import EngineReady, EngineStats, StepOutputs
+from perseid_server.engine.messages import AdapterState, EngineReady, EngineStats, StepOutputs
 from perseid_server.errors import Unavailable
 from perseid_server.frontend.metrics import MAX_ADAPTER_LABELS, Metrics
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
@@ -131,11 +131,29 @@ def test_adapters_beyond_the_cap_share_one_label() -> None:
     assert metrics.adapter_label("adapter-3") == "adapter-3"
 
 
-def test_places_of_adapters_are_all_told() -> None:
+async def test_places_of_adapters_are_told_as_they_are_now(stack: Stack) -> None:
+    def places() -> list[float]:
+        told = samples(stack.metrics)
+        return [told[f'lora_cache_num_adapters{{location="{place}"}}'] for place in ("disk", "host", "device")]
+
+    version = await stack.load("one")
+    await stack.load("two", seed=2)
+    assert places() == [2, 0, 0]
+    stack.engine.adapter_states[version] = AdapterState(version, "device", 0, 0)
+    assert places() == [1, 0, 1]
+    await stack.registry.unload("two")
+    assert places() == [0, 0, 1]
+
+
+def test_a_new_engine_runs_nothing() -> None:
     metrics = Metrics(8)
-    metrics.adapters_moved(Counter({"device": 2}))
+    stats = EngineStats(num_running=2, num_waiting=1, kv_blocks_used=4, kv_blocks_total=8, running_adapters=("v",))
+    metrics.engine_stepped(StepOutputs(stats=stats), {"v": "one"})
+    metrics.engine_ready(fake_ready())
     told = samples(metrics)
-    assert [told[f'lora_cache_num_adapters{{location="{place}"}}'] for place in ("disk", "host", "device")] == [0, 0, 2]
+    assert (told["num_requests_running"], told["num_requests_waiting"], told["kv_cache_usage_perc"]) == (0, 0, 0)
+    assert 'lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}' in told
+    assert sum(name.startswith("lora_requests_info") for name in told) == 1
 
 
 async def test_promtool_finds_nothing_to_complain_about(stack: Stack) -> None:

@@ -80,6 +80,10 @@ def test_conversations_are_rendered_as_the_template_says(conversation: ChatInput
     assert processor().render(conversation) == text
 
 
+IDS = ["empty", "no template", "unknown role", "type error", "division", "undefined", "mutation", "sandbox"]
+IDS += ["special token", "no text"]
+
+
 @pytest.mark.parametrize(
     ("template", "conversation", "message"),
     [
@@ -94,9 +98,7 @@ def test_conversations_are_rendered_as_the_template_says(conversation: ChatInput
         ("{{ x }}", chat(("user", "hi"), template_arguments={"eos_token": "x"}), "the chat template cannot render"),
         (CHATML, chat(("user", ""), continue_final_message=True), "the last message has no text to continue"),
     ],
-    ids="empty|no template|unknown role|type error|division|undefined|mutation|sandbox|special token|no text".split(
-        "|"
-    ),
+    ids=IDS,
 )
 def test_what_a_template_cannot_render_is_refused(template: str | None, conversation: ChatInput, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:

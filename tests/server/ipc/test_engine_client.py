@@ -98,18 +98,43 @@ async def test_what_cannot_be_encoded_harms_nobody() -> None:
         assert tokens(await collect(engine, submit())) == expected(PROMPT, None, 6)
 
 
-async def test_leaving_early_aborts() -> None:
+async def test_leaving_early_aborts_and_the_stats_say_so_at_once() -> None:
     async with running("build_slow") as engine:
         steps: asyncio.Queue[StepOutputs] = asyncio.Queue()
+        engine.on_step(steps.put_nowait)
         stream = engine.submit(submit(num_tokens=1900))
         await anext(stream)
         await stream.aclose()
-        engine.on_step(steps.put_nowait)
-        await collect(engine, submit("other"))
-        while (step := await steps.get()).stats.num_running:
-            pass
-        assert step.stats.kv_blocks_used == 0
+        async with asyncio.timeout(20):
+            while (await steps.get()).stats.num_running:
+                pass
         assert not engine._inboxes
+
+
+async def test_an_idle_engine_says_nothing() -> None:
+    async with running() as engine:
+        await collect(engine, submit())
+        steps: list[StepOutputs] = []
+        engine.on_step(steps.append)
+        engine.register_adapter("v", "/v")
+        engine.forget_adapter("v")
+        await collect(engine, submit(num_tokens=1))
+        assert [step.iteration_tokens > 0 for step in steps] == [True]
+
+
+async def test_a_watcher_that_fails_harms_nobody() -> None:
+    async with running() as engine:
+        engine.on_step(lambda _: 1 // 0)
+        for _ in range(2):
+            assert tokens(await collect(engine, submit())) == expected(PROMPT, None, 6)
+
+
+async def test_an_engine_that_sends_nonsense_is_started_again() -> None:
+    async with running("build_garbled") as engine:
+        changes = statuses(engine)
+        with pytest.raises(Unavailable):
+            await collect(engine, submit())
+        assert [await changes.get(), await changes.get()] == ["restarting", "ready"]
 
 
 async def test_a_killed_engine_fails_what_is_in_flight_and_comes_back_with_its_adapters() -> None:
