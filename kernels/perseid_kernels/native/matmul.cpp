@@ -180,7 +180,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_matmul(
     with_reader(*w, [&](auto type) {
         using Reader = typename decltype(type)::Reader;
         const int64_t panels = w->num_panels();
-        const int64_t grain = num_rows <= FEW_ROWS ? 8 : 2;  // panels of a task: enough work to be worth taking
+        const int64_t grain = num_rows <= FEW_ROWS ? 4 : 2;  // panels of a task: enough work to be worth taking
         parallel_for((panels + grain - 1) / grain, [&](int64_t task) {
             product<Reader>(p, task * grain, std::min(panels, (task + 1) * grain));
         });

@@ -1,6 +1,7 @@
 // Workers spin for a moment between loops, as a forward pass is hundreds of short loops in a row; then they sleep.
 #include "threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -16,6 +17,7 @@ namespace perseid {
 namespace {
 
 constexpr int SPINS = 4000;  // tens of microseconds: longer than the Python between two ops of a layer
+constexpr int64_t MOST_TASKS = int64_t(1) << 20;  // of one round
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -25,6 +27,22 @@ inline void relax() {
 #endif
 }
 
+// Round, number of tasks and next task in one word, so that whoever takes a task knows which round it belongs to.
+class Ticket {
+  public:
+    uint64_t word;  // round: 22 bits, count: 21, task: 21
+
+    static Ticket first(uint64_t round, int64_t count) { return {round << 42 | uint64_t(count) << 21}; }
+    uint64_t round() const { return word >> 42; }
+    int64_t count() const { return word >> 21 & MASK; }
+    int64_t task() const { return word & MASK; }
+
+  private:
+    static constexpr uint64_t MASK = (uint64_t(1) << 21) - 1;
+};
+
+// The caller waits for tasks that a worker has taken, never for a worker: one that sleeps, or has no core to run on,
+// costs nothing. It comes late, finds no task and waits for the next round.
 class Pool {
   public:
     explicit Pool(int num_threads) {
@@ -48,52 +66,55 @@ class Pool {
 
     void run(int64_t count, const std::function<void(int64_t)>& task) {
         task_ = &task;
-        count_ = count;
-        next_.store(0, std::memory_order_relaxed);
-        busy_.store(int(workers_.size()), std::memory_order_relaxed);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);  // a worker about to sleep sees the new round
-            round_.fetch_add(1, std::memory_order_release);
-        }
-        if (sleeping_.load(std::memory_order_acquire) > 0) {
+        done_.store(0, std::memory_order_relaxed);
+        const uint64_t round = Ticket{next_.load(std::memory_order_relaxed)}.round() + 1;
+        next_.store(Ticket::first(round, count).word, std::memory_order_seq_cst);
+        if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+            { std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep is asleep, or sees the round
             wake_.notify_all();
         }
         take_tasks();
-        for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; ++spin) {
+        for (int spin = 0; done_.load(std::memory_order_acquire) < count; ++spin) {
             spin < SPINS ? relax() : std::this_thread::yield();
         }
     }
 
   private:
+    // Runs tasks until there are none left.
     void take_tasks() {
-        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
-            (*task_)(i);
+        uint64_t word = next_.load(std::memory_order_acquire);
+        while (Ticket{word}.task() < Ticket{word}.count()) {
+            if (next_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) {
+                (*task_)(Ticket{word}.task());
+                done_.fetch_add(1, std::memory_order_release);
+                word = next_.load(std::memory_order_acquire);
+            }
         }
     }
 
+    bool has_tasks() const {
+        const Ticket ticket{next_.load(std::memory_order_acquire)};
+        return ticket.task() < ticket.count();
+    }
+
     void work() {
-        for (uint64_t seen = 0;;) {
-            if (!wait_for_round(seen)) {
-                return;
-            }
-            ++seen;
+        while (wait_for_tasks()) {
             take_tasks();
-            busy_.fetch_sub(1, std::memory_order_release);
         }
     }
 
     // False when the pool stops.
-    bool wait_for_round(uint64_t seen) {
+    bool wait_for_tasks() {
         for (int spin = 0; spin < SPINS; ++spin) {
-            if (round_.load(std::memory_order_acquire) != seen) {
+            if (has_tasks()) {
                 return true;
             }
             relax();
         }
         std::unique_lock<std::mutex> lock(mutex_);
-        sleeping_.fetch_add(1);
-        wake_.wait(lock, [&] { return stopping_ || round_.load(std::memory_order_acquire) != seen; });
-        sleeping_.fetch_sub(1);
+        sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return stopping_ || has_tasks(); });
+        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
         return !stopping_;
     }
 
@@ -102,11 +123,9 @@ class Pool {
     std::condition_variable wake_;
     bool stopping_ = false;
     std::atomic<int> sleeping_{0};
-    std::atomic<uint64_t> round_{0};  // loops started; a worker joins each exactly once
-    std::atomic<int64_t> next_{0};
-    std::atomic<int> busy_{0};
+    std::atomic<uint64_t> next_{0};  // a Ticket
+    std::atomic<int64_t> done_{0};   // tasks of this round that are finished
     const std::function<void(int64_t)>* task_ = nullptr;
-    int64_t count_ = 0;
 };
 
 int wanted_threads = 1;
@@ -126,7 +145,10 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& task) {
     if (!pool || pool->num_threads() != wanted_threads) {
         pool = std::make_unique<Pool>(wanted_threads);
     }
-    pool->run(count, task);
+    for (int64_t first = 0; first < count; first += MOST_TASKS) {
+        const auto shifted = [&](int64_t i) { task(first + i); };
+        pool->run(std::min(MOST_TASKS, count - first), shifted);
+    }
 }
 
 void set_num_threads(int count) {
