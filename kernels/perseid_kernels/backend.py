@@ -43,7 +43,11 @@ class Backend(Protocol):
 
     name: str
     compute_dtype: torch.dtype  # float32 on CPU; bfloat16 on CUDA
-    kv_dtypes: tuple[torch.dtype, ...]  # what the caches of `rope_and_store` and `attention` may be
+
+    @property
+    def kv_dtypes(self) -> tuple[torch.dtype, ...]:
+        """What the caches of `rope_and_store` and `attention` may hold."""
+        ...
 
     def pack(self, weight: Weight, device: torch.device) -> Any:
         """Turn a canonical weight into this backend's layout on `device`. The result has `.nbytes` and `.shape`."""

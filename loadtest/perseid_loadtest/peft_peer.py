@@ -18,7 +18,7 @@ BASE = "__base__"
 """PEFT's name for "no adapter" in `adapter_names`."""
 
 
-def load(gguf: Path, adapters: Sequence[str]) -> PreTrainedModel:
+def load(gguf: Path, adapters: Sequence[str]) -> PreTrainedModel | PeftModel:
     """The dequantised base with every NAME=FOLDER adapter, ready to mix."""
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     peft = None
@@ -28,11 +28,13 @@ def load(gguf: Path, adapters: Sequence[str]) -> PreTrainedModel:
             peft = PeftModel.from_pretrained(model, folder, adapter_name=name)
         else:
             peft.load_adapter(folder, adapter_name=name)
-    return (peft or model).eval()
+    return (model if peft is None else peft).eval()
 
 
 @torch.inference_mode()
-def decode_rate(model: PreTrainedModel, names: Sequence[str] | None, batch: int, prompt: int, steps: int) -> float:
+def decode_rate(
+    model: PreTrainedModel | PeftModel, names: Sequence[str] | None, batch: int, prompt: int, steps: int
+) -> float:
     """Decode tokens a second of the whole batch, prefill left out."""
     generator = torch.Generator().manual_seed(batch)
     inputs = torch.randint(1000, 20000, (batch, prompt), generator=generator)

@@ -1,6 +1,7 @@
 """`perseid adapters load|unload|list|show|pin|unpin`: the adapters of a running server, over gRPC."""
 
 from datetime import datetime
+from pathlib import Path
 
 from cyclopts import App
 from rich.console import Console
@@ -26,14 +27,15 @@ def load(
     name
         What clients will call it.
     source
-        A folder on the server's machine below one of its adapter roots, or a hub id org/name[@revision].
+        A folder on the server's machine below one of its adapter roots, or a hub id org/name[@revision]. A folder
+        that exists here is sent by its full path.
     replace
         Take the place of an adapter of that name; running requests end on the old one.
     pin
         Keep it on the device.
     """
     with connected(server) as channel:
-        request = pb.LoadAdapterRequest(name=name, source=source, replace=replace, pin=pin)
+        request = pb.LoadAdapterRequest(name=name, source=_full_path(source), replace=replace, pin=pin)
         _print(stubs.AdapterAdminStub(channel).LoadAdapter(request).adapter)
 
 
@@ -61,17 +63,15 @@ def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
     """List all adapters."""
     with connected(server) as channel:
         found = stubs.AdapterAdminStub(channel).ListAdapters(pb.ListAdaptersRequest()).adapters
-    table = Table("name", "version", "kind", "rank", "targets", "MiB", "location", "pinned")
+    table = Table("name", "version", "rank", "MiB", "location", "targets", box=None, padding=(0, 2, 0, 0))
     for adapter in found:
         table.add_row(
             adapter.name,
-            adapter.version[:12],
-            adapter.kind,
+            adapter.version[:8],
             str(adapter.rank),
-            ", ".join(adapter.targets),
             f"{adapter.size_bytes / _MIB:.1f}",
             _location(adapter),
-            "yes" if adapter.pinned else "",
+            " ".join(target.removesuffix("_proj") for target in adapter.targets),
         )
     Console().print(table)
 
@@ -81,6 +81,12 @@ def show(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
     """Describe one adapter."""
     with connected(server) as channel:
         _print(stubs.AdapterAdminStub(channel).GetAdapter(pb.GetAdapterRequest(name=name)).adapter)
+
+
+def _full_path(source: str) -> str:
+    """The server does not know our working folder."""
+    folder = Path(source)
+    return str(folder.absolute()) if folder.is_dir() else source
 
 
 def _pin(server: str, name: str, *, pinned: bool) -> None:
@@ -100,7 +106,7 @@ def _print(adapter: pb.Adapter) -> None:
         "trained on": adapter.trained_on or "not stated",
         "source": adapter.source,
         "loaded": datetime.fromtimestamp(adapter.loaded_at).astimezone().isoformat(timespec="seconds"),
-        "location": _location(adapter) + (", pinned" if adapter.pinned else ""),
+        "location": _location(adapter),
     }
     for name, value in rows.items():
         console.print(f"{name:<12}{value}")
@@ -109,4 +115,5 @@ def _print(adapter: pb.Adapter) -> None:
 
 
 def _location(adapter: pb.Adapter) -> str:
-    return pb.Location.Name(adapter.location).removeprefix("LOCATION_").lower()
+    name = pb.Location.Name(adapter.location).removeprefix("LOCATION_").lower()
+    return f"{name}, pinned" if adapter.pinned else name

@@ -5,11 +5,11 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import platformdirs
 import uvloop
@@ -37,6 +37,8 @@ from perseid_server.model.tokenizer import export_tokenizer
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
@@ -46,7 +48,11 @@ def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -
 
 async def _serve(config: ServeConfig) -> int:
     stopping = _stop_signals()
-    async with _server(config) as running:
+    async with contextlib.AsyncExitStack() as stack:
+        running = await _unless_stopped(stopping, stack.enter_async_context(_server(config)))
+        if running is None:
+            logger.info("stopped while starting")
+            return 0
         sys.stdout.write(_greeting(running))
         sys.stdout.flush()
         await stopping.wait()
@@ -68,6 +74,18 @@ def _stop_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return stopping
+
+
+async def _unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work brings; None when a signal comes first. Loading a model can take long."""
+    working, told = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if working.done():
+        return await working
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +194,7 @@ def _greeting(running: RunningServer) -> str:
     names = [adapter.name for adapter in running.registry.list()]
     adapters = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     question = "What is the capital of France?"
-    body = f'{{"model": "{base}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    body = f'{{"model": "{base}", "temperature": 0, "messages": [{{"role": "user", "content": "{question}"}}]}}'
     return f"""
 Perseid {__version__} is ready.
   base      {base}, {ready.weight_bytes / 1e6:.0f} MB in 4 bits on {ready.device}

@@ -45,9 +45,10 @@ Input = TextInput | TokenInput | ChatInput
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """As a client states them. `max_tokens` None: what the context has room for."""
+    """As a client states them. `max_tokens` None: what the context has room for, up to `usual_max_tokens`."""
 
     max_tokens: int | None = None
+    usual_max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

@@ -146,7 +146,8 @@ class GenerationService:
         room = self.max_model_len - num_prompt
         if num_prompt == 0:
             raise InvalidRequest("prompt: expected at least one token", field="prompt")
-        wanted = options.max_tokens if options.max_tokens is not None else max(room, 1)
+        usual = room if options.usual_max_tokens is None else min(room, options.usual_max_tokens)
+        wanted = options.max_tokens if options.max_tokens is not None else max(usual, 1)
         if room < min(wanted, 1):
             raise InvalidRequest(
                 f"the prompt has {num_prompt} tokens; prompt and completion together may have {self.max_model_len}",

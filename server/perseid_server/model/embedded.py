@@ -171,4 +171,4 @@ def _sync_folder(folder: Path) -> None:
 
 
 if __name__ == "__main__":  # scripts ask where the base lies; it is fetched if need be
-    print(embedded_base())  # noqa: T201
+    print(embedded_base())

@@ -33,6 +33,14 @@ async def test_a_completion(live: LiveStack) -> None:
     assert (told.usage.prompt_tokens, told.usage.completion_tokens, told.usage.total_tokens) == (3, 6, 9)
 
 
+@pytest.mark.parametrize(("prompt", "num_tokens"), [("say", 16), ("x" * 250, 6)])
+async def test_without_max_tokens_a_completion_has_16_or_what_there_is_room_for(
+    live: LiveStack, prompt: str, num_tokens: int
+) -> None:
+    told = await live.openai().completions.create(model="tiny", prompt=prompt)
+    assert told.usage.completion_tokens == num_tokens
+
+
 @pytest.mark.parametrize("model", ["one", "tiny:one"])
 async def test_an_adapter_is_a_model(live: LiveStack, model: str) -> None:
     version = await live.stack.load("one")

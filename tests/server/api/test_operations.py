@@ -1,5 +1,6 @@
 """Health, readiness, metrics, version and the tokenizer's routes, over HTTP."""
 
+import socket
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from perseid_server import __version__
+from perseid_server.api.server import ApiServer
 from tests.server.stack import LiveStack, write_adapter
 from tests.tools import require_tool
 
@@ -117,3 +119,10 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['/detokenize', '/health']", done.stderr
+
+
+def test_the_listener_says_it_is_tcp() -> None:
+    """Only then does asyncio turn Nagle's algorithm off for its connections, and answers come without a wait."""
+    server = ApiServer("127.0.0.1", 0)
+    assert server._socket.proto == socket.IPPROTO_TCP
+    server._socket.close()

@@ -1,11 +1,17 @@
 """What keeps a server from starting is one line, told before a model is loaded."""
 
+import asyncio
+import os
+import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.config import ServeConfig
 from tests.server.cli.running import Done, Perseid
 
 
@@ -47,6 +53,26 @@ def test_a_store_another_server_uses(serve, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path / "store")
     assert "is in use by another server" in told(serve())
     store.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_model_loads_ends_the_start(
+    serve, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    closed = []
+
+    @asynccontextmanager
+    async def endless(_: ServeConfig) -> AsyncIterator[None]:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+            yield
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr("perseid_server.cli.serve._server", endless)
+    assert serve() == Done(0, "", "")
+    assert closed == [True]
 
 
 def test_a_store_that_cannot_be_made(serve, tmp_path: Path) -> None:

@@ -276,9 +276,7 @@ def test_a_cold_adapter_is_not_starved_by_hot_ones():
     finished = []
     for i in range(1, 60):
         engine.submit(request(f"h{i}", prompt_of(4, i), 10, adapter="hot"))
-        for output in engine.step().outputs:
-            if output.finish_reason:
-                finished.append(output.request_id)
+        finished += [output.request_id for output in engine.step().outputs if output.finish_reason]
     assert "cold" in finished[:4]
 
 

@@ -6,6 +6,7 @@ ignored, as other servers do.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -168,7 +169,8 @@ class CompletionBody(SamplingFields):
             raise InvalidRequest("suffix is not supported; leave it out", field="suffix")
         if self.best_of is not None and self.best_of != _default(self.n, 1):
             raise InvalidRequest("best_of: expected the same as n; answers are not ranked", field="best_of")
-        return self._sampling(_default(self.max_tokens, 16), self.logprobs, echo=bool(self.echo))
+        stated = self._sampling(self.max_tokens, self.logprobs, echo=bool(self.echo))
+        return replace(stated, usual_max_tokens=16)
 
 
 class ChatBody(SamplingFields):
