@@ -42,8 +42,8 @@ def plan_capacity(config: EngineConfig, longest: int, bytes_per_block: int, byte
     """
     if config.max_num_seqs > config.max_batch_tokens:
         raise InvalidRequest(
-            f"max_batch_tokens {config.max_batch_tokens} is less than max_num_seqs {config.max_num_seqs}: every decoding "
-            "sequence takes a token of each step; raise the one or lower the other",
+            f"max_batch_tokens {config.max_batch_tokens} is less than max_num_seqs {config.max_num_seqs}: every "
+            "decoding sequence takes a token of each step; raise the one or lower the other",
             field="max_batch_tokens",
         )
     num_blocks = config.kv_memory * MIB // bytes_per_block
