@@ -11,7 +11,6 @@ Shape legend: T rows of the batch, S sequences, N outputs, K inputs, H query hea
 P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
@@ -61,20 +61,8 @@ class Backend(Protocol):
         """Rows `token_ids` of a packed [vocab, hidden] weight, dequantised: [T, hidden]."""
         ...
 
-    def add_lora(
-        self,
-        x_TK: Tensor,
-        a_PCK: Tensor,
-        b_PRN: Tensor,
-        slices: Sequence[int],
-        segments: Segments,
-        out_TN: Tensor,
-    ) -> None:
-        """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] for each row's pages (equation in segments.py).
-
-        `slices` holds the widths of the fused projections, Σ = N. A has PAGE_RANK rows for each slice
-        (C = PAGE_RANK·len(slices)); the columns of slice i are multiplied with rows i·PAGE_RANK … of the shrink.
-        """
+    def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
+        """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] for the pages p_j of row t (equation in segments.py)."""
         ...
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:

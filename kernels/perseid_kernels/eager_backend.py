@@ -4,7 +4,6 @@ Weights stay packed: a product dequantises a slice of output rows at a time, so 
 weight ever exists. Shape legend: backend.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import PAGE_RANK, Segments
 from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
 
@@ -62,29 +62,21 @@ class EagerBackend:
         """Rows `token_ids` of W."""
         return _rows(packed.weight, token_ids_T).dequantize().to(self.compute_dtype)
 
-    def add_lora(
-        self,
-        x_TK: Tensor,
-        a_PCK: Tensor,
-        b_PRN: Tensor,
-        slices: Sequence[int],
-        segments: Segments,
-        out_TN: Tensor,
-    ) -> None:
+    def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
         """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j], a segment at a time over all its pages at once."""
         spans = list(pairwise(segments.indptr.tolist()))
         page_spans = list(pairwise(segments.page_indptr.tolist()))
         for (first, end), (first_page, end_page) in zip(spans, page_spans, strict=True):
             rows = segments.rows[first:end].long()
-            pages = segments.pages[first_page:end_page].long()
+            used = segments.pages[first_page:end_page].long()
             weights = segments.weights[first_page:end_page]
-            num_pages = pages.numel()
+            num_pages = used.numel()
             if not num_pages:
                 continue
-            a = a_PCK[pages].view(num_pages, len(slices), PAGE_RANK, -1)
+            a = pages.a[used].view(num_pages, len(pages.slices), PAGE_RANK, -1)
             z = torch.einsum("tk,psrk->tspr", x_TK[rows], a)
-            z = (z.float() * weights[:, None]).to(b_PRN.dtype)
-            b_parts = torch.split(b_PRN[pages], list(slices), dim=-1)
+            z = (z.float() * weights[:, None]).to(pages.b.dtype)
+            b_parts = torch.split(pages.b[used], list(pages.slices), dim=-1)
             delta = torch.cat([torch.einsum("tpr,prn->tn", z[:, i], b) for i, b in enumerate(b_parts)], dim=1)
             out_TN.index_add_(0, rows, delta.to(out_TN.dtype))
 

@@ -4,8 +4,6 @@ Nothing here waits for the device inside a layer: sizes come from shapes and fro
 row-tile work list is built once for a step's `Segments`. Shape legend: backend.py.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from perseid_kernels.matmul_q4 import unpack_rows as unpack_q4_rows
 from perseid_kernels.matmul_q8 import PackedInt8, matmul_q8, pack_int8
 from perseid_kernels.matmul_q8 import unpack_rows as unpack_q8_rows
 from perseid_kernels.norm import add_rms_norm, rms_norm
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_and_store
 from perseid_kernels.row_tiles import RowTiles
 from perseid_kernels.segments import Segments
@@ -71,20 +70,12 @@ class TritonBackend:
             case PackedDense():
                 return packed.values[token_ids_T]
 
-    def add_lora(
-        self,
-        x_TK: Tensor,
-        a_PCK: Tensor,
-        b_PRN: Tensor,
-        slices: Sequence[int],
-        segments: Segments,
-        out_TN: Tensor,
-    ) -> None:
+    def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
         """One shrink for all slices, one expand: two launches a linear."""
         tiles = self._row_tiles(segments)
         if tiles.num_tiles:
-            z = shrink(x_TK, a_PCK, segments, tiles)
-            expand(z, b_PRN, slices, segments, tiles, out_TN)
+            z = shrink(x_TK, pages.a, segments, tiles)
+            expand(z, pages.b, pages.slices, segments, tiles, out_TN)
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) · weight."""

@@ -17,6 +17,7 @@ from triton.runtime import interpreter
 
 from perseid_kernels.backend import Backend
 from perseid_kernels.matmul_common import choose_config, num_splits
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.row_tiles import LARGE_TILE_ROWS, choose_tile_rows
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.triton_backend import TritonBackend
@@ -83,12 +84,13 @@ def test_low_rank_sums(triton_backend: TritonBackend, rng: torch.Generator) -> N
     assert segments is not None
     assert choose_tile_rows(segments.max_rows) == LARGE_TILE_ROWS
     together = y.clone()
-    triton_backend.add_lora(x, a, b, slices, segments, together)
+    pages = RankPages.of(a, b, slices)
+    triton_backend.add_lora(x, pages, segments, together)
     for row in (1, 2, 3, 43):
         alone_segments = Segments.build([lists[row]], DEVICE)
         assert alone_segments is not None
         alone = y[row : row + 1].clone()
-        triton_backend.add_lora(x[row : row + 1], a, b, slices, alone_segments, alone)
+        triton_backend.add_lora(x[row : row + 1], pages, alone_segments, alone)
         assert torch.equal(alone[0], together[row]), f"row {row}"
 
 

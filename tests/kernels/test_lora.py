@@ -6,6 +6,7 @@ from torch import Tensor
 
 from perseid_kernels.backend import Backend
 from perseid_kernels.expand import expand_oracle
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS, RowTiles
 from perseid_kernels.segments import PAGE_RANK, PageList, Segments
 from perseid_kernels.shrink import shrink, shrink_oracle
@@ -67,7 +68,7 @@ def test_add_lora_equals_the_definition(
     wide = torch.full((num_rows, sum(slices) + 5), SENTINEL)
     wide[:, 2:-3] = y
     wide = wide.to(DEVICE)
-    backend.add_lora(x.to(DEVICE), a.to(DEVICE), b.to(DEVICE), slices, segments, wide[:, 2:-3])
+    backend.add_lora(x.to(DEVICE), RankPages.of(a.to(DEVICE), b.to(DEVICE), slices), segments, wide[:, 2:-3])
 
     on_host = host(segments)
     expected = expand_oracle(shrink_oracle(x, a, on_host), b, slices, on_host, y)
@@ -99,7 +100,7 @@ def test_padding_lanes_read_no_page(triton_backend: Backend, rng: torch.Generato
     segments = Segments.build(lists, DEVICE)
     assert segments is not None
     out = torch.full((9, 40), -0.0, device=DEVICE)  # −0 + 0 is 0: adding nothing would show too
-    triton_backend.add_lora(x.to(DEVICE), a.to(DEVICE), b.to(DEVICE), slices, segments, out)
+    triton_backend.add_lora(x.to(DEVICE), RankPages.of(a.to(DEVICE), b.to(DEVICE), slices), segments, out)
     expected = x[4] @ a[3].T @ b[3] + 2 * (x[4] @ a[7].T @ b[7])
     torch.testing.assert_close(out[4].cpu(), expected, rtol=1e-4, atol=1e-3)
     assert torch.signbit(out[[0, 1, 2, 3, 5, 6, 7, 8]]).all(), "a row without an adapter was written"
@@ -113,7 +114,7 @@ def test_a_blend_of_one_adapter_is_that_adapter(backend: Backend, rng: torch.Gen
         segments = Segments.build([pages, None, pages], DEVICE)
         assert segments is not None
         outs.append(torch.zeros(3, 40, device=DEVICE))
-        backend.add_lora(x, a.to(DEVICE), b.to(DEVICE), (40,), segments, outs[-1])
+        backend.add_lora(x, RankPages.of(a.to(DEVICE), b.to(DEVICE), (40,)), segments, outs[-1])
     assert torch.equal(*outs)
 
 

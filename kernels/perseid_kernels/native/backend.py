@@ -5,7 +5,7 @@ results are the same, bit by bit, in any batch. Shape legend: backend.py of the 
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.native.pack import NativeWeight, pack
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
@@ -23,7 +24,7 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
     "embed": (_POINTER, _POINTER, _INT, _POINTER),
-    "add_lora": (_POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, *[_POINTER] * 5, _INT, _POINTER, _INT),
+    "add_lora": (_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 5, _INT, _POINTER, _INT),
     "rms_norm": (_POINTER, *[_INT] * 5, _POINTER, _FLOAT, _POINTER),
     "add_rms_norm": (_POINTER, _POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_mul": (_POINTER, _INT, _INT, _INT, _POINTER),
@@ -71,28 +72,19 @@ class NativeBackend:
         self._embed(packed.address, _ids(token_ids_T).data_ptr(), out.shape[0], out.data_ptr())
         return out
 
-    def add_lora(
-        self,
-        x_TK: Tensor,
-        a_PCK: Tensor,
-        b_PRN: Tensor,
-        slices: Sequence[int],
-        segments: Segments,
-        out_TN: Tensor,
-    ) -> None:
+    def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
         """Shrink and expand in one call."""
-        assert a_PCK.dtype == b_PRN.dtype == torch.float32
-        assert a_PCK.is_contiguous()
-        assert b_PRN.is_contiguous()
+        assert pages.a.dtype == pages.b.dtype == torch.float32
         x, out = _rows(x_TK), _rows(out_TN)
         self._add_lora(
             x.data_ptr(),
             x.stride(0),
             x.shape[1],
-            a_PCK.data_ptr(),
-            b_PRN.data_ptr(),
-            _slice_ends(tuple(slices)).data_ptr(),
-            len(slices),
+            pages.a.data_ptr(),
+            pages.b.data_ptr(),
+            pages.live.data_ptr(),
+            _slice_ends(pages.slices).data_ptr(),
+            len(pages.slices),
             segments.rows.data_ptr(),
             segments.indptr.data_ptr(),
             segments.pages.data_ptr(),

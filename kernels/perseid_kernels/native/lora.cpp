@@ -51,14 +51,24 @@ struct Lora {
     const float* x;
     int64_t stride_x;
     const float* a;  // [P][C][K]
-    const float* b;  // [P][PAGE_RANK][N]
-    int64_t num_inputs, num_outputs, columns;
-    const int64_t* slice_ends;  // output column where each fused projection ends
+    const float* b;       // [P][PAGE_RANK][N]
+    const int32_t* live;  // [P][slices], rows of A that are not zero
+    int64_t num_inputs, num_outputs, num_slices, columns;
     float* out;
     int64_t stride_out;
 
-    // z = weight · A x for eight rows of A.
-    void shrink(const RowBlock& block, int64_t j, int64_t column) const {
+    int64_t rank(const RowBlock& block, int64_t j, int64_t slice) const {
+        return live[block.pages[j] * num_slices + slice];
+    }
+
+    // z = weight · A x for the rows of one projection that are in use, rounded up to eight.
+    void shrink(const RowBlock& block, int64_t j, int64_t slice) const {
+        for (int64_t row = 0; row < rank(block, j, slice); row += LANES) {
+            shrink_rows(block, j, slice * PAGE_RANK + row);
+        }
+    }
+
+    void shrink_rows(const RowBlock& block, int64_t j, int64_t column) const {
         const float* rows[LANES];
         for (int i = 0; i < LANES; ++i) {
             rows[i] = a + (block.pages[j] * columns + column + i) * num_inputs;
@@ -76,20 +86,19 @@ struct Lora {
             float* to = out + block.rows[t] * stride_out;
             for (int64_t j = 0; j < block.num_pages; ++j) {
                 const float* z = block.z + (t * block.num_pages + j) * columns + slice * PAGE_RANK;
-                add_page(z, b + block.pages[j] * PAGE_RANK * num_outputs, first, end, to);
+                add_page(z, rank(block, j, slice), b + block.pages[j] * PAGE_RANK * num_outputs, first, end, to);
             }
         }
     }
 
-    void add_page(const float* z, const float* page, int64_t first, int64_t end, float* to) const {
-        int rank = PAGE_RANK;
-        while (rank > 0 && z[rank - 1] == 0.0f) {  // padding of the rank, or a projection that is no target
-            --rank;
+    void add_page(const float* z, int64_t rank, const float* page, int64_t first, int64_t end, float* to) const {
+        if (rank == 0) {
+            return;
         }
         int64_t n = first;
         for (; n + 2 * LANES <= end; n += 2 * LANES) {
             V low = load(to + n), high = load(to + n + LANES);
-            for (int r = 0; r < rank; ++r) {
+            for (int64_t r = 0; r < rank; ++r) {
                 const V value = set1(z[r]);
                 low = fma(value, load(page + r * num_outputs + n), low);
                 high = fma(value, load(page + r * num_outputs + n + LANES), high);
@@ -100,7 +109,7 @@ struct Lora {
         for (; n < end; n += LANES) {
             const int64_t count = std::min<int64_t>(LANES, end - n);
             V total = load_some(to + n, count);
-            for (int r = 0; r < rank; ++r) {
+            for (int64_t r = 0; r < rank; ++r) {
                 total = fma(set1(z[r]), load_some(page + r * num_outputs + n, count), total);
             }
             store_some(to + n, total, count);
@@ -126,24 +135,23 @@ std::vector<Columns> column_blocks(const int64_t* slice_ends, int64_t num_slices
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) void perseid_add_lora(
-    const float* x, int64_t stride_x, int64_t num_inputs, const float* a, const float* b, const int64_t* slice_ends,
-    int64_t num_slices, const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
+    const float* x, int64_t stride_x, int64_t num_inputs, const float* a, const float* b, const int32_t* live,
+    const int64_t* slice_ends, int64_t num_slices, const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
     const int32_t* page_indptr, int64_t num_segments, float* out, int64_t stride_out) {
     static thread_local std::vector<float> z;  // the caller's, reused by every linear of every step
     const int64_t columns = PAGE_RANK * num_slices;
     const auto blocks = row_blocks(rows, indptr, pages, weights, page_indptr, num_segments, columns, z);
-    const Lora lora{x, stride_x, a, b, num_inputs, slice_ends[num_slices - 1], columns, slice_ends, out, stride_out};
+    const Lora lora{x,       stride_x, a,   b,         live, num_inputs, slice_ends[num_slices - 1], num_slices,
+                    columns, out,      stride_out};
 
-    std::vector<int64_t> shrink_start{0};  // of each block's tasks: one for each page and each slice's eight rows
+    std::vector<int64_t> shrink_start{0};  // of each block's tasks: one for each page and each slice
     for (const RowBlock& block : blocks) {
         shrink_start.push_back(shrink_start.back() + block.num_pages * num_slices);
     }
     parallel_for(shrink_start.back(), [&](int64_t task) {
         const int64_t i = std::upper_bound(shrink_start.begin(), shrink_start.end(), task) - shrink_start.begin() - 1;
         const int64_t local = task - shrink_start[i];
-        const int64_t column = local % num_slices * PAGE_RANK;
-        lora.shrink(blocks[i], local / num_slices, column);
-        lora.shrink(blocks[i], local / num_slices, column + LANES);
+        lora.shrink(blocks[i], local / num_slices, local % num_slices);
     });
 
     const auto parts = column_blocks(slice_ends, num_slices);

@@ -7,12 +7,13 @@
 namespace perseid {
 namespace {
 
-constexpr int64_t ROWS_PER_TASK = 32;  // a decode's rows are done by the caller: waking a thread costs more
+constexpr int64_t TASK_ELEMENTS = 8192;  // fewer are done by the caller: handing over costs more
 
 template <class F>
-void for_rows(int64_t count, F row) {
-    parallel_for((count + ROWS_PER_TASK - 1) / ROWS_PER_TASK, [&](int64_t task) {
-        for (int64_t t = task * ROWS_PER_TASK; t < std::min(count, (task + 1) * ROWS_PER_TASK); ++t) {
+void for_rows(int64_t count, int64_t width, F row) {
+    const int64_t rows = std::max<int64_t>(1, TASK_ELEMENTS / width);
+    parallel_for((count + rows - 1) / rows, [&](int64_t task) {
+        for (int64_t t = task * rows; t < std::min(count, (task + 1) * rows); ++t) {
             row(t);
         }
     });
@@ -61,14 +62,14 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 extern "C" __attribute__((visibility("default"))) void perseid_rms_norm(
     const float* x, int64_t rows, int64_t heads, int64_t width, int64_t stride_row, int64_t stride_head,
     const float* weight, float eps, float* out) {
-    for_rows(rows * heads, [&](int64_t i) {
+    for_rows(rows * heads, width, [&](int64_t i) {
         norm_row(x + i / heads * stride_row + i % heads * stride_head, weight, width, eps, out + i * width);
     });
 }
 
 extern "C" __attribute__((visibility("default"))) void perseid_add_rms_norm(
     const float* x, float* residual, int64_t rows, int64_t width, const float* weight, float eps, float* out) {
-    for_rows(rows, [&](int64_t t) {
+    for_rows(rows, width, [&](int64_t t) {
         const float* from = x + t * width;
         float* held = residual + t * width;
         for_vectors(width, [&](int64_t n, int64_t count) {
@@ -80,7 +81,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_add_rms_norm(
 
 extern "C" __attribute__((visibility("default"))) void perseid_silu_mul(
     const float* gate_up, int64_t rows, int64_t width, int64_t stride, float* out) {
-    for_rows(rows, [&](int64_t t) {
+    for_rows(rows, width, [&](int64_t t) {
         const float* gate = gate_up + t * stride;
         for_vectors(width, [&](int64_t n, int64_t count) {
             const V g = read(gate + n, count);
@@ -96,7 +97,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_rope_and_store(
     int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, const float* cos, const float* sin,
     const int64_t* positions, float* k_cache, float* v_cache, const int64_t* slots) {
     const int64_t half = head_dim / 2, kv_width = num_kv_heads * head_dim;
-    for_rows(rows, [&](int64_t t) {
+    for_rows(rows, num_heads * head_dim, [&](int64_t t) {
         const float* c = cos + positions[t] * half;
         const float* s = sin + positions[t] * half;
         for (int64_t h = 0; h < num_heads; ++h) {

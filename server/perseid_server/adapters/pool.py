@@ -1,6 +1,4 @@
-"""The rank pool: adapter pages on the device, one pair of tensors for each fused linear of each layer.
-
-    A [P, PAGE_RANK · slices, d_in]      B [P, PAGE_RANK, d_out]
+"""The rank pool: adapter pages on the device, a `RankPages` for each fused linear of each layer.
 
 A page number means the same in every layer, so an adapter is a short list of numbers. Pages are written by a loader
 thread while the step loop reads others; a page is written only while nobody holds it.
@@ -9,9 +7,8 @@ thread while the step loop reads others; a page is written only while nobody hol
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
-from perseid_kernels.segments import PAGE_RANK
+from perseid_kernels.rank_pages import RankPages
 from perseid_server.adapters.lora import LoweredLinear
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
@@ -21,20 +18,9 @@ class AdapterPool:
 
     def __init__(self, spec: BaseSpec, num_pages: int, device: torch.device, dtype: torch.dtype) -> None:
         self.num_pages = num_pages
-        self.a: tuple[dict[str, Tensor], ...] = tuple(
+        self.layers: tuple[dict[str, RankPages], ...] = tuple(
             {
-                fused: torch.zeros(
-                    (num_pages, PAGE_RANK * len(parts), spec.fused_shape(fused).in_features), dtype=dtype, device=device
-                )
-                for fused, parts in FUSED_LINEARS.items()
-            }
-            for _ in range(spec.num_layers)
-        )
-        self.b: tuple[dict[str, Tensor], ...] = tuple(
-            {
-                fused: torch.zeros(
-                    (num_pages, PAGE_RANK, spec.fused_shape(fused).out_features), dtype=dtype, device=device
-                )
+                fused: RankPages.zeros(num_pages, *_sizes(spec, fused), device=device, dtype=dtype)
                 for fused in FUSED_LINEARS
             }
             for _ in range(spec.num_layers)
@@ -45,11 +31,8 @@ class AdapterPool:
     @staticmethod
     def bytes_per_page(spec: BaseSpec, dtype: torch.dtype) -> int:
         """Device bytes of one page over all layers."""
-        per_layer = sum(
-            PAGE_RANK * (len(parts) * spec.fused_shape(fused).in_features + spec.fused_shape(fused).out_features)
-            for fused, parts in FUSED_LINEARS.items()
-        )
-        return per_layer * spec.num_layers * dtype.itemsize
+        per_layer = sum(RankPages.bytes_per_page(*_sizes(spec, fused), dtype) for fused in FUSED_LINEARS)
+        return per_layer * spec.num_layers
 
     @property
     def num_free(self) -> int:
@@ -70,22 +53,25 @@ class AdapterPool:
 
     def write(self, pages: Sequence[int], linears: Iterable[LoweredLinear]) -> None:
         """Copy an adapter into its pages, zeros where it adapts nothing. Returns when the copy is complete."""
-        index = torch.tensor(pages)
         by_site = {(linear.layer, linear.fused): linear for linear in linears}
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            for layer, (a, b) in enumerate(zip(self.a, self.b, strict=True)):
-                for fused in FUSED_LINEARS:
-                    linear = by_site.get((layer, fused))
-                    _put(a[fused], index, None if linear is None else torch.from_numpy(linear.a))
-                    _put(b[fused], index, None if linear is None else torch.from_numpy(linear.b))
+            for layer, of_layer in enumerate(self.layers):
+                for fused, target in of_layer.items():
+                    _write(target, pages, by_site.get((layer, fused)))
         if self._stream is not None:
             self._stream.synchronize()  # blocks the loader thread only
 
 
-def _put(pool: Tensor, index: Tensor, values: Tensor | None) -> None:
-    """pool[index] = values (or 0), a page at a time: short copies leave the memory bus to the step loop."""
-    for position, page in enumerate(index.tolist()):
-        if values is None:
-            pool[page].zero_()
+def _write(target: RankPages, pages: Sequence[int], linear: LoweredLinear | None) -> None:
+    """A page at a time: short copies leave the memory bus to the step loop."""
+    for position, page in enumerate(pages):
+        if linear is None:
+            target.clear(page)
         else:
-            pool[page].copy_(values[position])
+            target.write(page, torch.from_numpy(linear.a[position]), torch.from_numpy(linear.b[position]))
+
+
+def _sizes(spec: BaseSpec, fused: str) -> tuple[int, tuple[int, ...]]:
+    """Inputs of a fused linear, and the widths of its projections."""
+    widths = tuple(spec.projections[projection].out_features for projection in FUSED_LINEARS[fused])
+    return spec.fused_shape(fused).in_features, widths

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Backend
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_server.model.batch import StepBatch
 from perseid_server.model.config import DecoderConfig
@@ -23,13 +24,10 @@ from perseid_server.model.linear import AdaptedLinear
 
 
 class AdapterPools(Protocol):
-    """The pages of all adapters: per layer and fused linear A [P, C, K] and B [P, R, N]. See adapters/pool.py."""
+    """The pages of all adapters, per layer and fused linear. See adapters/pool.py."""
 
     @property
-    def a(self) -> Sequence[Mapping[str, Tensor]]: ...
-
-    @property
-    def b(self) -> Sequence[Mapping[str, Tensor]]: ...
+    def layers(self) -> Sequence[Mapping[str, RankPages]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +126,19 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class _LayerPages:
-    """One layer's adapter pools and the step's segments: what an AdaptedLinear needs beside its input."""
+    """One layer's adapter pages and the step's segments: what an AdaptedLinear needs beside its input."""
 
-    a: Mapping[str, Tensor]
-    b: Mapping[str, Tensor]
+    pages: Mapping[str, RankPages]
     segments: Segments | None
 
     @staticmethod
     def of(adapters: AdapterPools | None, layer: int, segments: Segments | None) -> "_LayerPages":
         if adapters is None or segments is None:
             return _NO_PAGES
-        return _LayerPages(adapters.a[layer], adapters.b[layer], segments)
+        return _LayerPages(adapters.layers[layer], segments)
 
     def apply(self, fused: str, linear: AdaptedLinear, x_TK: Tensor) -> Tensor:
-        return linear(x_TK, self.a.get(fused), self.b.get(fused), self.segments)
+        return linear(x_TK, self.pages.get(fused), self.segments)
 
 
-_NO_PAGES = _LayerPages({}, {}, None)
+_NO_PAGES = _LayerPages({}, None)

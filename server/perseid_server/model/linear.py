@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Backend
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight, merge_outputs
 
@@ -60,8 +61,8 @@ class AdaptedLinear:
         bias = 0 if self.bias_N is None else self.bias_N.nbytes
         return int(bias + sum(part.weight.nbytes for part in self.parts))
 
-    def __call__(self, x_TK: Tensor, a_PCK: Tensor | None, b_PRN: Tensor | None, segments: Segments | None) -> Tensor:
-        """y, [T, N]. The pools are read only when `segments` is given."""
+    def __call__(self, x_TK: Tensor, pages: RankPages | None = None, segments: Segments | None = None) -> Tensor:
+        """y, [T, N]. The pages are read only when `segments` is given."""
         out_TN = x_TK.new_empty((x_TK.shape[0], self.num_outputs))
         if len(self.parts) == 1:
             self.backend.matmul(x_TK, self.parts[0].weight, out_TN)
@@ -70,8 +71,8 @@ class AdaptedLinear:
                 self.backend.matmul(x_TK, part.weight, out_TN[:, part.columns])
         if self.bias_N is not None:
             out_TN += self.bias_N
-        if segments is not None and a_PCK is not None and b_PRN is not None:
-            self.backend.add_lora(x_TK, a_PCK, b_PRN, self.slices, segments, out_TN)
+        if segments is not None and pages is not None:
+            self.backend.add_lora(x_TK, pages, segments, out_TN)
         return out_TN
 
 

@@ -9,6 +9,7 @@ import torch
 from perseid_kernels.backend import Backend
 from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import build_library
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.weights import DenseWeight, Weight
 from tests.kernels.cases import CODEBOOKS, attention_batch, int4_weight, int8_weight, lora_pool, random_page_lists
@@ -89,12 +90,13 @@ def test_low_rank_sums_are_the_same_bits_in_any_batch(native_backend: Backend, r
     segments = Segments.build(lists)
     assert segments is not None
     together = y.clone()
-    native_backend.add_lora(x, a, b, slices, segments, together)
+    pages = RankPages.of(a, b, slices)
+    native_backend.add_lora(x, pages, segments, together)
     for row in (1, 2, 3, 20, 43):
         only = Segments.build([lists[row]])
         assert only is not None
         alone = y[row : row + 1].clone()
-        native_backend.add_lora(x[row : row + 1], a, b, slices, only, alone)
+        native_backend.add_lora(x[row : row + 1], pages, only, alone)
         assert torch.equal(alone[0], together[row]), f"row {row}"
 
 

@@ -62,7 +62,7 @@ class Stage:
     def assert_pages_hold(self, version: str) -> None:
         pages = self.residency._adapters[version].pages
         for linear in lower(check_adapter(self.folders[version], SPEC), SPEC):
-            stored = self.pool.b[linear.layer][linear.fused][list(pages)]
+            stored = self.pool.layers[linear.layer][linear.fused].b[list(pages)]
             assert torch.equal(stored, torch.from_numpy(linear.b))
 
     def host_bytes_of(self, version: str) -> int:

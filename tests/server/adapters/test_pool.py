@@ -20,7 +20,7 @@ def new_pool(num_pages: int = 4, dtype: torch.dtype = torch.float32) -> AdapterP
 
 
 def all_tensors(pool: AdapterPool) -> list[torch.Tensor]:
-    return [tensor for side in (pool.a, pool.b) for layer in side for tensor in layer.values()]
+    return [tensor for layer in pool.layers for pages in layer.values() for tensor in (pages.a, pages.b, pages.live)]
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_a_page_number_means_the_same_in_every_layer_and_linear():
     pool = new_pool(5)
     for fused, parts in FUSED_LINEARS.items():
         shape = SPEC.fused_shape(fused)
-        assert pool.a[0][fused].shape == (5, PAGE_RANK * len(parts), shape.in_features)
-        assert pool.b[0][fused].shape == (5, PAGE_RANK, shape.out_features)
+        assert pool.layers[0][fused].a.shape == (5, PAGE_RANK * len(parts), shape.in_features)
+        assert pool.layers[0][fused].b.shape == (5, PAGE_RANK, shape.out_features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -70,9 +70,9 @@ def test_writing_fills_the_given_pages_in_the_given_order(dtype, linears):
     pool.write((3, 1), linears)
     for linear in linears:
         for page, position in ((3, 0), (1, 1)):
-            for stored, values in ((pool.a, linear.a), (pool.b, linear.b)):
-                expected = torch.from_numpy(values[position]).to(dtype)
-                assert torch.equal(stored[linear.layer][linear.fused][page], expected)
+            stored = pool.layers[linear.layer][linear.fused]
+            for tensor, values in ((stored.a, linear.a), (stored.b, linear.b)):
+                assert torch.equal(tensor[page], torch.from_numpy(values[position]).to(dtype))
 
 
 def test_writing_leaves_other_pages_alone_and_clears_what_is_not_adapted(linears):
@@ -86,8 +86,8 @@ def test_writing_leaves_other_pages_alone_and_clears_what_is_not_adapted(linears
     for layer in range(SPEC.num_layers):
         for fused in FUSED_LINEARS:
             if (layer, fused) not in adapted:
-                assert not pool.a[layer][fused][[0, 2]].any()
-                assert not pool.b[layer][fused][[0, 2]].any()
+                stored = pool.layers[layer][fused]
+                assert not any(tensor[[0, 2]].any() for tensor in (stored.a, stored.b, stored.live))
     assert {fused for _, fused in adapted} < set(FUSED_LINEARS), "the adapter leaves something alone"
 
 

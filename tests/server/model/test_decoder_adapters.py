@@ -60,9 +60,10 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
 def loaded(folders: dict[str, Path], spec: BaseSpec) -> tuple[AdapterPool, dict[str, PageList | None]]:
     """A pool with all adapters in scattered pages. It held NaN everywhere before they were written."""
     pool = AdapterPool(spec, 12, CPU, torch.float32)
-    for layer in (*pool.a, *pool.b):
-        for pages in layer.values():
-            pages.fill_(float("nan"))
+    for layer in pool.layers:
+        for held in layer.values():
+            held.a.fill_(float("nan"))
+            held.b.fill_(float("nan"))
     lists: dict[str, PageList | None] = {"base": None}
     held = pool.allocate(5)
     for name, folder in folders.items():

@@ -58,4 +58,4 @@ def test_parts_stand_side_by_side(
     assert len(linear.parts) == num_parts
     assert (linear.bias_N is None) == (not biased)
     assert linear.num_outputs == sum(WIDTHS)
-    torch.testing.assert_close(linear(x, None, None, None).double(), torch.cat(expected, dim=1), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(linear(x).double(), torch.cat(expected, dim=1), atol=1e-4, rtol=1e-5)

@@ -1,0 +1,71 @@
+"""Rank pages: what is written is what is read, and a rank costs what it uses."""
+
+import pytest
+import torch
+
+from perseid_kernels.backend import Backend
+from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.segments import PAGE_RANK, PageList, Segments
+from tests.kernels.cases import DEVICE
+
+SLICES, NUM_INPUTS = (24, 8, 16), 48
+
+
+def page(rng: torch.Generator, ranks: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B of one page whose slices use so many rows of A; B is full, as it must not matter beyond them."""
+    a = torch.randn(PAGE_RANK * len(SLICES), NUM_INPUTS, generator=rng)
+    for i, rank in enumerate(ranks):
+        a[i * PAGE_RANK + rank : (i + 1) * PAGE_RANK] = 0
+    return a, torch.randn(PAGE_RANK, sum(SLICES), generator=rng)
+
+
+def zeros() -> RankPages:
+    return RankPages.zeros(4, NUM_INPUTS, SLICES, DEVICE, torch.float32)
+
+
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (1, 0, 16), (0, 0, 0), (8, 9, 7)])
+def test_writing_finds_the_rows_in_use(rng: torch.Generator, ranks: tuple[int, ...]) -> None:
+    pages = zeros()
+    a, b = page(rng, ranks)
+    pages.write(2, a.to(DEVICE), b.to(DEVICE))
+    assert pages.live.tolist() == [[0, 0, 0], [0, 0, 0], list(ranks), [0, 0, 0]]
+    assert torch.equal(pages.a[2].cpu(), a)
+    assert torch.equal(pages.b[2].cpu(), b)
+    pages.clear(2)
+    assert not any(tensor.any() for tensor in (pages.a, pages.b, pages.live))
+
+
+def test_a_zero_row_between_others_is_in_use(rng: torch.Generator) -> None:
+    pages = zeros()
+    a, b = page(rng, (5, 5, 5))
+    a[2] = 0
+    pages.write(0, a.to(DEVICE), b.to(DEVICE))
+    assert pages.live[0].tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (1, 0, 16), (3, 8, 9), (0, 0, 0)])
+def test_rows_beyond_the_rank_change_nothing(backend: Backend, rng: torch.Generator, ranks: tuple[int, ...]) -> None:
+    """The same sum as with every row read, in every slice."""
+    pages = zeros()
+    a, b = page(rng, ranks)
+    pages.write(1, a.to(DEVICE), b.to(DEVICE))
+    segments = Segments.build([PageList.of((1,)), None, PageList.of((1,))], DEVICE)
+    assert segments is not None
+    x = torch.randn(3, NUM_INPUTS, generator=rng)
+    sums = []
+    for held in (pages, RankPages.of(pages.a, pages.b, SLICES)):
+        sums.append(torch.zeros(3, sum(SLICES), device=DEVICE))
+        backend.add_lora(x.to(DEVICE), held, segments, sums[-1])
+    assert torch.equal(*sums)
+    parts = [
+        x @ a[i * PAGE_RANK : (i + 1) * PAGE_RANK].T @ part for i, part in enumerate(torch.split(b, SLICES, dim=1))
+    ]
+    expected = torch.cat(parts, dim=1)
+    expected[1] = 0
+    torch.testing.assert_close(sums[0].cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_per_page_is_what_a_page_takes() -> None:
+    pages = zeros()
+    held = sum(tensor.nbytes for tensor in (pages.a, pages.b, pages.live))
+    assert held == 4 * RankPages.bytes_per_page(NUM_INPUTS, SLICES, torch.float32)
