@@ -33,13 +33,14 @@ class RankPages:
         return RankPages(a_PCK, b_PRN, live, tuple(slices))
 
     @staticmethod
-    def zeros(
+    def allocate(
         num_pages: int, num_inputs: int, slices: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> "RankPages":
-        """Empty pages. Memory of a CPU is touched, and so really taken, only as pages are written."""
+        """Pages to be written before they are used; until then A and B hold anything. A CPU's memory is touched, and
+        so really taken, only as pages are written."""
         return RankPages(
-            torch.zeros((num_pages, PAGE_RANK * len(slices), num_inputs), dtype=dtype, device=device),
-            torch.zeros((num_pages, PAGE_RANK, sum(slices)), dtype=dtype, device=device),
+            torch.empty((num_pages, PAGE_RANK * len(slices), num_inputs), dtype=dtype, device=device),
+            torch.empty((num_pages, PAGE_RANK, sum(slices)), dtype=dtype, device=device),
             torch.zeros((num_pages, len(slices)), dtype=torch.int32, device=device),
             tuple(slices),
         )

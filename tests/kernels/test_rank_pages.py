@@ -19,24 +19,24 @@ def page(rng: torch.Generator, ranks: tuple[int, ...]) -> tuple[torch.Tensor, to
     return a, torch.randn(PAGE_RANK, sum(SLICES), generator=rng)
 
 
-def zeros() -> RankPages:
-    return RankPages.zeros(4, NUM_INPUTS, SLICES, DEVICE, torch.float32)
+def new_pages() -> RankPages:
+    return RankPages.allocate(4, NUM_INPUTS, SLICES, DEVICE, torch.float32)
 
 
 @pytest.mark.parametrize("ranks", [(16, 16, 16), (1, 0, 16), (0, 0, 0), (8, 9, 7)])
 def test_writing_finds_the_rows_in_use(rng: torch.Generator, ranks: tuple[int, ...]) -> None:
-    pages = zeros()
+    pages = new_pages()
     a, b = page(rng, ranks)
     pages.write(2, a.to(DEVICE), b.to(DEVICE))
     assert pages.live.tolist() == [[0, 0, 0], [0, 0, 0], list(ranks), [0, 0, 0]]
     assert torch.equal(pages.a[2].cpu(), a)
     assert torch.equal(pages.b[2].cpu(), b)
     pages.clear(2)
-    assert not any(tensor.any() for tensor in (pages.a, pages.b, pages.live))
+    assert not any(tensor[2].any() for tensor in (pages.a, pages.b, pages.live))
 
 
 def test_a_zero_row_between_others_is_in_use(rng: torch.Generator) -> None:
-    pages = zeros()
+    pages = new_pages()
     a, b = page(rng, (5, 5, 5))
     a[2] = 0
     pages.write(0, a.to(DEVICE), b.to(DEVICE))
@@ -46,7 +46,7 @@ def test_a_zero_row_between_others_is_in_use(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("ranks", [(16, 16, 16), (1, 0, 16), (3, 8, 9), (0, 0, 0)])
 def test_rows_beyond_the_rank_change_nothing(backend: Backend, rng: torch.Generator, ranks: tuple[int, ...]) -> None:
     """The same sum as with every row read, in every slice."""
-    pages = zeros()
+    pages = new_pages()
     a, b = page(rng, ranks)
     pages.write(1, a.to(DEVICE), b.to(DEVICE))
     segments = Segments.build([PageList.of((1,)), None, PageList.of((1,))], DEVICE)
@@ -66,6 +66,6 @@ def test_rows_beyond_the_rank_change_nothing(backend: Backend, rng: torch.Genera
 
 
 def test_bytes_per_page_is_what_a_page_takes() -> None:
-    pages = zeros()
+    pages = new_pages()
     held = sum(tensor.nbytes for tensor in (pages.a, pages.b, pages.live))
     assert held == 4 * RankPages.bytes_per_page(NUM_INPUTS, SLICES, torch.float32)

@@ -14,13 +14,16 @@ from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
 
 class AdapterPool:
-    """`num_pages` pages on `device`, zero at first. Allocation is not thread-safe; `write` may run beside reads."""
+    """`num_pages` pages on `device`, to be written before use.
+
+    Allocation is not thread-safe; `write` may run beside reads.
+    """
 
     def __init__(self, spec: BaseSpec, num_pages: int, device: torch.device, dtype: torch.dtype) -> None:
         self.num_pages = num_pages
         self.layers: tuple[dict[str, RankPages], ...] = tuple(
             {
-                fused: RankPages.zeros(num_pages, *_sizes(spec, fused), device=device, dtype=dtype)
+                fused: RankPages.allocate(num_pages, *_sizes(spec, fused), device=device, dtype=dtype)
                 for fused in FUSED_LINEARS
             }
             for _ in range(spec.num_layers)
