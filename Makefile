@@ -9,6 +9,9 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SERVE_READY := $(VENV)/.ready-to-serve
 DEV_READY   := $(VENV)/.ready-to-develop
 
+# Without a C++ compiler, one comes as a Python package.
+COMPILER := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,[compiler])
+
 # The example adapters belong to the embedded base; another --model starts without them.
 EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir $(folder))=$(folder))
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
@@ -62,10 +65,10 @@ $(BIN)/python:
 
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Perseid into $(VENV) (once; a few minutes, mostly torch) …"
-	$(PIP) install --quiet --progress-bar on -c constraints.txt -e .
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".$(COMPILER)"
 	@touch $@
 
 $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Perseid and its development tools into $(VENV) (once) …"
-	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[dev,examples]"
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[dev,examples]" -e ".$(COMPILER)"
 	@touch $@ $(SERVE_READY)

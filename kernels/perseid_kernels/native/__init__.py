@@ -24,6 +24,6 @@ def load_native_backend() -> Backend | None:
     try:
         return NativeBackend(build_library())
     except (BuildError, OSError) as error:
-        advice = "install g++ (Debian: apt-get install g++) for a server many times faster"
+        advice = "install g++ (Debian: apt-get install g++) or 'perseid[compiler]' for a server many times faster"
         warnings.warn(f"CPU kernels not available, falling back to plain torch: {error}; {advice}", stacklevel=2)
         return None

@@ -1,4 +1,6 @@
-"""Compile the C++ sources of this folder into one shared library, once a machine, with the system's compiler.
+"""Compile the C++ sources of this folder into one shared library, once a machine.
+
+The system's compiler does it, or that of the Python package `ziglang` where there is none.
 
 The library lies in the user's cache folder under a name that hashes the sources, the compiler, its options and the
 CPU (it is compiled for exactly that one). It is written under a temporary name and renamed, so processes that start
@@ -6,13 +8,18 @@ together do no harm. `CXX` names another compiler; `PERSEID_CACHE_DIR` another c
 """
 
 import hashlib
+import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-fPIC",
@@ -30,6 +37,7 @@ def build_library() -> Path:
     sources = sorted(_HERE.glob("*.cpp"))
     library = _cache_folder() / f"{_fingerprint(compiler)}.so"
     if not library.exists():
+        logger.info("compiling the CPU kernels, once on this machine (a minute or two) …")
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
@@ -47,7 +55,9 @@ def _compiler() -> list[str]:
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return [path]
-    raise BuildError("no C++ compiler found (c++, g++ or clang++)")
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise BuildError("no C++ compiler found (c++, g++, clang++ or the Python package ziglang)")
 
 
 def _run(command: list[str]) -> str:

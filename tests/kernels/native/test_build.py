@@ -2,6 +2,7 @@
 
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,16 @@ def test_without_a_compiler_the_cpu_computes_in_torch(
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="install g"):
         assert isinstance(backend_for(CPU), EagerBackend)
+
+
+def test_ziglang_compiles_where_the_system_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: name == "ziglang")
+    assert build._compiler() == [sys.executable, "-m", "ziglang", "c++"]
 
 
 def test_a_broken_library_falls_back(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

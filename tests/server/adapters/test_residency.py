@@ -192,3 +192,13 @@ def test_a_pin_waits_for_room_and_takes_it_when_it_is_there(stage):
     stage.residency.release(busy)
     stage.settle()
     assert stage.places(busy, pinned) == ["host", "device"]
+
+
+def test_letting_go_of_a_pin_brings_nothing_to_the_device(stage):
+    stage = stage(num_pages=1)
+    idle, elsewhere = stage.adapter(1), stage.adapter(2)
+    stage.touch(elsewhere)
+    stage.touch(idle)
+    stage.residency.pin(elsewhere, False)
+    stage.settle()
+    assert stage.places(idle, elsewhere) == ["device", "host"]

@@ -1,6 +1,7 @@
 """Names, versions and leases: a request ends on the version it began with, and nothing outlives its users."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,68 @@ async def test_a_failing_disk_is_unavailable_and_changes_nothing(stack: Stack, m
         await stack.load("one", seed=2, replace=True)
     assert stack.registry.get("one").version == version
     assert known(stack) == {version}
+
+
+@pytest.mark.parametrize(("change", "step"), [("load", "commit"), ("unload", "remove"), ("pin", "pin")])
+async def test_a_change_whose_caller_leaves_meanwhile_is_made_whole(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, change: str, step: str
+) -> None:
+    await stack.load("one", seed=1)
+    on_disk = getattr(stack.store, step)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(*args: object, **kwargs: object) -> object:
+        begun.set()
+        assert may_end.wait(10)
+        return on_disk(*args, **kwargs)
+
+    monkeypatch.setattr(stack.store, step, slow)
+    changes = {
+        "load": lambda: stack.load("one", seed=2, replace=True),
+        "unload": lambda: stack.registry.unload("one"),
+        "pin": lambda: stack.registry.pin("one", pinned=True),
+    }
+    caller = asyncio.create_task(changes[change]())
+    assert await asyncio.to_thread(begun.wait, 10)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    may_end.set()
+    await background(stack)
+    served = {adapter.name: adapter.entry for adapter in stack.registry.list()}
+    assert served == stack.store.entries()
+    assert stored(stack) == known(stack) == {entry.version for entry in served.values()}
+    assert list((stack.root.parent / "store" / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["unload", "replace", "load unpinned"])
+async def test_a_pin_ends_with_the_name_that_has_it_though_another_keeps_the_version(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    folder = str(write_adapter(stack.root / "same"))
+    await stack.registry.load("pinned", folder, pin=True)
+    version = (await stack.registry.load("other", folder)).version
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(stack.engine, "pin_adapter", lambda name, *, pinned: told.append((name, pinned)))
+    if end == "unload":
+        await stack.registry.unload("pinned")
+    elif end == "replace":
+        await stack.load("pinned", seed=2, replace=True)
+    else:
+        await stack.registry.load("pinned", folder, replace=True)
+    assert told == [(version, False)]
+
+
+async def test_a_disk_that_fails_a_pin_is_unavailable(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stack.load("one")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stack.store, "pin", full)
+    with pytest.raises(Unavailable, match="No space left on device"):
+        await stack.registry.pin("one", pinned=True)
+    assert not stack.registry.get("one").entry.pinned
 
 
 async def test_pins_are_told_to_the_engine_and_remembered(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
