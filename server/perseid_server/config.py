@@ -105,7 +105,7 @@ class ServeConfig:
     """Reuse the KV blocks of equal prompt beginnings."""
 
     threads: Annotated[int | None, Parameter(group=OPERATION, validator=POSITIVE)] = None
-    """Threads for the forward pass on a CPU. Default: all cores."""
+    """Threads for the forward pass on a CPU. Default: OMP_NUM_THREADS, else the physical cores."""
 
     grace: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0))] = 30.0
     """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""

@@ -93,7 +93,7 @@ class Pool {
     }
 
     bool has_tasks() const {
-        const Ticket ticket{next_.load(std::memory_order_acquire)};
+        const Ticket ticket{next_.load(std::memory_order_seq_cst)};  // in one order with `sleeping_`: see run()
         return ticket.task() < ticket.count();
     }
 

@@ -57,6 +57,8 @@ class AdapterPool:
     def write(self, pages: Sequence[int], linears: Iterable[LoweredLinear]) -> None:
         """Copy an adapter into its pages, zeros where it adapts nothing. Returns when the copy is complete."""
         by_site = {(linear.layer, linear.fused): linear for linear in linears}
+        if self._stream is not None:  # a step that has been launched may still read what these pages held
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             for layer, of_layer in enumerate(self.layers):
                 for fused, target in of_layer.items():

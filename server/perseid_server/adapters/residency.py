@@ -122,9 +122,12 @@ class Residency:
         """Bring a version to the device and keep it there, or let it be evicted again."""
         adapter = self._adapters[version]
         adapter.pinned = pinned
-        adapter.wanted = adapter.wanted or pinned
-        (self._pinned.add if pinned else self._pinned.discard)(version)
-        self._advance(adapter)
+        if pinned:
+            adapter.wanted = True
+            self._pinned.add(version)
+            self._advance(adapter)
+        else:
+            self._pinned.discard(version)
 
     def knows(self, version: str) -> bool:
         """Whether the version is registered (and not forgotten and gone)."""

@@ -110,13 +110,13 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         source = await asyncio.to_thread(resolve_model, config.model)
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
-        engine = EngineProcess(_engine_config(config), log_level=config.log_level.upper())
+        engine = EngineProcess(_engine_config(config), log_level=config.log_level, log_format=config.log_format)
         stack.push_async_callback(engine.stop)
         ready = await engine.start()
         base = ready.spec
 
         policy = SourcePolicy(tuple(root.resolve() for root in config.adapter_root), config.allow_hub)
-        registry = AdapterRegistry(store, engine, base, policy)
+        registry = AdapterRegistry(store, engine, base, policy, ready.adapter_pages_total)
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         service = GenerationService(engine, registry, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)

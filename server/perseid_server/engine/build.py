@@ -52,7 +52,7 @@ def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | No
     kv = KVCache.allocate(spec, capacity.num_blocks, config.block_size, device, kv_dtype)
     engine = Engine(
         EngineLimits(capacity.max_model_len, config.max_batch_tokens, config.max_num_seqs, spec.eos_token_ids),
-        BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache),
+        BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache, base=spec.hash),
         residency,
         ModelRunner(decoder, kv, pool, residency, config.block_size),
     )

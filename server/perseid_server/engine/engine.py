@@ -43,7 +43,6 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
         self._num_arrivals = 0
-        self._num_steps = 0
 
     @property
     def has_work(self) -> bool:
@@ -90,7 +89,6 @@ class Engine:
 
     def step(self) -> StepOutputs:
         """Schedule, run, commit."""
-        started = time.perf_counter()
         outputs, self._refused = self._refused, []
         moved = self._residency_events(outputs)
         step = self._scheduler.schedule()
@@ -98,13 +96,11 @@ class Engine:
         results = self._run(step, outputs)
         for chunk, result in zip(step.chunks, results, strict=False):  # no results when the step failed
             outputs += self._commit(chunk, result)
-        self._num_steps += bool(results)
         return StepOutputs(
             outputs=tuple(outputs),
             stats=self.stats(),
             adapters=moved,
             iteration_tokens=step.num_rows if results else 0,
-            step_s=time.perf_counter() - started,
         )
 
     def stats(self) -> EngineStats:
@@ -122,9 +118,8 @@ class Engine:
             adapter_pages_total=adapters.pages_total,
             adapter_lookups=adapters.lookups,
             adapter_hits=adapters.hits,
-            running_adapters=tuple({s.adapter for s in scheduler.running if s.adapter}),
-            waiting_adapters=tuple({s.adapter for s in scheduler.waiting if s.adapter}),
-            num_steps=self._num_steps,
+            running_adapters=tuple(sorted({s.adapter for s in scheduler.running if s.adapter})),
+            waiting_adapters=tuple(sorted({s.adapter for s in scheduler.waiting if s.adapter})),
         )
 
     def adapter_state(self, version: str) -> AdapterState:

@@ -1,8 +1,8 @@
 """KV blocks: reference-counted, keyed by content, reused by equal prefixes.
 
-A full block's key is a hash chained over everything its K and V depend on: the adapter version, and all tokens up
-to and including its own. Equal keys mean equal K and V, so a block found by key can be shared. A block that nobody
-holds keeps its key and can still be found until it is taken for something else, least recently used first.
+A full block's key is a hash chained over everything its K and V depend on: the base, the adapter version, and all
+tokens up to and including its own. Equal keys mean equal K and V, so a block found by key can be shared. A block that
+nobody holds keeps its key and can still be found until it is taken for something else, least recently used first.
 """
 
 from collections import OrderedDict
@@ -13,9 +13,9 @@ from struct import pack
 KEY_BYTES = 16
 
 
-def root_key(adapter: str | None) -> bytes:
-    """The key before the first block of a sequence: what adapts the base."""
-    return blake2b(f"adapter {adapter}".encode() if adapter else b"base", digest_size=KEY_BYTES).digest()
+def root_key(adapter: str | None, base: str = "") -> bytes:
+    """The key before the first block of a sequence: the content hashes of the base and of what adapts it."""
+    return blake2b(f"base {base} adapter {adapter or 'none'}".encode(), digest_size=KEY_BYTES).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
@@ -24,13 +24,14 @@ def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 
 class BlockAllocator:
-    """Hands out `num_blocks` blocks of `block_size` tokens."""
+    """Hands out `num_blocks` blocks of `block_size` tokens, whose K and V come from one `base`."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, base: str = "") -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"num_blocks and block_size must be positive, got {num_blocks} and {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.base = base
         self._caching = caching
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be taken first
         self._references = [0] * num_blocks

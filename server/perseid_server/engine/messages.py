@@ -10,7 +10,7 @@ from typing import Literal
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 from perseid_server.model.spec import BaseSpec
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 # --- API process → engine ---------------------------------------------------------------------------------------
@@ -114,7 +114,6 @@ class EngineStats:
     adapter_hits: int = 0  # ... whose adapter was on the device already
     running_adapters: tuple[str, ...] = ()  # versions
     waiting_adapters: tuple[str, ...] = ()
-    num_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,6 @@ class StepOutputs:
     stats: EngineStats = field(default_factory=EngineStats)
     adapters: tuple[AdapterState, ...] = ()  # those whose location changed since the last message
     iteration_tokens: int = 0
-    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

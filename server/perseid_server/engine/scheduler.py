@@ -172,14 +172,14 @@ class Scheduler:
 
     def _keys(self, sequence: Sequence) -> Iterator[bytes]:
         size = self._blocks.block_size
-        key = root_key(sequence.adapter)
+        key = root_key(sequence.adapter, self._blocks.base)
         for start in range(0, len(sequence.token_ids) - size + 1, size):
             key = chain_key(key, sequence.token_ids[start : start + size])
             yield key
 
     def _key_after(self, sequence: Sequence, index: int) -> bytes:
         """Key of block `index`, all before it being known."""
-        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adapter)
+        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adapter, self._blocks.base)
         size = self._blocks.block_size
         return chain_key(parent, sequence.token_ids[index * size : (index + 1) * size])
 

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from perseid_server.adapters.lora import AdapterInfo, check_adapter
+from perseid_server.adapters.lora import AdapterInfo, CheckedAdapter, check_adapter
 from perseid_server.adapters.names import MAX_LENGTH, check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore, Entry, Staged
@@ -58,16 +59,29 @@ class LoadedAdapter:
 
 
 class AdapterRegistry:
-    """All methods run on one event loop; work on the disk happens in threads."""
+    """All methods run on one event loop; work on the disk happens in threads.
 
-    def __init__(self, store: AdapterStore, engine: EngineAdapters, base: BaseSpec, policy: SourcePolicy) -> None:
+    A change that has begun is made whole though its caller leaves: a thread cannot be stopped, and what it has written
+    must not differ from what is served.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        engine: EngineAdapters,
+        base: BaseSpec,
+        policy: SourcePolicy,
+        num_pages: int | None = None,
+    ) -> None:
+        """`num_pages`: adapter memory on the device; what can never fit is refused. None: as much as needed."""
         self._store = store
         self._engine = engine
         self._base = base
         self._policy = policy
+        self._num_pages = num_pages
         self._loaded: dict[str, LoadedAdapter] = {}
         self._leases: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._writing = asyncio.Lock()  # one change of names at a time
         self._on_load: list[Callable[[str], None]] = []
 
@@ -80,7 +94,7 @@ class AdapterRegistry:
         """Serve what the store holds. What does not fit this base stays in the store, unserved."""
         for entry in self._store.entries().values():
             try:
-                checked = await asyncio.to_thread(check_adapter, self._store.folder(entry.version), self._base)
+                checked = await asyncio.to_thread(self._check, self._store.folder(entry.version))
             except AdapterRejected as error:
                 logger.warning("adapter %r of the store is not served with this base: %s", entry.name, error.message)
                 continue
@@ -94,7 +108,7 @@ class AdapterRegistry:
         if not replace:
             self._refuse_taken(name)
         try:
-            loaded = await self._load(name, source, replace=replace, pin=pin, policy=policy or self._policy)
+            loaded = await self._whole(self._load(name, source, replace, pin, policy or self._policy))
         except PerseidError:
             self._load_ended("refused")
             raise
@@ -103,20 +117,11 @@ class AdapterRegistry:
 
     async def unload(self, name: str) -> None:
         """Take a name away. NotFound when there is none."""
-        async with self._writing:
-            loaded = self.get(name)
-            await self._on_disk(self._store.remove, name)
-            del self._loaded[name]
-            await self._retire(loaded.version)
+        await self._whole(self._unload(name))
 
     async def pin(self, name: str, *, pinned: bool) -> LoadedAdapter:
         """Keep an adapter on the device, or let it go."""
-        async with self._writing:
-            loaded = self.get(name)
-            entry = await asyncio.to_thread(self._store.pin, name, pinned=pinned)
-            self._loaded[name] = LoadedAdapter(entry, loaded.info)
-            self._engine.pin_adapter(entry.version, pinned=self._is_pinned(entry.version))
-            return self._loaded[name]
+        return await self._whole(self._pin(name, pinned))
 
     def on_load(self, callback: Callable[[str], None]) -> None:
         """Be told how every load ended: "loaded" or "refused"."""
@@ -164,13 +169,13 @@ class AdapterRegistry:
                 if not self._is_named(loaded.version):
                     self._background(self._retire_later(loaded.version))
 
-    # --- loading ------------------------------------------------------------------------------------------------
+    # --- changes ------------------------------------------------------------------------------------------------
 
-    async def _load(self, name: str, source: str, *, replace: bool, pin: bool, policy: SourcePolicy) -> LoadedAdapter:
+    async def _load(self, name: str, source: str, replace: bool, pin: bool, policy: SourcePolicy) -> LoadedAdapter:
         folder = await asyncio.to_thread(resolve_adapter, source, policy)
         staged: Staged = await self._on_disk(self._store.stage, folder)
         try:
-            checked = await asyncio.to_thread(check_adapter, staged.folder, self._base)
+            checked = await asyncio.to_thread(self._check, staged.folder)
             async with self._writing:
                 if not replace:
                     self._refuse_taken(name)
@@ -184,6 +189,35 @@ class AdapterRegistry:
             await asyncio.to_thread(self._store.discard, staged)
             raise
         return loaded
+
+    async def _unload(self, name: str) -> None:
+        async with self._writing:
+            loaded = self.get(name)
+            await self._on_disk(self._store.remove, name)
+            del self._loaded[name]
+            await self._retire(loaded.version)
+
+    async def _pin(self, name: str, pinned: bool) -> LoadedAdapter:
+        async with self._writing:
+            loaded = self.get(name)
+            entry = await self._on_disk(self._store.pin, name, pinned=pinned)
+            self._loaded[name] = LoadedAdapter(entry, loaded.info)
+            self._engine.pin_adapter(entry.version, pinned=self._is_pinned(entry.version))
+            return self._loaded[name]
+
+    async def _whole(self, change: Coroutine[Any, Any, R]) -> R:
+        """What a change brings. It goes on when the caller is cancelled."""
+        return await asyncio.shield(self._background(change))
+
+    def _check(self, folder: Path) -> CheckedAdapter:
+        checked = check_adapter(folder, self._base)
+        needed = checked.info.num_pages
+        if self._num_pages is not None and needed > self._num_pages:
+            raise AdapterRejected(
+                f"rank {checked.info.rank} needs {needed} pages of adapter memory, the server has {self._num_pages}; "
+                "raise --adapter-memory"
+            )
+        return checked
 
     def _load_ended(self, outcome: str) -> None:
         for callback in self._on_load:
@@ -209,8 +243,9 @@ class AdapterRegistry:
         return any(loaded.version == version and loaded.entry.pinned for loaded in self._loaded.values())
 
     async def _retire(self, version: str) -> None:
-        """Let go of a version unless a name or a lease still holds it."""
+        """Let go of a version unless a name or a lease still holds it; of its pin, unless a name still pins it."""
         if self._is_named(version) or self._leases[version]:
+            self._engine.pin_adapter(version, pinned=self._is_pinned(version))
             return
         self._engine.forget_adapter(version)
         with contextlib.suppress(Unavailable):  # what cannot be deleted now is deleted at the next change
@@ -220,10 +255,11 @@ class AdapterRegistry:
         async with self._writing:
             await self._retire(version)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     @staticmethod
     async def _on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

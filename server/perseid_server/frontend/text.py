@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import ChatInput, Input, TextInput, TokenInput, check_token_ids
 from perseid_server.model.tokenizer import TokenizerBundle
+
+# Batches are encoded on one thread: with more, tokenizers complains when a new engine process is started.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _LONG_TEXT = 2000  # characters; shorter ones are tokenized at once, longer ones in a thread
 
@@ -43,12 +47,17 @@ class TextProcessor:
                 return await self._tokenize(self.render(source), add_special_tokens=False)
 
     async def _tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        encode = functools.partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         try:
-            encoding = encode() if len(text) < _LONG_TEXT else await asyncio.to_thread(encode)
+            if len(text) < _LONG_TEXT:
+                encoding = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            else:  # as a batch of one: only batches let go of the interpreter lock while they are encoded
+                encode = functools.partial(self.tokenizer.encode_batch, add_special_tokens=add_special_tokens)
+                [encoding] = await asyncio.to_thread(encode, [text])
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise InvalidRequest("prompt: the text is not valid Unicode", field="prompt") from error
-        return tuple(encoding.ids)
+        ids = tuple(encoding.ids)
+        check_token_ids("prompt", ids, self.vocab_size)  # some tokenizers know more tokens than the base has rows
+        return ids
 
     def render(self, chat: ChatInput) -> str:
         """The conversation as the template writes it."""

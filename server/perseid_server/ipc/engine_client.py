@@ -58,7 +58,12 @@ class _Connection:
     writer: asyncio.StreamWriter
 
     def send(self, message: ToEngine) -> None:
-        self.writer.write(to_engine.encode(message))
+        self.write(to_engine.encode(message))
+
+    def write(self, frame: bytes) -> None:
+        """Nothing when the engine is gone: `receive` tells that, and uvloop raises on a transport that has closed."""
+        if not self.writer.transport.is_closing():
+            self.writer.write(frame)
 
     async def receive(self) -> FromEngine:
         """The next message; EOFError or ConnectionError when the engine is gone."""
@@ -77,10 +82,17 @@ class _Watch:
 class EngineProcess:
     """Supervises one engine process. All methods run on one event loop."""
 
-    def __init__(self, config: EngineConfig, *, entry: str | None = None, log_level: str = "WARNING") -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        entry: str | None = None,
+        log_level: str = "warning",
+        log_format: Literal["human", "json"] = "human",
+    ) -> None:
         """`entry` names another function that builds the engine, as module:function (tests)."""
         self._config = config
-        self._arguments = [log_level] if entry is None else [log_level, entry]
+        self._arguments = [log_level, log_format] if entry is None else [log_level, log_format, entry]
         self._connection: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
@@ -183,7 +195,8 @@ class EngineProcess:
         try:
             first = await connection.receive()
         except (EOFError, ConnectionError) as error:
-            status = await connection.process.wait()
+            await _end(connection)
+            status = connection.process.returncode
             raise Unavailable(f"the engine process ended with status {status} while it started") from error
         except BaseException:
             await _end(connection)
@@ -215,8 +228,9 @@ class EngineProcess:
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_STREAM_LIMIT)
         body = msgspec.msgpack.encode(self._config)
-        writer.write(len(body).to_bytes(HEADER_BYTES, "little") + body)
-        return _Connection(process, reader, writer)
+        connection = _Connection(process, reader, writer)
+        connection.write(len(body).to_bytes(HEADER_BYTES, "little") + body)
+        return connection
 
     async def _supervise(self, connection: _Connection) -> None:
         """Deliver what the engine sends; when it dies, start another, more and more patiently."""
@@ -238,8 +252,8 @@ class EngineProcess:
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
                 try:
                     connection = await self._launch()
-                except PerseidError as error:
-                    logger.error("the engine could not be started again: %s", error.message)  # noqa: TRY400
+                except (PerseidError, OSError, msgspec.MsgspecError) as error:
+                    logger.error("the engine could not be started again: %s", error)  # noqa: TRY400
                 else:
                     break
 

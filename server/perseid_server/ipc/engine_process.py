@@ -34,8 +34,9 @@ from perseid_server.engine.messages import (
 )
 from perseid_server.errors import PerseidError
 from perseid_server.ipc.codec import from_engine, split_frames, to_engine
+from perseid_server.logs import configure_logging
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("perseid_server.ipc.engine_process")  # started with -m, __name__ would be __main__
 
 Build = Callable[[EngineConfig], tuple[Engine, EngineReady]]
 
@@ -51,18 +52,19 @@ class EngineSocket:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._socket.setblocking(False)
+        self._poll = select.poll()  # select() takes no descriptor above 1023, and the parent may have that many open
         self._received = bytearray()
         self._unsent = bytearray()
         self.closed = False
 
     def receive(self, timeout_s: float | None) -> list[bytes]:
         """Frames that have come; waits up to `timeout_s` (None: for ever) for something to come."""
-        writers = [self._socket] if self._unsent else []
-        readable, writable, _ = select.select([self._socket], writers, [], timeout_s)
-        if writable:
-            self._flush()
-        if readable:
-            self._read()
+        self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        for _, found in self._poll.poll(None if timeout_s is None else 1000 * timeout_s):
+            if found & select.POLLOUT:
+                self._flush()
+            if found & ~select.POLLOUT:  # also what ends a connection: reading tells
+                self._read()
         return list(split_frames(self._received))
 
     def send(self, message: FromEngine) -> None:
@@ -103,10 +105,14 @@ def serve(engine: Engine, link: EngineSocket) -> None:
                 return
             _take(engine, message)
         outputs = engine.step()
-        if outputs.outputs or outputs.adapters or outputs.stats != told:  # an abort changes only the stats
+        if _tells_something(outputs) or outputs.stats != told:  # an abort changes only the stats
             link.send(outputs)
             told = outputs.stats
         timeout_s = _patience(engine, outputs)
+
+
+def _tells_something(step: StepOutputs) -> bool:
+    return bool(step.outputs or step.adapters or step.iteration_tokens)
 
 
 def _patience(engine: Engine, outputs: StepOutputs) -> float | None:
@@ -168,11 +174,11 @@ def _prepare_process() -> None:
 
 
 def main() -> None:
-    """FD [module:function]: the function builds the engine; tests bring their own."""
-    logging.basicConfig(level=sys.argv[2], format="engine: %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """FD LOG_LEVEL LOG_FORMAT [module:function]: the function builds the engine; tests bring their own."""
+    configure_logging(sys.argv[2], "json" if sys.argv[3] == "json" else "human")
     build = build_real_engine
-    if len(sys.argv) > 3:
-        module, _, function = sys.argv[3].partition(":")
+    if len(sys.argv) > 4:
+        module, _, function = sys.argv[4].partition(":")
         build = getattr(importlib.import_module(module), function)
     _prepare_process()
     run(socket.socket(fileno=int(sys.argv[1])), build)

@@ -96,8 +96,9 @@ def _penalised(raw: Logits, request: SampleRequest) -> Logits:
     logits = raw.copy()
     for token, bias in params.logit_bias:
         logits[token] += np.float32(bias)
-    if request.forbid_token_ids:
-        logits[list(request.forbid_token_ids)] = -np.inf
+    forbidden = [token for token in request.forbid_token_ids if token < len(logits)]
+    if forbidden:
+        logits[forbidden] = -np.inf
     if params.repetition_penalty != 1.0:
         seen = list({*request.prompt_token_ids, *request.output_token_ids})
         values = logits[seen]

@@ -37,7 +37,7 @@ class BaseSpec:
     """The shape of a base model, as adapters and KV caches see it. All layers are alike."""
 
     name: str  # as served, e.g. "SmolLM2-135M-Instruct"
-    hash: str  # sha256 over the packed weights' source; part of every KV key
+    hash: str  # SHA-256 of the files it came from; part of every KV key
     architecture: str  # e.g. "LlamaForCausalLM"
     num_layers: int
     hidden_size: int

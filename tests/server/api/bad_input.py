@@ -140,6 +140,7 @@ INPUTS = [
     http_only("message is no object", "messages", chat=True, messages=["hi"]),
     http_only("prompt in a conversation", "prompt", chat=True, prompt="hi"),
     http_only("tools", "tools", chat=True, tools=[{"type": "function", "function": {"name": "f"}}]),
+    http_only("special tokens of a template", "add_special_tokens", chat=True, add_special_tokens=True),
     http_only("JSON answers", "response_format", chat=True, response_format={"type": "json_object"}),
     http_only("top_logprobs alone", "top_logprobs", chat=True, top_logprobs=2),
     http_only("top_logprobs too large", "logprobs", chat=True, logprobs=True, top_logprobs=21),

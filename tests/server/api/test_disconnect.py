@@ -1,10 +1,12 @@
 """A client that leaves frees what its request holds: nobody computes for someone who is gone."""
 
 import asyncio
+import json
 
 import grpc
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
@@ -43,6 +45,23 @@ async def test_leaving_an_http_stream_amid_tokens(live: LiveStack) -> None:
                     live.stack.engine.hold()
                     break
         await freed(live, 2)
+
+
+async def test_leaving_before_the_headers_of_a_stream(live: LiveStack) -> None:
+    body = json.dumps(BODY | {"stream": True}).encode()
+    headers = [(b"content-type", b"application/json")]
+    about = {"type": "http", "asgi": {"spec_version": "2.4"}, "http_version": "1.1", "method": "POST"}
+    scope = about | {"path": "/v1/completions", "query_string": b"", "headers": headers}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body}
+
+    async def send(_: object) -> None:
+        raise OSError("the connection is closed")
+
+    with pytest.raises(ClientDisconnect):
+        await live.stack.app(scope, receive, send)
+    await freed(live, 0)
 
 
 async def test_leaving_while_the_whole_answer_is_computed(live: LiveStack) -> None:

@@ -70,15 +70,17 @@ def test_without_caching_nothing_is_found():
     assert blocks.find([key]) == []
 
 
-def test_keys_depend_on_adapter_prefix_and_tokens():
+def test_keys_depend_on_base_adapter_prefix_and_tokens():
     keys = {
         chain_key(root_key(None), [1, 2]),
         chain_key(root_key("a"), [1, 2]),
         chain_key(root_key("b"), [1, 2]),
+        chain_key(root_key(None, "other base"), [1, 2]),
+        chain_key(root_key("a", "other base"), [1, 2]),
         chain_key(root_key(None), [2, 1]),
         chain_key(chain_key(root_key(None), [1, 2]), [1, 2]),
     }
-    assert len(keys) == 5
+    assert len(keys) == 7
 
 
 @given(st.lists(st.tuples(st.sampled_from(["allocate", "share", "release", "publish"]), st.integers(0, 5))))

@@ -162,12 +162,15 @@ async def test_a_change_whose_caller_leaves_meanwhile_is_made_whole(
 ) -> None:
     await stack.load("one", seed=1)
     on_disk = getattr(stack.store, step)
-    begun, may_end = threading.Event(), threading.Event()
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow(*args: object, **kwargs: object) -> object:
         begun.set()
         assert may_end.wait(10)
-        return on_disk(*args, **kwargs)
+        try:
+            return on_disk(*args, **kwargs)
+        finally:
+            ended.set()
 
     monkeypatch.setattr(stack.store, step, slow)
     changes = {
@@ -181,6 +184,7 @@ async def test_a_change_whose_caller_leaves_meanwhile_is_made_whole(
     with pytest.raises(asyncio.CancelledError):
         await caller
     may_end.set()
+    assert await asyncio.to_thread(ended.wait, 10)
     await background(stack)
     served = {adapter.name: adapter.entry for adapter in stack.registry.list()}
     assert served == stack.store.entries()
@@ -247,3 +251,11 @@ async def test_what_does_not_fit_the_base_is_kept_but_not_served(stack: Stack, t
     await registry.restore()
     assert registry.list() == ()
     assert stored(stack) == {version}
+
+
+async def test_what_can_never_fit_the_adapter_memory_is_refused(stack: Stack) -> None:
+    registry = AdapterRegistry(stack.store, stack.engine, tiny_spec(), SourcePolicy((stack.root,)), num_pages=1)
+    await registry.load("fits", str(write_adapter(stack.root / "fits", rank=16)))
+    with pytest.raises(AdapterRejected, match="rank 17 needs 2 pages of adapter memory, the server has 1; "):
+        await registry.load("large", str(write_adapter(stack.root / "large", rank=17)))
+    assert stored(stack) == known(stack) == {registry.get("fits").version}

@@ -1,5 +1,6 @@
 """Prompts and conversations to tokens, and tokens to text and bytes."""
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -40,13 +41,33 @@ async def test_a_long_text_is_tokenized_like_a_short_one() -> None:
     assert await processor().encode(TextInput("ab" * 5000)) == tuple(b"ab" * 5000)
 
 
+async def test_others_go_on_while_a_long_text_is_tokenized() -> None:
+    """A thread alone is not enough: the tokenizer must let go of the interpreter lock."""
+    tokenizing = asyncio.create_task(processor().encode(TextInput("ab" * 500_000)))
+    turns = 0
+    while not tokenizing.done():
+        await asyncio.sleep(0.0001)
+        turns += 1
+    assert len(tokenizing.result()) == 1_000_000
+    assert turns > 20
+
+
 async def test_tokens_are_taken_as_they_are() -> None:
     assert await processor().encode(TokenInput((1, EOS))) == (1, EOS)
 
 
-async def test_lone_surrogates_are_refused() -> None:
+@pytest.mark.parametrize("source", [TextInput("ab"), TokenInput((97, 98)), chat(("user", "ab"))])
+async def test_tokens_the_base_does_not_have_are_refused(source: TextInput | TokenInput | ChatInput) -> None:
+    """A tokenizer may know more than the base: tokens somebody added without training the base on them."""
+    smaller = TextProcessor(dataclasses.replace(byte_bundle(), chat_template=CHATML), vocab_size=98)
+    with pytest.raises(InvalidRequest, match=r"prompt: token \d+ is not in 0 … 97"):
+        await smaller.encode(source)
+
+
+@pytest.mark.parametrize("length", [1, 5000])
+async def test_lone_surrogates_are_refused(length: int) -> None:
     with pytest.raises(InvalidRequest, match="prompt: the text is not valid Unicode"):
-        await processor().encode(TextInput("a\ud800"))
+        await processor().encode(TextInput("a" * length + "\ud800"))
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 1 << 40])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,13 @@ def build_killed(_: EngineConfig) -> tuple[Engine, EngineReady]:
     """The system takes the process away while it loads."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("it is dead")
+
+
+def build_hung_up(_: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Closes its end of the socket, and goes on for ever."""
+    os.close(int(sys.argv[1]))
+    while True:
+        signal.pause()
 
 
 def build_once(config: EngineConfig) -> tuple[Engine, EngineReady]:

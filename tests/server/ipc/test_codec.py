@@ -46,9 +46,9 @@ OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",
     256, "why", 4, 0.25, 1e-9,
 )  # fmt: skip
-STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ("a",), ("b", "c"), 12)
+STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ("a",), ("b", "c"))
 FROM_ENGINE = [
-    StepOutputs((OUTPUT, SequenceOutput("s")), STATS, (AdapterState("v", "host", 1, 2, True, "why"),), 5, 0.001),
+    StepOutputs((OUTPUT, SequenceOutput("s")), STATS, (AdapterState("v", "host", 1, 2, True, "why"),), 5),
     StepOutputs(),
     fake_ready(),
     EngineFailed("why\nnot"),

@@ -1,19 +1,24 @@
 """The supervisor over a real child process: what happens when it dies, hangs, or will not start."""
 
 import asyncio
+import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
+import msgspec
 import pytest
+import uvloop
 
 from perseid_server.engine.config import EngineConfig
-from perseid_server.engine.messages import SequenceOutput, StepOutputs, Submit
+from perseid_server.engine.messages import SequenceOutput, Shutdown, StepOutputs, Submit
 from perseid_server.errors import InvalidRequest, Unavailable
 from perseid_server.ipc import engine_client
-from perseid_server.ipc.engine_client import EngineProcess, EngineStatus
+from perseid_server.ipc.engine_client import EngineProcess, EngineStatus, _Connection
 from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import expected
 
@@ -197,6 +202,47 @@ async def test_an_engine_that_dies_again_while_it_starts_is_started_again(
         assert engine.num_restarts == 1
 
 
+@pytest.mark.parametrize("trouble", [OSError(24, "Too many open files"), msgspec.DecodeError("no message")])
+async def test_what_keeps_an_engine_from_starting_again_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    async with running() as engine:
+        changes = statuses(engine)
+        launch, troubles = engine._launch, [trouble]
+
+        async def launched() -> object:
+            if troubles:
+                raise troubles.pop()
+            return await launch()
+
+        monkeypatch.setattr(engine, "_launch", launched)
+        os.kill(pid(engine), signal.SIGKILL)
+        async with asyncio.timeout(20):
+            assert [await changes.get(), await changes.get()] == ["restarting", "ready"]
+        assert not troubles
+
+
+async def test_an_engine_that_hangs_up_as_it_starts_is_killed_and_its_socket_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_client, "STOP_TIMEOUT_S", 0.2)
+    engine = EngineProcess(EngineConfig(), entry="tests.server.ipc.engines:build_hung_up", log_level="CRITICAL")
+    spawned = []
+    spawn = engine._spawn
+
+    async def noted() -> object:
+        spawned.append(await spawn())
+        return spawned[-1]
+
+    monkeypatch.setattr(engine, "_spawn", noted)
+    with pytest.raises(Unavailable, match="while it started"):
+        async with asyncio.timeout(20):
+            await engine.start()
+    assert spawned[0].process.returncode == -signal.SIGKILL
+    assert spawned[0].writer.is_closing()
+    await engine.stop()
+
+
 @pytest.mark.parametrize(
     ("build", "kind", "message"),
     [
@@ -217,6 +263,16 @@ async def test_an_engine_that_cannot_start_is_an_error_and_no_loop(
     assert engine.status == "failed"
     assert engine._supervisor is None
     await engine.stop()
+
+
+async def test_an_engine_logs_as_the_server_does(capfd: pytest.CaptureFixture[str]) -> None:
+    entry = "tests.server.ipc.engines:build_broken"
+    engine = EngineProcess(EngineConfig(), entry=entry, log_level="error", log_format="json")
+    with pytest.raises(InvalidRequest):
+        await engine.start()
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "ZeroDivisionError" in line]
+    assert (line["event"], line["level"]) == ("the engine could not start", "error")
+    assert line["logger"] == "perseid_server.ipc.engine_process"
 
 
 async def test_sigterm_is_the_parents_business() -> None:
@@ -268,3 +324,19 @@ async def test_an_engine_ends_with_its_parent() -> None:
         engine._connection.writer.transport.abort()
         async with asyncio.timeout(20):
             assert await process.wait() == 0
+
+
+def test_sending_to_an_engine_that_is_gone_is_harmless() -> None:
+    """On uvloop, which serves, a closed transport raises; the supervisor must live to start another engine."""
+
+    async def send_after_the_end() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        connection = _Connection(Mock(), reader, writer)
+        theirs.close()
+        writer.transport.abort()
+        with pytest.raises((EOFError, ConnectionError)):
+            await connection.receive()
+        connection.send(Shutdown())
+
+    uvloop.run(send_after_the_end())

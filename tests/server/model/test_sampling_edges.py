@@ -16,6 +16,13 @@ INF = math.inf
 TINIEST = 5e-324  # the smallest positive float
 
 
+def test_a_forbidden_token_the_base_does_not_have_harms_nobody() -> None:
+    """A config may name end tokens beyond the last row of the output head."""
+    logits = torch.tensor([0.0, 3.0, 1.0])
+    for forbid, token in (((7,), 1), ((1, 7), 2)):
+        assert sampled(logits, temperature=0.0, forbid=forbid).token_id == token
+
+
 # --- ties -------------------------------------------------------------------------------------------------------
 
 

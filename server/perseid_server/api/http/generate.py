@@ -64,8 +64,7 @@ class GenerationRoutes:
             await stack.aclose()
             raise
         if body.stream:
-            chunks = _stream(shape, body, generations, stack)
-            return _Stream(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return _Stream(_stream(shape, body, generations), stack)
         async with stack:
             return await _unless_left(request, _whole(shape, generations))
 
@@ -136,9 +135,7 @@ async def _has_left(request: Request) -> None:
         pass
 
 
-async def _stream(
-    shape: Shape, body: SamplingFields, generations: Sequence[Generation], stack: AsyncExitStack
-) -> AsyncGenerator[bytes]:
+async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Generation]) -> AsyncGenerator[bytes]:
     """Server-sent events, one for each delta. An error after the first byte is an event too."""
     options = body.stream_options
     with_usage = options is not None and options.include_usage
@@ -148,33 +145,34 @@ async def _stream(
         usage = {"usage": None} if with_usage else {}
         return b"data: " + msgspec.json.encode({**head, "choices": choices, **usage, **more}) + b"\n\n"
 
-    async with stack:
-        try:
-            for index in range(sum(one.request.sampling.n for one in generations)):
-                opening = shape.opening(index)
-                if opening is not None:
-                    yield event([opening])
-            async for delta in _deltas(generations):
-                continuous = options is not None and options.continuous_usage_stats
-                more = {"usage": usage_json(_total(generations))} if continuous else {}
-                yield event([shape.delta(delta)], **more)
-            if with_usage:
-                told = {"usage": usage_json(_total(generations)), "perseid": perseid_json(generations[0])}
-                yield event([], **told)
-            yield _DONE
-        except PerseidError as error:
-            yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
+    try:
+        for index in range(sum(one.request.sampling.n for one in generations)):
+            opening = shape.opening(index)
+            if opening is not None:
+                yield event([opening])
+        async for delta in _deltas(generations):
+            continuous = options is not None and options.continuous_usage_stats
+            more = {"usage": usage_json(_total(generations))} if continuous else {}
+            yield event([shape.delta(delta)], **more)
+        if with_usage:
+            told = {"usage": usage_json(_total(generations)), "perseid": perseid_json(generations[0])}
+            yield event([], **told)
+        yield _DONE
+    except PerseidError as error:
+        yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
 
 
 class _Stream(StreamingResponse):
-    """Closes its generator when the client leaves, so that the request's blocks are free at once."""
+    """Closes its events and its requests when the client leaves, so that what they hold is free at once."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes], **options: Any) -> None:
-        super().__init__(chunks, **options)
+    def __init__(self, chunks: AsyncGenerator[bytes], requests: AsyncExitStack) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._chunks = chunks
+        self._requests = requests
 
     async def stream_response(self, send: Any) -> None:
         try:
             await super().stream_response(send)
         finally:
-            await self._chunks.aclose()
+            async with self._requests:
+                await self._chunks.aclose()

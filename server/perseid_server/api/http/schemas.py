@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import (
     ChatInput,
-    GenerationRequest,
     Input,
     SamplingOptions,
     TextInput,
@@ -27,7 +26,7 @@ HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "priority", "request_id", "return_tokens_as_token_ids", "spaces_between_special_tokens",
-        "parallel_tool_calls", "stream_options", "length_penalty", "early_stopping", "cache_salt",
+        "parallel_tool_calls", "length_penalty", "early_stopping", "cache_salt",
     }
 )  # fmt: skip
 """Bookkeeping, or settings of features that a request does not use."""
@@ -98,7 +97,6 @@ class SamplingFields(Body):
     min_tokens: int = 0
     n: int | None = None
     skip_special_tokens: bool = True
-    add_special_tokens: bool | None = None
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest names the first unknown field that asks for something."""
@@ -150,6 +148,7 @@ class CompletionBody(SamplingFields):
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
+    add_special_tokens: bool | None = None
 
     def inputs(self) -> list[Input]:
         """One input for each prompt."""
@@ -276,10 +275,3 @@ class DetokenizeBody(Body):
 
     model: str | None = None
     tokens: Tokens
-
-
-def generation_request(
-    request_id: str, source: Input, adapter: str | None, options: SamplingOptions
-) -> GenerationRequest:
-    """The request both routes end in."""
-    return GenerationRequest(request_id, source, adapter, options)

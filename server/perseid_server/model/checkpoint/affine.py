@@ -8,28 +8,30 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.weights import Int4Weight
-from perseid_server.errors import UnsupportedModel
-
-_MAX_GROUP = 128
+from perseid_server.model.checkpoint.nf4 import row_group
 
 
-def affine_weight(codes: Tensor, scale_GN: Tensor, zero_GN: Tensor) -> Int4Weight:
+def num_groups(num_inputs: int, group_size: int) -> int:
+    """Groups of a row, the last of which may be short. A group size of -1 stands for one group."""
+    return 1 if group_size <= 0 else -(-num_inputs // group_size)
+
+
+def affine_weight(codes: Tensor, scale_GN: Tensor, zero_GN: Tensor, group_size: int) -> Int4Weight:
     """`codes` uint8 [N, K/2] as in Int4Weight; scale and zero as the files have them, one row a group.
 
-    Groups longer than 128 are cut into equal ones of 128, which changes nothing but their number.
+    Long groups, and those that do not divide K, are cut into equal ones, which changes nothing but their number.
     """
     num_inputs = codes.shape[1] * 2
-    group = num_inputs // scale_GN.shape[0]
-    repeats = max(1, group // _MAX_GROUP)
-    if group % repeats or group // repeats > _MAX_GROUP:
-        raise UnsupportedModel(f"group size {group} is not supported; expected a divisor or a multiple of 128")
-    scale = scale_GN.to(torch.float32).t().repeat_interleave(repeats, dim=1).contiguous()
-    zero = zero_GN.to(torch.float32).t().repeat_interleave(repeats, dim=1).contiguous()
+    stored = group_size if group_size > 0 else num_inputs
+    group = row_group(num_inputs, stored)
+    stored_group = torch.arange(0, num_inputs, group) // stored
+    scale = scale_GN.to(torch.float32)[stored_group].t().contiguous()
+    zero = zero_GN.to(torch.float32)[stored_group].t().contiguous()
     levels = torch.arange(16, dtype=torch.float32)
     first = zero.flatten()[0]
     if torch.all(zero == first):  # symmetric quantisation: one zero point for all
-        return Int4Weight(codes, levels - first, scale, None, group // repeats)
-    return Int4Weight(codes, levels, scale, -(scale * zero), group // repeats)
+        return Int4Weight(codes, levels - first, scale, None, group)
+    return Int4Weight(codes, levels, scale, -(scale * zero), group)
 
 
 def nibbles(packed: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from perseid_kernels.weights import Int4Weight
 from perseid_server.errors import UnsupportedModel
-from perseid_server.model.checkpoint.affine import affine_weight, nibbles
+from perseid_server.model.checkpoint.affine import affine_weight, nibbles, num_groups
 from perseid_server.model.checkpoint.layout import Shapes
 from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
@@ -43,18 +43,18 @@ class AwqFormat(LinearFormat):
 
     def claims(self, name: str, shape: tuple[int, int], tensors: Mapping[str, SafeTensor]) -> Shapes:  # noqa: ARG002
         num_outputs, num_inputs = shape
-        num_groups = 1 if self.group_size <= 0 else num_inputs // self.group_size
+        groups = num_groups(num_inputs, self.group_size)
         return {
             _part(name, "qweight"): (num_inputs, num_outputs // 8),
-            _part(name, "qzeros"): (num_groups, num_outputs // 8),
-            _part(name, "scales"): (num_groups, num_outputs),
+            _part(name, "qzeros"): (groups, num_outputs // 8),
+            _part(name, "scales"): (groups, num_outputs),
         }
 
     def read(self, name: str, shape: tuple[int, int], reader: TensorReader) -> Int4Weight:  # noqa: ARG002
         codes_NK = nibbles(reader.read(_part(name, "qweight")), ORDER).t()
         packed = (codes_NK[:, 0::2] | (codes_NK[:, 1::2] << 4)).contiguous()
         zeros = nibbles(reader.read(_part(name, "qzeros")), ORDER)
-        return affine_weight(packed, reader.read(_part(name, "scales")), zeros)
+        return affine_weight(packed, reader.read(_part(name, "scales")), zeros, self.group_size)
 
 
 def _part(name: str, part: str) -> str:

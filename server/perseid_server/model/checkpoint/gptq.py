@@ -13,7 +13,7 @@ import torch
 
 from perseid_kernels.weights import Int4Weight
 from perseid_server.errors import UnsupportedModel
-from perseid_server.model.checkpoint.affine import affine_weight, nibbles
+from perseid_server.model.checkpoint.affine import affine_weight, nibbles, num_groups
 from perseid_server.model.checkpoint.layout import Shapes
 from perseid_server.model.checkpoint.linear_format import LinearFormat
 from perseid_server.model.checkpoint.safetensors import TensorReader
@@ -46,11 +46,11 @@ class GptqFormat(LinearFormat):
 
     def claims(self, name: str, shape: tuple[int, int], tensors: Mapping[str, SafeTensor]) -> Shapes:
         num_outputs, num_inputs = shape
-        num_groups = 1 if self.group_size <= 0 else -(-num_inputs // self.group_size)
+        groups = num_groups(num_inputs, self.group_size)
         claimed: Shapes = {
             _part(name, "qweight"): (num_inputs // 8, num_outputs),
-            _part(name, "qzeros"): (num_groups, num_outputs // 8),
-            _part(name, "scales"): (num_groups, num_outputs),
+            _part(name, "qzeros"): (groups, num_outputs // 8),
+            _part(name, "scales"): (groups, num_outputs),
         }
         if _part(name, "g_idx") in tensors:
             claimed[_part(name, "g_idx")] = (num_inputs,)
@@ -62,7 +62,7 @@ class GptqFormat(LinearFormat):
         zeros = nibbles(reader.read(_part(name, "qzeros")))
         if self.zeros_are_less_one:
             zeros = (zeros + 1) & 0xF  # a zero point of 0 is stored as 15
-        return affine_weight(codes, reader.read(_part(name, "scales")), zeros)
+        return affine_weight(codes, reader.read(_part(name, "scales")), zeros, self.group_size)
 
     def check(self, name: str, shape: tuple[int, int], reader: TensorReader) -> None:
         """Refuse act-order: `g_idx` must name groups of neighbours."""

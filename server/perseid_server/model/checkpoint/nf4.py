@@ -76,10 +76,11 @@ def _quantized(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_group(num_inputs: int, block: int) -> int:
     """The longest group that lies in one block and one row wherever it starts, at most 128 inputs."""
-    group = gcd(num_inputs, min(block, _MAX_GROUP))
+    group = gcd(num_inputs, block, _MAX_GROUP)
     if group < _MIN_GROUP:
         raise UnsupportedModel(
-            f"a linear with {num_inputs} inputs cannot be held in 4 bits: expected a multiple of {_MIN_GROUP}"
+            f"a linear with {num_inputs} inputs in blocks of {block} cannot be held in 4 bits: expected a multiple of "
+            f"{_MIN_GROUP} for both"
         )
     return group
 
