@@ -20,6 +20,9 @@ from perseid_server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+MOST_FAILED_STEPS = 8
+"""So many steps that fail one after the other end the engine."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -43,6 +46,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
         self._num_arrivals = 0
+        self._failed_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
@@ -168,7 +172,8 @@ class Engine:
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:
         """Run the model. A step that fails as a whole costs the newest sequence, not the process: the next step
-        computes the same rows again without it."""
+        computes the same rows again without it. When step after step fails, the device is broken, not a request: the
+        error goes up, the process ends, and its supervisor starts another."""
         if not step.chunks:
             return ()
         now = time.perf_counter()
@@ -176,12 +181,17 @@ class Engine:
             if chunk.sequence.scheduled_at is None:
                 chunk.sequence.scheduled_at = now
         try:
-            return self._runner.run(step)
+            results = self._runner.run(step)
         except Exception as error:  # out of memory, a broken kernel: whatever it is, the others go on
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row == MOST_FAILED_STEPS:
+                raise
             newest = max((chunk.sequence for chunk in step.chunks), key=lambda sequence: sequence.rank)
             logger.exception("a step failed; request %s is given up", newest.id)
             outputs.append(self._end_with_error(newest, f"the step failed: {type(error).__name__}"))
             return ()
+        self._failed_in_a_row = 0
+        return results
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> Iterator[SequenceOutput]:
         """Take over what a chunk brought; yields the sequence's output if there is anything to tell."""

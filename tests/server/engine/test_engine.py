@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from perseid_server.engine.engine import Engine
+from perseid_server.engine.engine import MOST_FAILED_STEPS, Engine
 from perseid_server.engine.messages import SequenceOutput, Submit
 from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import EOS, FakeResidency, FakeRunner, expected, fake_engine, next_token
@@ -278,6 +278,18 @@ def test_a_cold_adapter_is_not_starved_by_hot_ones():
         engine.submit(request(f"h{i}", prompt_of(4, i), 10, adapter="hot"))
         finished += [output.request_id for output in engine.step().outputs if output.finish_reason]
     assert "cold" in finished[:4]
+
+
+def test_steps_that_fail_one_after_the_other_end_the_engine():
+    """A broken device must not eat a request a step for ever."""
+    names = [f"r{i}" for i in range(MOST_FAILED_STEPS + 4)]
+    engine = fake_engine(runner=FakeRunner(64, fail_on=set(names)))
+    for i, name in enumerate(names):
+        engine.submit(request(name, prompt_of(4, i), 2))
+    for _ in range(MOST_FAILED_STEPS - 1):
+        engine.step()
+    with pytest.raises(MemoryError):
+        engine.step()
 
 
 def test_an_adapter_that_cannot_be_loaded_fails_its_requests_only():
