@@ -48,6 +48,7 @@ class _Adapter:
     pinned: bool = False
     forgotten: bool = False
     reading: bool = False  # the loader brings it to the host
+    read_again: bool = False  # registered while it was read: the files may have gone and come back meanwhile
     writing: bool = False  # the loader fills its pages
     wanted: bool = False  # on the device, as soon as it can be
     error: str | None = None
@@ -109,6 +110,7 @@ class Residency:
         adapter.path = Path(path)
         adapter.forgotten = False
         adapter.error = None
+        adapter.read_again = adapter.reading
 
     def forget(self, version: str) -> None:
         """Let a version go with its last user."""
@@ -276,6 +278,7 @@ class Residency:
     def _start_reading(self, adapter: _Adapter) -> None:
         if adapter.host is None and not adapter.reading:
             adapter.reading = True
+            adapter.read_again = False
             self._hand_over(_Read(adapter.version, adapter.path))
 
     def _hand_over(self, job: _Read | _Write) -> None:
@@ -288,7 +291,7 @@ class Residency:
         if isinstance(done.job, _Read):
             adapter.reading = False
             if done.error is not None:
-                self._fail(adapter, done.error)
+                self._read_failed(adapter, done.error)
             elif done.host is not None:
                 self._keep_on_host(adapter, done.host)
                 if adapter.wanted and not adapter.forgotten:
@@ -317,6 +320,13 @@ class Residency:
                 break
             if other is not adapter and not other.writing:
                 self._leave_host(other)
+
+    def _read_failed(self, adapter: _Adapter, error: str) -> None:
+        """The files of a version that is forgotten are deleted, also under the loader's hands: that is no failure."""
+        if adapter.read_again:
+            self._start_reading(adapter)
+        elif not adapter.forgotten:
+            self._fail(adapter, error)
 
     def _fail(self, adapter: _Adapter, error: str) -> None:
         adapter.error = error

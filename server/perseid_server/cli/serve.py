@@ -115,8 +115,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         ready = await engine.start()
         base = ready.spec
 
-        policy = SourcePolicy(tuple(root.resolve() for root in config.adapter_root), config.allow_hub)
-        registry = AdapterRegistry(store, engine, base, policy, ready.adapter_pages_total)
+        registry = AdapterRegistry(store, engine, base, _client_policy(config), ready.adapter_pages_total)
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         service = GenerationService(engine, registry, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)
@@ -136,6 +135,11 @@ def _named_source(text: str) -> NamedSource:
         return NamedSource.parse(text)
     except ValueError as error:
         raise InvalidRequest(f"--adapter: {error}", field="adapter") from error
+
+
+def _client_policy(config: ServeConfig) -> SourcePolicy:
+    """Roots stay as the operator wrote them, links and all: clients may name them so."""
+    return SourcePolicy(tuple(root.absolute() for root in config.adapter_root), config.allow_hub)
 
 
 def _open_store(folder: Path) -> AdapterStore:

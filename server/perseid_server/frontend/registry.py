@@ -207,7 +207,12 @@ class AdapterRegistry:
 
     async def _whole(self, change: Coroutine[Any, Any, R]) -> R:
         """What a change brings. It goes on when the caller is cancelled."""
-        return await asyncio.shield(self._background(change))
+        task = self._background(change)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_ended_unheard)
+            raise
 
     def _check(self, folder: Path) -> CheckedAdapter:
         checked = check_adapter(folder, self._base)
@@ -269,3 +274,10 @@ class AdapterRegistry:
         except OSError as error:
             logger.exception("the adapter store failed")
             raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
+
+
+def _ended_unheard(change: asyncio.Task[Any]) -> None:
+    """Nobody waits for this change any more. A refusal is no news then; a bug is logged."""
+    error = None if change.cancelled() else change.exception()
+    if error is not None and not isinstance(error, PerseidError):
+        logger.error("a change of the adapters failed", exc_info=error)

@@ -1,6 +1,7 @@
 """A failure costs one adapter, and what is replaced or forgotten goes with its last user."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,33 @@ def test_closing_ends_the_loader(stage):
     assert not stage.residency._thread.is_alive()
     stage.residency._thread = threading.Thread(target=lambda: None)  # for the fixture to join
     stage.residency._thread.start()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_files_deleted_while_a_forgotten_version_is_read_are_no_failure(stage, tmp_path, monkeypatch, comes_back):
+    """Unloaded and, in one case, loaded again before the loader has told that the files were gone."""
+    stage = stage(num_pages=1)
+    version = stage.adapter(1)
+    folder, away = stage.folders[version], tmp_path / "away"
+    read, begun, may_read = stage.residency._read, threading.Event(), threading.Event()
+
+    def slow(job):
+        begun.set()
+        assert may_read.wait(10)
+        return read(job)
+
+    monkeypatch.setattr(stage.residency, "_read", slow)
+    stage.residency.prefetch(version)
+    assert begun.wait(10)
+    stage.residency.forget(version)
+    folder.rename(away)
+    may_read.set()
+    while stage.residency._done.empty():
+        time.sleep(0)
+    if comes_back:
+        away.rename(folder)
+        stage.residency.register(version, str(folder))
+    assert stage.settle().failed == {}
+    assert stage.residency.knows(version) == comes_back
+    if comes_back:
+        stage.use(version)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from perseid_server.adapters.source import resolve_adapter
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.cli.serve import _client_policy
 from perseid_server.config import ServeConfig
 from tests.server.cli.running import Done, Perseid
+from tests.server.stack import write_adapter
 
 
 @pytest.fixture
@@ -47,6 +50,14 @@ def test_an_adapter_without_a_source(serve) -> None:
 
 def test_a_model_that_is_not_there(serve, tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in told(serve("--model", str(tmp_path / "nowhere")))
+
+
+def test_clients_may_name_a_root_as_the_operator_did_though_it_is_a_link(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "real" / "one")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    policy = _client_policy(ServeConfig(adapter_root=(tmp_path / "link",)))
+    for named in (tmp_path / "link" / "one", folder, "one"):
+        assert resolve_adapter(str(named), policy).path == folder
 
 
 def test_a_store_another_server_uses(serve, tmp_path: Path) -> None:

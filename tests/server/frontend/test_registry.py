@@ -1,6 +1,7 @@
 """Names, versions and leases: a request ends on the version it began with, and nothing outlives its users."""
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from perseid_server.adapters.source import SourcePolicy
 from perseid_server.errors import AdapterRejected, Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
 from perseid_server.frontend.registry import AdapterRegistry
 from tests.fakes import tiny_spec
-from tests.server.stack import Stack, make_stack, write_adapter
+from tests.server.stack import Stack, make_stack, settle, write_adapter
 
 
 def stored(stack: Stack) -> set[str]:
@@ -190,6 +191,20 @@ async def test_a_change_whose_caller_leaves_meanwhile_is_made_whole(
     assert served == stack.store.entries()
     assert stored(stack) == known(stack) == {entry.version for entry in served.values()}
     assert list((stack.root.parent / "store" / "tmp").iterdir()) == []
+
+
+async def test_a_refusal_nobody_waits_for_is_not_logged(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    await stack.registry._writing.acquire()
+    caller = asyncio.create_task(stack.registry.unload("nobody"))
+    await settle()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    stack.registry._writing.release()
+    await settle()
+    gc.collect()
+    assert not stack.registry._tasks
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("end", ["unload", "replace", "load unpinned"])
