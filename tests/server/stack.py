@@ -110,10 +110,10 @@ class LiveStack:
 @asynccontextmanager
 async def serving(stack: Stack) -> AsyncIterator[LiveStack]:
     """Both transports on loopback, ports of the system's choice."""
-    api = ApiServer("127.0.0.1", 0)
+    api = ApiServer("127.0.0.1", 0, 0)
     try:
         grpc_server = GrpcServer(stack.service, stack.registry, BASE)
-        addresses = await api.start(stack.app, grpc_server, 0, stack.status)
+        addresses = await api.start(stack.app, grpc_server, stack.status)
         yield LiveStack(stack, addresses)
     finally:
         stack.engine.go_on()

@@ -27,16 +27,19 @@ class Addresses:
 class ApiServer:
     """Binds first, so that a taken port is an error before anything is loaded; serves after."""
 
-    def __init__(self, host: str, http_port: int) -> None:
-        self._socket = _listen(host, http_port)
+    def __init__(self, host: str, http_port: int, grpc_port: int) -> None:
+        """Conflict when a port is not free."""
+        self._socket = _listen(host, http_port, "HTTP")
+        _listen(host, grpc_port, "gRPC").close()  # gRPC takes its port itself, when it starts
         self._host = host
+        self._grpc_port = grpc_port
         self._http: uvicorn.Server | None = None
         self._grpc: GrpcServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, app: FastAPI, grpc_server: GrpcServer, grpc_port: int, status: ServerStatus) -> Addresses:
+    async def start(self, app: FastAPI, grpc_server: GrpcServer, status: ServerStatus) -> Addresses:
         """Listen on both ports. Returns when both answer."""
-        bound = grpc_server.bind(self._host, grpc_port)
+        bound = grpc_server.bind(self._host, self._grpc_port)
         await grpc_server.start()
         self._grpc = grpc_server
         config = uvicorn.Config(
@@ -75,7 +78,7 @@ class ApiServer:
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, transport: str) -> socket.socket:
     """A listening TCP socket. Conflict when the port is not free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is stated because asyncio turns Nagle's algorithm off only for sockets that say they are TCP; with it
@@ -87,5 +90,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise Conflict(f"HTTP cannot listen on {host}:{port}: {error.strerror}", field="http_port") from error
+        field = f"{transport.lower()}_port"
+        raise Conflict(f"{transport} cannot listen on {host}:{port}: {error.strerror}", field=field) from error
     return listener

@@ -103,7 +103,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, store, base, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
     async with contextlib.AsyncExitStack() as stack:
-        api = ApiServer(config.host, config.http_port)
+        api = ApiServer(config.host, config.http_port, config.grpc_port)
         stack.push_async_callback(api.stop)
         store = await asyncio.to_thread(_open_store, config.store or _default_store())
         stack.callback(store.close)
@@ -126,7 +126,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         status = ServerStatus(service, lambda: engine.status)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model)
         grpc_server = GrpcServer(service, registry, base.name)
-        addresses = await api.start(app, grpc_server, config.grpc_port, status)
+        addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 
 

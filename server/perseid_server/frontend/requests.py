@@ -84,7 +84,7 @@ def check_sampling(options: SamplingOptions, vocab_size: int) -> None:
     _in_range("temperature", options.temperature, 0.0, 2.0)
     _in_range("top_p", options.top_p, 0.0, 1.0, above=True)
     _in_range("min_p", options.min_p, 0.0, 1.0)
-    _in_range("repetition_penalty", options.repetition_penalty, 0.0, 2.0, above=True)
+    _in_range("repetition_penalty", options.repetition_penalty, 0.01, 2.0)
     _in_range("presence_penalty", options.presence_penalty, -2.0, 2.0)
     _in_range("frequency_penalty", options.frequency_penalty, -2.0, 2.0)
     _whole("top_k", options.top_k, -1, vocab_size)

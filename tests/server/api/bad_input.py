@@ -74,6 +74,7 @@ RANGES = [
     http_only("top_k negative", "top_k", top_k=-5),
     both("min_p above", "min_p", min_p=1.5),
     both("repetition_penalty zero", "repetition_penalty", repetition_penalty=0.0),
+    both("repetition_penalty so small that logits overflow", "repetition_penalty", repetition_penalty=1e-38),
     both("presence_penalty below", "presence_penalty", presence_penalty=-3.0),
     both("frequency_penalty NaN", "frequency_penalty", frequency_penalty=math.nan),
     both("n zero", "n", n=0),

@@ -236,7 +236,7 @@ async def test_health_follows_the_engine(live: LiveStack, channel: grpc.aio.Chan
 
 async def test_a_taken_port_is_a_conflict(live: LiveStack, tmp_path) -> None:
     with pytest.raises(Conflict, match="HTTP cannot listen"):
-        ApiServer("127.0.0.1", live.addresses.http_port)
+        ApiServer("127.0.0.1", live.addresses.http_port, 0)
     other = make_stack(tmp_path / "other")
     server = GrpcServer(other.service, other.registry, "tiny")
     with pytest.raises(Conflict, match="gRPC cannot listen"):

@@ -123,6 +123,6 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
 
 def test_the_listener_says_it_is_tcp() -> None:
     """Only then does asyncio turn Nagle's algorithm off for its connections, and answers come without a wait."""
-    server = ApiServer("127.0.0.1", 0)
+    server = ApiServer("127.0.0.1", 0, 0)
     assert server._socket.proto == socket.IPPROTO_TCP
     server._socket.close()

@@ -38,6 +38,7 @@ def test_a_taken_port(serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"HTTP cannot listen on 127.0.0.1:{port}" in told(serve(**{"http-port": str(port)}))
+        assert f"gRPC cannot listen on 127.0.0.1:{port}" in told(serve(**{"grpc-port": str(port)}))
 
 
 def test_a_host_that_is_not_ours(serve) -> None:
