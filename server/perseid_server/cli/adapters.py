@@ -110,6 +110,8 @@ def _print(adapter: pb.Adapter) -> None:
     }
     for name, value in rows.items():
         console.print(f"{name:<12}{value}")
+    if adapter.error:
+        console.print(f"{'error':<12}{adapter.error}")
     for warning in adapter.warnings:
         console.print(f"{'warning':<12}{warning}")
 

@@ -127,16 +127,8 @@ class Engine:
         )
 
     def adapter_state(self, version: str) -> AdapterState:
-        """Where a version lives and who uses it."""
-        scheduler = self._scheduler
-        return AdapterState(
-            version=version,
-            location=self._residency.location(version),
-            running=sum(sequence.adapter == version for sequence in scheduler.running),
-            waiting=sum(sequence.adapter == version for sequence in scheduler.waiting),
-            pinned=self._residency.is_pinned(version),
-            error=self._residency.error(version),
-        )
+        """Where a version lives, and why it cannot be loaded if so."""
+        return AdapterState(version, self._residency.location(version), self._residency.error(version))
 
     # --- submit -------------------------------------------------------------------------------------------------
 

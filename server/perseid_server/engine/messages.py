@@ -91,9 +91,6 @@ class AdapterState:
 
     version: str
     location: Literal["disk", "host", "device"]
-    running: int  # sequences on the device now
-    waiting: int
-    pinned: bool = False
     error: str | None = None  # why it cannot be loaded; sequences that wanted it have ended with it
 
 

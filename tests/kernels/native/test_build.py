@@ -1,6 +1,5 @@
 """The library's compilation: cached, atomic, and a clear fallback."""
 
-import shutil
 import stat
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from perseid_kernels.native import build, load_native_backend
 from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import BuildError, build_library
 from tests.kernels.cases import int4_weight, int8_weight
+from tests.tools import require_tool
 
 CPU = torch.device("cpu")
 TOUCH_OUTPUT = 'while [ "$1" != -o ]; do shift; done\n: > "$2"'
@@ -86,11 +86,11 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_native_backend() is None
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs the command 'g++' (Debian: g++)")
 def test_the_portable_lanes_give_the_same_bits(
     native_backend: Backend, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
     """A CPU without AVX2 takes plain loops that do the same operations in the same order."""
+    require_tool("g++", "Debian: g++")
     monkeypatch.setenv("CXX", "g++ -mno-avx2 -mno-fma -mno-f16c -O1")
     monkeypatch.setattr(build, "_OPTIONS", tuple(option for option in build._OPTIONS if option != "-O3"))
     portable = NativeBackend(build_library(), num_threads=1)

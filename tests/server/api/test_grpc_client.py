@@ -18,6 +18,7 @@ from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.api.grpc.server import SERVICES, GrpcServer
 from perseid_server.api.server import ApiServer
+from perseid_server.engine.messages import AdapterState
 from perseid_server.errors import Conflict
 from tests.fakes import expected
 from tests.server.stack import LiveStack, make_stack, serving, write_adapter
@@ -197,6 +198,16 @@ async def test_sources_that_are_refused(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await adapters.LoadAdapter(admin.LoadAdapterRequest(name="one", source=source))
     assert refused.value.code() is code
+
+
+async def test_an_adapter_that_cannot_be_loaded_any_more_says_why(
+    live: LiveStack, adapters: admin_stubs.AdapterAdminStub
+) -> None:
+    write_adapter(live.stack.root / "one")
+    loaded = (await adapters.LoadAdapter(admin.LoadAdapterRequest(name="one", source="one"))).adapter
+    assert not loaded.error
+    live.stack.engine.adapter_states[loaded.version] = AdapterState(loaded.version, "disk", "the file is damaged")
+    assert (await adapters.GetAdapter(admin.GetAdapterRequest(name="one"))).adapter.error == "the file is damaged"
 
 
 @pytest.mark.parametrize("method", ["UnloadAdapter", "GetAdapter", "PinAdapter"])

@@ -139,7 +139,7 @@ async def test_places_of_adapters_are_told_as_they_are_now(stack: Stack) -> None
     version = await stack.load("one")
     await stack.load("two", seed=2)
     assert places() == [2, 0, 0]
-    stack.engine.adapter_states[version] = AdapterState(version, "device", 0, 0)
+    stack.engine.adapter_states[version] = AdapterState(version, "device")
     assert places() == [1, 0, 1]
     await stack.registry.unload("two")
     assert places() == [0, 0, 1]

@@ -48,7 +48,7 @@ OUTPUT = SequenceOutput(
 )  # fmt: skip
 STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ("a",), ("b", "c"))
 FROM_ENGINE = [
-    StepOutputs((OUTPUT, SequenceOutput("s")), STATS, (AdapterState("v", "host", 1, 2, True, "why"),), 5),
+    StepOutputs((OUTPUT, SequenceOutput("s")), STATS, (AdapterState("v", "host", "why"),), 5),
     StepOutputs(),
     fake_ready(),
     EngineFailed("why\nnot"),

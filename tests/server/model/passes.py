@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import Checkpoint
 from perseid_server.model.decoder import AdapterPools, Decoder
 from perseid_server.model.kv_cache import KVCache
+from tests.tools import require_tool
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -32,7 +32,7 @@ def backend_named(name: str) -> Backend:
         return TritonBackend(CPU, torch.float32)
     native = load_native_backend()
     if native is None:
-        pytest.skip("the native backend is not there: it needs a C++ compiler (c++, g++ or clang++)")
+        require_tool("c++", "Debian: g++")
     return native
 
 

@@ -83,7 +83,7 @@ class PinAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings")
+    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings", "error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Adapter(_message.Message):
     LOADED_AT_FIELD_NUMBER: _ClassVar[int]
     TRAINED_ON_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     source: str
@@ -112,4 +113,5 @@ class Adapter(_message.Message):
     loaded_at: float
     trained_on: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    error: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ...) -> None: ...

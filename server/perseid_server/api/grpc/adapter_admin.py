@@ -85,4 +85,5 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
             loaded_at=loaded.entry.loaded_at,
             trained_on=info.trained_on or "",
             warnings=info.warnings,
+            error=(state.error if state else None) or "",
         )

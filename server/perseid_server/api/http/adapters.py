@@ -65,6 +65,7 @@ class AdapterRoutes:
         }
 
     def _card(self, adapter: LoadedAdapter) -> dict[str, Any]:
+        state = self._registry.state(adapter)
         return {
             "id": adapter.name,
             "object": "model",
@@ -80,5 +81,6 @@ class AdapterRoutes:
                 "targets": list(adapter.info.targets),
                 "pinned": adapter.entry.pinned,
                 "warnings": list(adapter.info.warnings),
+                "error": state.error if state else None,
             },
         }
