@@ -57,7 +57,7 @@ class ServeConfig:
     """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder or a hub id. Repeat for more. Default: none."""
 
     store: Annotated[Path | None, Parameter(group=ADAPTERS)] = None
-    """Folder that keeps loaded adapters across restarts. Default: perseid/store in the user's data folder."""
+    """Folder that keeps loaded adapters across restarts. Default: perseid/stores/BASE in the user's data folder."""
 
     adapter_root: Annotated[
         tuple[Path, ...],

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import sys
 from collections.abc import AsyncGenerator, Coroutine
@@ -100,14 +101,14 @@ class RunningServer:
 
 @asynccontextmanager
 async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
-    """Everything, in the order in which it can fail: ports, store, base, engine, adapters."""
+    """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
     async with contextlib.AsyncExitStack() as stack:
         api = ApiServer(config.host, config.http_port, config.grpc_port)
         stack.push_async_callback(api.stop)
-        store = await asyncio.to_thread(_open_store, config.store or _default_store())
-        stack.callback(store.close)
         source = await asyncio.to_thread(resolve_model, config.model)
+        store = await asyncio.to_thread(_open_store, config.store or _default_store(source.name))
+        stack.callback(store.close)
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
         engine = EngineProcess(_engine_config(config), log_level=config.log_level, log_format=config.log_format)
@@ -149,8 +150,9 @@ def _open_store(folder: Path) -> AdapterStore:
         raise InvalidRequest(f"--store {folder}: {error.strerror or error}", field="store") from error
 
 
-def _default_store() -> Path:
-    return Path(platformdirs.user_data_dir("perseid")) / "store"
+def _default_store(base: str) -> Path:
+    """A store for each base, so that a name means an adapter of this one."""
+    return Path(platformdirs.user_data_dir("perseid")) / "stores" / re.sub(r"[^\w.-]", "_", base)
 
 
 def _engine_config(config: ServeConfig) -> EngineConfig:

@@ -12,7 +12,7 @@ import pytest
 
 from perseid_server.adapters.source import resolve_adapter
 from perseid_server.adapters.store import AdapterStore
-from perseid_server.cli.serve import _client_policy
+from perseid_server.cli.serve import _client_policy, _default_store
 from perseid_server.config import ServeConfig
 from tests.server.cli.running import Done, Perseid
 from tests.server.stack import write_adapter
@@ -59,6 +59,13 @@ def test_clients_may_name_a_root_as_the_operator_did_though_it_is_a_link(tmp_pat
     policy = _client_policy(ServeConfig(adapter_root=(tmp_path / "link",)))
     for named in (tmp_path / "link" / "one", folder, "one"):
         assert resolve_adapter(str(named), policy).path == folder
+
+
+def test_each_base_has_a_store_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    stores = {_default_store(base) for base in ("llama", "qwen", "../qwen", "a/b")}
+    assert len(stores) == 4
+    assert all(store.parent == tmp_path / "perseid" / "stores" for store in stores)
 
 
 def test_a_store_another_server_uses(serve, tmp_path: Path) -> None:
