@@ -240,8 +240,6 @@ def fake_ready(**changes: object) -> EngineReady:
         "spec": tiny_spec(),
         "weight_bytes": 1000,
         "max_model_len": 256,
-        "kv_blocks_total": 64,
-        "block_size": BLOCK_SIZE,
         "adapter_pages_total": 8,
         "device": "fake",
     }

@@ -59,7 +59,7 @@ def _adapter_rows(report: AdapterReport, base: str) -> dict[str, str]:
         return rows
     rows |= {
         "type": info.kind,
-        "rank": f"{info.rank} ({info.num_pages} pages of adapter memory)",
+        "rank": f"{info.rank} (pages of adapter memory: {info.num_pages})",
         "targets": ", ".join(info.targets),
         "layers": _ranges(info.layers),
         "parameters": f"{info.num_parameters:,}",

@@ -1,6 +1,7 @@
 """From a configuration to an engine that is ready to step."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ from perseid_server.model.source import resolve_model
 
 logger = logging.getLogger(__name__)
 
+PROGRESS_EVERY_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
@@ -31,7 +34,7 @@ class BuiltEngine:
     ready: EngineReady
 
 
-def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> BuiltEngine:
+def build_engine(config: EngineConfig) -> BuiltEngine:
     """Load the base, allocate KV blocks and adapter pages. Raises PerseidError with a message for the operator."""
     device = _device(config.device)
     if config.threads is not None:
@@ -46,7 +49,7 @@ def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | No
         KVCache.bytes_per_block(spec, config.block_size, kv_dtype),
         AdapterPool.bytes_per_page(spec, backend.compute_dtype),
     )
-    decoder = build_decoder(checkpoint, backend, device, capacity.max_model_len, progress)
+    decoder = build_decoder(checkpoint, backend, device, capacity.max_model_len, _slow_progress())
     pool = AdapterPool(spec, capacity.num_pages, device, backend.compute_dtype)
     residency = Residency(spec, pool, config.adapter_host_memory * MIB)
     kv = KVCache.allocate(spec, capacity.num_blocks, config.block_size, device, kv_dtype)
@@ -60,12 +63,23 @@ def build_engine(config: EngineConfig, progress: Callable[[int, int], None] | No
         spec=spec,
         weight_bytes=decoder.weight_bytes,
         max_model_len=capacity.max_model_len,
-        kv_blocks_total=capacity.num_blocks,
-        block_size=config.block_size,
         adapter_pages_total=capacity.num_pages,
         device=f"{device.type} ({backend.name})",
     )
     return BuiltEngine(engine, ready)
+
+
+def _slow_progress() -> Callable[[int, int], None]:
+    """Tells of layers loaded, where loading takes so long that an operator wonders."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PROGRESS_EVERY_S:
+            told = time.monotonic()
+            logger.info("loading the base: %d of %d layers", done, total)
+
+    return tell
 
 
 def _kv_dtype(name: str, backend: Backend) -> torch.dtype:

@@ -130,8 +130,6 @@ class EngineReady:
     spec: BaseSpec
     weight_bytes: int  # packed weights as they lie in memory, embeddings and norms included
     max_model_len: int  # tokens, prompt + completion, after fitting to the KV memory
-    kv_blocks_total: int
-    block_size: int
     adapter_pages_total: int
     device: str
 

@@ -56,7 +56,7 @@ def test_an_adapter_that_fits(perseid: Perseid, model: Path, adapter: Path) -> N
     assert (done.status, done.err) == (0, "")
     assert told["accepted"].startswith("yes, on ")
     assert (told["type"], told["targets"], told["layers"]) == ("LoRA", "q_proj", "0-1")
-    assert told["rank"].startswith("20 (2 pages")
+    assert told["rank"] == "20 (pages of adapter memory: 2)"
 
 
 def test_an_adapter_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:
