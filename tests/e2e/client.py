@@ -74,9 +74,9 @@ class Streams:
         """Some stream is over."""
         return any(future.done() for future in self._futures)
 
-    def num_tokens(self) -> int:
-        """Tokens that have come so far, over all streams."""
-        return sum(len(chunk.token_ids) for chunks in self._chunks for chunk in list(chunks))
+    def num_tokens_each(self) -> list[int]:
+        """Tokens that have come so far, of each stream."""
+        return [sum(len(chunk.token_ids) for chunk in list(chunks)) for chunks in self._chunks]
 
     def results(self) -> list[tuple[int, ...]]:
         """Tokens of each stream; raises what a stream raised."""

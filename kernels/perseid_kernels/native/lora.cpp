@@ -50,7 +50,7 @@ std::vector<RowBlock> row_blocks(const int32_t* rows, const int32_t* indptr, con
 struct Lora {
     const float* x;
     int64_t stride_x;
-    const float* a;  // [P][C][K]
+    const float* a;       // [P][C][K]
     const float* b;       // [P][PAGE_RANK][N]
     const int32_t* live;  // [P][slices], rows of A that are not zero
     int64_t num_inputs, num_outputs, num_slices, columns;

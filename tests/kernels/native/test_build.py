@@ -1,5 +1,6 @@
 """The library's compilation: cached, atomic, and a clear fallback."""
 
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_other_options_are_another_library(cache: Path, tmp_path: Path, monkeypa
     first = build_library()
     monkeypatch.setattr(build, "_OPTIONS", (*build._OPTIONS, "-g"))
     assert build_library() != first
+
+
+def test_other_sources_are_another_library(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, TOUCH_OUTPUT))
+    sources = tmp_path / "sources"
+    shutil.copytree(build._HERE, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(build, "_HERE", sources)
+    first = build_library()
+    for name in ("simd.h", "rows.cpp"):
+        (sources / name).write_text((sources / name).read_text() + "// changed\n")
+        assert build_library() != first
+        first = build_library()
 
 
 def test_a_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

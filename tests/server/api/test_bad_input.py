@@ -25,18 +25,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
         assert not live.stack.engine.engine.has_work
 
 
-@pytest.fixture(scope="module")
-def http(live: LiveStack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live.url, timeout=20) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def generation(live: LiveStack) -> Iterator[stubs.GenerationStub]:
-    with grpc.insecure_channel(live.grpc) as channel:
-        yield stubs.GenerationStub(channel)
-
-
 def error_of(response: httpx.Response) -> dict[str, str | None]:
     """The error object, which has OpenAI's four fields and tells nothing of our insides."""
     assert "Traceback" not in response.text

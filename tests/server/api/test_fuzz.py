@@ -33,18 +33,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
         assert not live.stack.engine.engine.has_work
 
 
-@pytest.fixture(scope="module")
-def http(live: LiveStack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live.url, timeout=20) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def generation(live: LiveStack) -> Iterator[stubs.GenerationStub]:
-    with grpc.insecure_channel(live.grpc) as channel:
-        yield stubs.GenerationStub(channel)
-
-
 def post(http: httpx.Client, path: str, body: object) -> httpx.Response:
     return http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
 

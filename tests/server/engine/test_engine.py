@@ -292,6 +292,17 @@ def test_steps_that_fail_one_after_the_other_end_the_engine():
         engine.step()
 
 
+def test_failed_steps_with_good_ones_between_do_not_end_the_engine():
+    names = [f"r{i}" for i in range(2 * MOST_FAILED_STEPS)]
+    engine = fake_engine(runner=FakeRunner(64, fail_on=set(names)))
+    for i, name in enumerate(names):
+        engine.submit(request(name, prompt_of(4, i), 2))
+        outputs = run(engine)
+        assert outputs[name][-1].finish_reason == "error"
+        engine.submit(request(f"good{i}", prompt_of(3, i), 1))
+        assert run(engine)[f"good{i}"][-1].finish_reason == "length"
+
+
 def test_an_adapter_that_cannot_be_loaded_fails_its_requests_only():
     engine = fake_engine(residency=FakeResidency(broken={"bad": "its file is gone"}))
     engine.register_adapter("bad", "")
