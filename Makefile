@@ -17,7 +17,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir 
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench examples examples-eval clean
+.PHONY: help serve test test-fast lint format protos bench bench-kernels bench-gpu examples examples-eval clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,8 +45,14 @@ format: $(DEV_READY)  ## format the code
 protos: $(DEV_READY)  ## generate the gRPC stubs anew
 	$(BIN)/python -m perseid_protos.generate
 
-bench: $(DEV_READY)  ## decode and prefill speed on this machine, PEFT beside it in the same run (ARGS="…")
+bench: $(DEV_READY)  ## decode and prefill speed here, PEFT (and --peer NAME=URL) beside it in the same rounds (ARGS="…")
 	$(BIN)/python -m perseid_loadtest.offline $(ARGS)
+
+bench-kernels: $(DEV_READY)  ## each op against its roofline on this machine (ARGS="…")
+	$(BIN)/python -m perseid_kernels.bench.kernels $(ARGS)
+
+bench-gpu: $(DEV_READY)  ## the whole GPU suite, within nine minutes; needs a GPU (ARGS="…")
+	$(BIN)/python -m perseid_kernels.bench.gpu $(ARGS)
 
 examples: $(DEV_READY)  ## train the example adapters anew (hours on two cores)
 	$(BIN)/python examples/train.py --out examples/adapters $(ARGS)

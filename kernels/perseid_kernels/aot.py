@@ -4,7 +4,8 @@
 
 Targets: sm_80 (A100), sm_90 (H100, H200), gfx942 (MI300). Signatures are those of a bfloat16 8B-class Llama with
 rank pages of 16. The report gives registers a thread, spilled bytes (NVIDIA: local memory; AMD: spilled vector
-registers) and shared memory a block; `BUDGETS` holds what each target allows. Must run with TRITON_INTERPRET
+registers), shared memory a block and the matrix instructions used; `BUDGETS` holds what each target allows, and a
+case says how many of its blocks must fit one multiprocessor. Must run with TRITON_INTERPRET
 unset: interpreted kernels cannot be compiled.
 """
 
@@ -24,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from perseid_kernels.aot_cases import CASES, KernelCase
+from perseid_kernels.aot_cases import KernelCase, cases_for
 
 TARGETS: Mapping[str, GPUTarget] = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -36,16 +37,20 @@ TARGETS: Mapping[str, GPUTarget] = {
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one block may use on a target."""
+    """What a target has."""
 
-    registers: int  # a thread
-    shared: int  # bytes
+    registers: int  # a thread may use
+    shared: int  # bytes a block may use
+    register_file: int  # 32-bit registers of a multiprocessor (compute unit)
+    shared_memory: int  # bytes of a multiprocessor
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "sm_80": Budget(registers=255, shared=99 * 1024),  # 99 KiB is also all an sm_86 or sm_89 has
-    "sm_90": Budget(registers=255, shared=227 * 1024),
-    "gfx942": Budget(registers=512, shared=64 * 1024),  # 256 vector and 256 accumulation registers
+    # 99 KiB is also all that a block of an sm_86 or sm_89 has
+    "sm_80": Budget(registers=255, shared=99 * 1024, register_file=65536, shared_memory=164 * 1024),
+    "sm_90": Budget(registers=255, shared=227 * 1024, register_file=65536, shared_memory=228 * 1024),
+    # 256 vector and 256 accumulation registers a thread; four units of 512 registers for each of 64 lanes
+    "gfx942": Budget(registers=512, shared=64 * 1024, register_file=131072, shared_memory=64 * 1024),
 }
 """No kernel may spill on any target."""
 
@@ -59,6 +64,9 @@ class Usage:
     registers: int
     spills: int
     shared: int  # bytes
+    threads: int = 128
+    blocks: int = 1  # that must fit one multiprocessor
+    matrix: str = ""  # its matrix instructions, without the size of the side that the rows are on
 
     def over_budget(self) -> list[str]:
         """What exceeds the target's budget, in words; empty when it fits."""
@@ -71,7 +79,18 @@ class Usage:
             problems.append(f"{name}: spills {self.spills}")
         if self.shared > budget.shared:
             problems.append(f"{name}: {self.shared} bytes of shared memory, budget {budget.shared}")
+        fitting = self.blocks_that_fit()
+        if not problems and fitting < self.blocks:
+            problems.append(f"{name}: {fitting} blocks fit a multiprocessor, budget {self.blocks}")
         return problems
+
+    def blocks_that_fit(self) -> int:
+        """Blocks that registers and shared memory let one multiprocessor hold (registers come in eights)."""
+        budget = BUDGETS[self.target]
+        registers = -(-self.registers // 8) * 8 * self.threads
+        by_registers = budget.register_file // max(registers, 1)
+        reserved = 1024 if TARGETS[self.target].backend == "cuda" else 0  # CUDA's own, a block
+        return min(by_registers, budget.shared_memory // max(self.shared + reserved, 1))
 
 
 def compile_case(case: KernelCase, target: str) -> Usage:
@@ -79,11 +98,21 @@ def compile_case(case: KernelCase, target: str) -> Usage:
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
     source = ASTSource(case.kernel, case.signature(), constexprs=case.constexprs, attrs=case.attributes())
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     read = _read_hip if TARGETS[target].backend == "hip" else _read_cuda
     registers, spills = read(compiled.asm)
-    return Usage(case.name, target, registers, spills, compiled.metadata.shared)
+    threads = case.num_warps * TARGETS[target].warp_size
+    matrix = " ".join(_matrix_instructions(compiled.asm))
+    return Usage(case.name, target, registers, spills, compiled.metadata.shared, threads, case.blocks, matrix)
+
+
+def _matrix_instructions(asm: Mapping[str, Any]) -> list[str]:
+    """The kinds of matrix instruction in the code. wgmma's n is left out: it is the rows, not the order of a sum."""
+    if "amdgcn" in asm:
+        return sorted(set(re.findall(r"v_mfma_\w+", asm["amdgcn"])))
+    found = re.findall(r"(wgmma\.mma_async|mma)\.sync\.aligned\.(m\d+)(n\d+)(k\d+)", asm["ptx"])
+    return sorted({f"{kind} {m}{'' if 'wgmma' in kind else n}{k}" for kind, m, n, k in found})
 
 
 def _read_cuda(asm: Mapping[str, Any]) -> tuple[int, int]:
@@ -107,14 +136,14 @@ def _read_hip(asm: Mapping[str, Any]) -> tuple[int, int]:
 
 def compile_all(jobs: int = 2) -> list[Usage]:
     """Every case on every target, in `jobs` processes."""
-    work = [(case.name, target) for target in TARGETS for case in CASES.values()]
+    work = [(case.name, target) for target in TARGETS for case in cases_for(target).values()]
     with ProcessPoolExecutor(jobs) as pool:
         return list(pool.map(_compile_named, work, chunksize=4))
 
 
 def _compile_named(work: tuple[str, str]) -> Usage:
     name, target = work
-    return compile_case(CASES[name], target)
+    return compile_case(cases_for(target)[name], target)
 
 
 def main() -> int:
@@ -132,8 +161,11 @@ def main() -> int:
 
 
 def _table(usages: list[Usage]) -> list[str]:
-    header = f"{'kernel':<28}{'target':>8}{'registers':>11}{'spills':>8}{'shared':>9}"
-    return [header] + [f"{u.kernel:<28}{u.target:>8}{u.registers:>11}{u.spills:>8}{u.shared:>9}" for u in usages]
+    header = f"{'kernel':<34}{'target':>8}{'registers':>11}{'spills':>8}{'shared':>9}{'blocks':>8}  matrix instructions"
+    return [header] + [
+        f"{u.kernel:<34}{u.target:>8}{u.registers:>11}{u.spills:>8}{u.shared:>9}{u.blocks_that_fit():>8}  {u.matrix}"
+        for u in usages
+    ]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from perseid_kernels import attention, expand, matmul_common, shrink
 from perseid_kernels._triton import power_of_two
 from perseid_kernels.activation import silu_mul_kernel
+from perseid_kernels.devices import compiler_options
 from perseid_kernels.matmul_dense import matmul_dense_kernel
 from perseid_kernels.matmul_q4 import matmul_q4_kernel
 from perseid_kernels.matmul_q8 import matmul_q8_kernel
@@ -18,12 +19,13 @@ from perseid_kernels.norm import rms_norm_kernel
 from perseid_kernels.rope import rope_and_store_kernel
 from perseid_kernels.segments import PAGE_RANK
 
-_FLOATS = ("eps", "scale_log2", "affine_bias")
+_FLOATS = ("eps", "scale_log2", "zero")
 _DIVISIBLE = ("N", "K", "F", "split_k")  # sizes a launcher passes as multiples of 16, beside strides and pointers
 _POINTER_TYPES = {
-    "codes": "*u8", "codebook": "*fp32", "scale": "*fp32", "offset": "*fp32", "parts": "*fp32", "z": "*fp32",
+    "codes": "*i32", "codebook": "*fp32", "scale": "*fp32", "offset": "*fp32", "parts": "*fp32", "z": "*fp32",
     "weights": "*fp32", "cos": "*fp32", "sin": "*fp32", "maxima": "*fp32", "sums": "*fp32",
-    "rows": "*i32", "pages": "*i32", "items": "*i32", "tiles": "*i32", "columns": "*i32",
+    "rows": "*i32", "in_use": "*i32", "counts": "*i32", "pages": "*i32",
+    "items": "*i32", "tiles": "*i32", "columns": "*i32",
     "query_start": "*i32", "context_len": "*i32", "block_table": "*i32", "positions": "*i64", "slots": "*i64",
     **dict.fromkeys(
         ("x", "a", "b", "w", "y", "q", "k", "v", "k_cache", "v_cache", "out", "residual", "weight"), "*bf16"
@@ -41,6 +43,8 @@ class KernelCase:
     num_warps: int
     num_stages: int = 2
     types: Mapping[str, str] = field(default_factory=dict)  # where a variant's type differs
+    options: Mapping[str, Any] = field(default_factory=dict)  # further options of the target's compiler
+    blocks: int = 1  # that must fit one multiprocessor at once, so that one computes while others wait for memory
 
     def signature(self) -> dict[str, str]:
         """Triton's type of each parameter."""
@@ -62,33 +66,43 @@ class KernelCase:
         return {**_POINTER_TYPES, **self.types}.get(name, "i32")
 
 
-def _matmul_cases() -> Iterator[KernelCase]:
-    num_outputs, num_inputs = 6144, 4096
-    q4 = {"HALF": 32, "EVEN_K": True}
-    affine = {"AFFINE": True, "HAS_OFFSET": True, "GROUP_SIZE": 32, **q4}
-    lookup = {"AFFINE": False, "HAS_OFFSET": False, "GROUP_SIZE": 64, **q4}
-    q8 = {"GROUP_SIZE": 32, "BLOCK_K": 32, "EVEN_K": True}
-    for rows in (1, 32, 512):
-        config = matmul_common.choose_config(num_outputs, num_inputs, rows)
-        tile = {
-            "SPLITS": config.splits,
-            "PARALLEL": config.parallel,
-            "BLOCK_N": config.block_n,
-            "BLOCK_T": config.block_t,
-        }
-        launch: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+def _matmul_cases(target: str) -> Iterator[KernelCase]:
+    """Each row class on a weight that is split over K, and prefill also on one that is not and in one launch."""
+    affine = {"AFFINE": True, "HAS_OFFSET": True, "PAIRED": True, "GROUP_SIZE": 32, "CHUNK": 128}
+    lookup = {"AFFINE": False, "HAS_OFFSET": False, "PAIRED": False, "GROUP_SIZE": 64, "CHUNK": 128}
+    odd = {"AFFINE": True, "HAS_OFFSET": True, "PAIRED": False, "GROUP_SIZE": 48, "CHUNK": 64}
+    q8 = {"GROUP_SIZE": 32, "CHUNK": 128, "BLOCK_K": 64}
+    square = [((4096, 4096), rows) for rows in (1, 32, 64, 128, 4096)]
+    for shape, rows in [*square, ((1024, 4096), 256), ((28672, 4096), 4096)]:
+        config = matmul_common.choose_config(*shape, rows, target)
+        tile = {"EVEN_K": True, **config.constants()}
+        launch: dict[str, Any] = {**_launch(config.launch()), "blocks": 2 if rows <= 32 else 1}
         if config.parallel:
             launch["types"] = {"out": "*fp32"}
-        yield KernelCase(f"matmul_q4/affine/t{rows}", matmul_q4_kernel, {**affine, **tile}, **launch)
-        yield KernelCase(f"matmul_q4/nf4/t{rows}", matmul_q4_kernel, {**lookup, **tile}, **launch)
-        if rows != 32:  # heads see few rows or a prompt's worth; the middle variant adds nothing new
-            yield KernelCase(f"matmul_q8/t{rows}", matmul_q8_kernel, {**q8, **tile}, **launch)
-            yield KernelCase(f"matmul_dense/t{rows}", matmul_dense_kernel, {"BLOCK_K": 64, **tile}, **launch)
+        form = "parallel" if config.parallel else "serial" if config.splits > 1 else "whole"
+        name = f"{form}/t{rows}"
+        paired = {**launch, "types": {**launch.get("types", {}), "scale": "*i32"}}
+        block_k = config.tile.block_k
+        yield KernelCase(f"matmul_q4/affine/{name}", matmul_q4_kernel, {**affine, **tile, "BLOCK_K": block_k}, **paired)
+        yield KernelCase(f"matmul_q4/nf4/{name}", matmul_q4_kernel, {**lookup, **tile, "BLOCK_K": block_k}, **launch)
+        if rows == 1:
+            ragged = {**odd, **tile, "BLOCK_K": 64, "EVEN_K": False}
+            yield KernelCase(f"matmul_q4/odd/{name}", matmul_q4_kernel, ragged, **launch)
+        q8_launch = {**launch, "types": {**launch.get("types", {}), "codes": "*u8"}}
+        yield KernelCase(f"matmul_q8/{name}", matmul_q8_kernel, {**q8, **tile}, **q8_launch)
+        yield KernelCase(f"matmul_dense/{name}", matmul_dense_kernel, {"BLOCK_K": 64, **tile}, **launch)
     splits = {"SPLITS": 4, "BLOCK": 256}
     yield KernelCase("reduce_splits", matmul_common.reduce_splits_kernel, splits, num_warps=2)
 
 
-def _lora_cases() -> Iterator[KernelCase]:
+def _launch(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A launcher's options as a case's fields."""
+    known = ("num_warps", "num_stages")
+    rest = {name: value for name, value in options.items() if name not in known}
+    return {**{name: options[name] for name in known}, "options": rest}
+
+
+def _lora_cases(target: str) -> Iterator[KernelCase]:
     for tile_rows in (16, 64):
         down = shrink.choose_config(4096, tile_rows)
         common = {"SLICES": 3, "SPLITS": down.splits, "RANK": PAGE_RANK, "TILE_ROWS": tile_rows}
@@ -98,6 +112,8 @@ def _lora_cases() -> Iterator[KernelCase]:
             {"BLOCK_K": down.block_k, **common},
             down.num_warps,
             down.num_stages,
+            options=compiler_options(target),
+            blocks=2 if tile_rows == 16 else 1,
         )
         up = expand.choose_config(tile_rows)
         yield KernelCase(
@@ -106,32 +122,35 @@ def _lora_cases() -> Iterator[KernelCase]:
             {"BLOCK_N": up.block_n, **common},
             up.num_warps,
             up.num_stages,
+            options=compiler_options(target),
+            blocks=2 if tile_rows == 16 else 1,
         )
 
 
-def _attention_cases() -> Iterator[KernelCase]:
+def _attention_cases(target: str) -> Iterator[KernelCase]:
     group = 4
-    for head_dim in (64, 128):
+    for head_dim in (64, 96, 128, 256):
         for decode in (True, False):
-            config = attention.choose_config(group, head_dim, decode=decode)
+            config = attention.choose_config(group, head_dim, decode=decode, kind=target)
             shape = {
                 "G": group,
                 "BS": 16,
                 "D": head_dim,
                 "BLOCK_M": config.block_m,
-                "BLOCK_D": head_dim,
+                "BLOCK_D": power_of_two(head_dim),
                 "BLOCK_KEYS": config.block_keys,
                 "SPAN": config.span,
             }
             kernel = attention.attention_decode_kernel if decode else attention.attention_prefill_kernel
             variant = {"ONE_SPAN": False} if decode else {"GROUP": power_of_two(group)}
             name = f"attention/{'decode' if decode else 'prefill'}/d{head_dim}"
-            yield KernelCase(name, kernel, {**shape, **variant}, config.num_warps, config.num_stages)
-    merge = {"D": 128, "BLOCK_D": 128, "SPAN": 512}
-    yield KernelCase("attention/merge/d128", attention.attention_merge_kernel, merge, num_warps=1)
+            options = compiler_options(target)
+            yield KernelCase(name, kernel, {**shape, **variant}, config.num_warps, config.num_stages, options=options)
+        merge = {"D": head_dim, "BLOCK_D": power_of_two(head_dim), "SPAN": 512}
+        yield KernelCase(f"attention/merge/d{head_dim}", attention.attention_merge_kernel, merge, num_warps=1)
 
 
-def _row_cases() -> Iterator[KernelCase]:
+def _row_cases(_target: str) -> Iterator[KernelCase]:
     yield KernelCase("add_rms_norm", rms_norm_kernel, {"ADD": True, "BLOCK": 4096}, num_warps=8)
     yield KernelCase("rms_norm/heads", rms_norm_kernel, {"ADD": False, "BLOCK": 128}, num_warps=1)
     rope = {"H": 32, "HKV": 8, "HALF": 64, "BLOCK_H": 32, "BLOCK_HKV": 8, "BLOCK_HALF": 64}
@@ -139,7 +158,7 @@ def _row_cases() -> Iterator[KernelCase]:
     yield KernelCase("silu_mul", silu_mul_kernel, {"BLOCK": 1024}, num_warps=4)
 
 
-CASES: Mapping[str, KernelCase] = {
-    case.name: case for part in (_matmul_cases, _lora_cases, _attention_cases, _row_cases) for case in part()
-}
-"""By name, so that a worker process finds its case without pickling a kernel."""
+def cases_for(target: str) -> dict[str, KernelCase]:
+    """Every variant a target launches, by name, so that a worker process finds its case without pickling a kernel."""
+    parts = (_matmul_cases, _lora_cases, _attention_cases, _row_cases)
+    return {case.name: case for part in parts for case in part(target)}

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from perseid_kernels._triton import cdiv, power_of_two, tl, triton
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.devices import compiler_options, device_class
 
 _LOG2_E = log2(2.718281828459045)
+_MAX_HEAD_DIM = 256
 _NEVER = tl.constexpr(-1e30)  # the running maximum before any key: finite, so that differences stay defined
 
 
@@ -40,14 +42,17 @@ class AttentionConfig:
     num_stages: int
 
 
-def choose_config(group: int, head_dim: int, *, decode: bool) -> AttentionConfig:
-    """One tile of the group's heads for decode; 64 rows for prefill. Wide heads take narrower key tiles or more
-    warps, so that the two accumulators of a prefill tile stay in registers."""
-    keys = 64 if head_dim <= 128 else 32
-    warps = 4 if head_dim <= 64 else 8
+def choose_config(group: int, head_dim: int, *, decode: bool, kind: str = "sm_80") -> AttentionConfig:
+    """One tile of the group's heads for decode; 64 rows for prefill. Wide heads take narrower key tiles, more warps
+    or fewer rows, so that the two accumulators of a prefill tile stay in registers. sm_90's matrix instructions
+    leave the operands in shared memory, which saves registers, and want 64 rows."""
+    wide = 128 if kind == "sm_90" else 64  # head dims up to this afford 64 keys
+    keys = 64 if head_dim <= wide or (decode and head_dim <= 128) else 32
     if decode:
         return AttentionConfig(max(16, power_of_two(group)), keys, span=512, num_warps=4, num_stages=2)
-    return AttentionConfig(max(64, power_of_two(group)), keys, span=512, num_warps=warps, num_stages=2)
+    rows = 32 if head_dim > 128 and kind != "sm_90" else 64
+    warps = 4 if head_dim <= 64 else 8
+    return AttentionConfig(max(rows, power_of_two(group)), keys, span=512, num_warps=warps, num_stages=2)
 
 
 @triton.jit
@@ -283,7 +288,12 @@ def attention_merge_kernel(
 def attention(
     q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, out_THD: Tensor
 ) -> None:
-    """Write out[t] for every row of the batch. q may be a view with a wider row stride; heads are contiguous."""
+    """Write out[t] for every row of the batch. q may be a view with a wider row stride; heads are contiguous.
+
+    Raises ValueError for heads wider than 256: no tile of them fits the registers.
+    """
+    if q_THD.shape[2] > _MAX_HEAD_DIM:
+        raise ValueError(f"head dim {q_THD.shape[2]}: the Triton attention kernels hold at most {_MAX_HEAD_DIM}")
     if q_THD.shape[0] == 0:
         return
     _decode(q_THD, k_cache, v_cache, batch, scale, out_THD)
@@ -298,7 +308,8 @@ def _prefill(
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
     num_sequences = batch.context_len.shape[0]
-    config = choose_config(group, head_dim, decode=False)
+    kind = device_class(q_THD.device)
+    config = choose_config(group, head_dim, decode=False, kind=kind)
     tokens = config.block_m // power_of_two(group)
     attention_prefill_kernel[(num_rows // tokens + num_sequences, num_kv_heads)](
         q_THD,
@@ -326,6 +337,7 @@ def _prefill(
         SPAN=config.span,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **compiler_options(kind),
     )
 
 
@@ -336,7 +348,8 @@ def _decode(
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
     num_sequences = batch.context_len.shape[0]
-    config = choose_config(group, head_dim, decode=True)
+    kind = device_class(q_THD.device)
+    config = choose_config(group, head_dim, decode=True, kind=kind)
     spans = cdiv(batch.max_context_len, config.span)
     held = (num_sequences, num_heads, spans) if spans > 1 else (0, 0, 0)
     parts = torch.empty((*held, head_dim), dtype=torch.float32, device=q_THD.device)
@@ -371,6 +384,7 @@ def _decode(
         SPAN=config.span,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **compiler_options(kind),
     )
     if spans > 1:
         attention_merge_kernel[(num_sequences, num_heads)](

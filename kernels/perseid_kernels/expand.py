@@ -5,8 +5,9 @@
 z float32 as `shrink` leaves it (splits apart; they are added here, in order), B [P, PAGE_RANK, N], y [T, N] read
 and written once. w_j · z is formed in float32 and rounded once to B's dtype; sums are float32.
 
-A program owns a row tile and a column tile and loops over the tile's real pages in their order, so a row's result
-depends on that row alone. No two programs write the same element: rows belong to one segment.
+A piece of work is a row tile and a column tile; it loops over the tile's real pages in their order, so a row's result
+depends on that row alone. No two pieces write the same element: rows belong to one segment. Programs share the pieces
+out as in the shrink, and pages that leave a slice alone are skipped.
 
 CPU paths: `eager_backend.EagerBackend.add_lora` and `native/`.
 Source: Punica's SGMV expand (arXiv:2310.18547), with rank pages and a row-tile work list.
@@ -21,8 +22,11 @@ import torch
 from torch import Tensor
 
 from perseid_kernels._triton import tl, triton
+from perseid_kernels.devices import compiler_options, device_class
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.row_tiles import SMALL_TILE_ROWS, RowTiles
 from perseid_kernels.segments import PAGE_RANK, Segments
+from perseid_kernels.shrink import num_programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,79 +49,91 @@ def choose_config(tile_rows: int) -> ExpandConfig:
 def expand_kernel(
     z,  # float32 [I, SPLITS, SLICES · RANK, TILE_ROWS]
     b,  # [P, RANK, N]
+    in_use,  # int32 [P, SLICES]
     rows,  # int32 [R]
     pages,  # int32 [ΣJ]
     weights,  # float32 [ΣJ]
     tiles,  # int32 [W, 4]
     items,  # int32 [I, 3]
+    counts,  # int32 [2]
     columns,  # int32 [column tiles, 3]: slice, first column, end of the slice
     y,  # [T, N], added to
     N,
     stride_y,
+    column_tiles,
     SLICES: tl.constexpr,
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    column_tile = tl.program_id(0)
-    row_tile = tl.program_id(1)
-    slice_index = tl.load(columns + column_tile * 3)
-    n = tl.load(columns + column_tile * 3 + 1) + tl.arange(0, BLOCK_N)
-    inside = n < tl.load(columns + column_tile * 3 + 2)
-    first = tl.load(tiles + row_tile * 4)
-    count = tl.load(tiles + row_tile * 4 + 1)
-    first_item = tl.load(tiles + row_tile * 4 + 2)
-    end_item = tl.load(tiles + row_tile * 4 + 3)
-
     lane = tl.arange(0, TILE_ROWS)
     rank = tl.arange(0, RANK)
-    z_tile = (slice_index * RANK + rank)[:, None] * TILE_ROWS + lane[None, :]
-    acc = tl.zeros((BLOCK_N, TILE_ROWS), dtype=tl.float32)
-    for item in range(first_item, end_item):
-        j = tl.load(items + item * 3 + 2)
-        page = tl.load(pages + j).to(tl.int64)
-        z_item = z + tl.cast(item, tl.int64) * SPLITS * SLICES * RANK * TILE_ROWS
-        z_RT = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
-        for split in tl.static_range(SPLITS):
-            z_RT += tl.load(z_item + split * SLICES * RANK * TILE_ROWS + z_tile)
-        z_RT *= tl.load(weights + j)
-        b_NR = tl.load(b + (page * RANK + rank)[None, :] * N + n[:, None], mask=inside[:, None], other=0.0)
-        acc = tl.dot(b_NR, z_RT.to(b_NR.dtype), acc, input_precision="ieee")
+    work = tl.load(counts) * column_tiles
+    for piece in range(tl.program_id(0), work, tl.num_programs(0)):
+        column_tile = piece % column_tiles
+        row_tile = piece // column_tiles
+        slice_index = tl.load(columns + column_tile * 3)
+        n = tl.load(columns + column_tile * 3 + 1) + tl.arange(0, BLOCK_N)
+        inside = n < tl.load(columns + column_tile * 3 + 2)
+        first = tl.load(tiles + row_tile * 4)
+        count = tl.load(tiles + row_tile * 4 + 1)
+        first_item = tl.load(tiles + row_tile * 4 + 2)
+        end_item = tl.load(tiles + row_tile * 4 + 3)
 
-    live = lane < count
-    row = tl.load(rows + first + lane, mask=live, other=0).to(tl.int64)
-    y_tile = y + row[None, :] * stride_y + n[:, None]
-    mask = inside[:, None] & live[None, :]
-    before = tl.load(y_tile, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_tile, (before + acc).to(y.dtype.element_ty), mask=mask)
+        z_tile = (slice_index * RANK + rank)[:, None] * TILE_ROWS + lane[None, :]
+        acc = tl.zeros((BLOCK_N, TILE_ROWS), dtype=tl.float32)
+        used = 0
+        for item in range(first_item, end_item):
+            j = tl.load(items + item * 3 + 2)
+            page = tl.load(pages + j).to(tl.int64)
+            uses = tl.load(in_use + page * SLICES + slice_index) > 0  # a mask, not a branch: the loop is pipelined
+            z_item = z + tl.cast(item, tl.int64) * SPLITS * SLICES * RANK * TILE_ROWS
+            z_RT = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
+            for split in tl.static_range(SPLITS):
+                z_RT += tl.load(z_item + split * SLICES * RANK * TILE_ROWS + z_tile, mask=uses, other=0.0)
+            z_RT = z_RT * tl.load(weights + j)
+            b_at = b + (page * RANK + rank)[None, :] * N + n[:, None]
+            b_NR = tl.load(b_at, mask=inside[:, None] & uses, other=0.0)
+            acc = tl.dot(b_NR, z_RT.to(b_NR.dtype), acc, input_precision="ieee")
+            used += uses.to(tl.int32)
+
+        if used > 0:
+            live = lane < count
+            row = tl.load(rows + first + lane, mask=live, other=0).to(tl.int64)
+            y_tile = y + row[None, :] * stride_y + n[:, None]
+            mask = inside[:, None] & live[None, :]
+            before = tl.load(y_tile, mask=mask, other=0.0).to(tl.float32)
+            tl.store(y_tile, (before + acc).to(y.dtype.element_ty), mask=mask)
 
 
-def expand(
-    z: Tensor, b_PRN: Tensor, slices: Sequence[int], segments: Segments, tiles: RowTiles, out_TN: Tensor
-) -> None:
+def expand(z: Tensor, pages: RankPages, segments: Segments, tiles: RowTiles, out_TN: Tensor) -> None:
     """Add the low-rank sums of all rows in `tiles` to `out`, in place. `z` comes from `shrink`."""
     config = choose_config(tiles.tile_rows)
-    columns = _column_tiles(tuple(slices), config.block_n, out_TN.device)
-    expand_kernel[(columns.shape[0], tiles.num_tiles)](
+    columns = _column_tiles(pages.slices, config.block_n, out_TN.device)
+    expand_kernel[(num_programs(tiles.num_tiles * columns.shape[0]),)](
         z,
-        b_PRN,
+        pages.b,
+        pages.live,
         segments.rows,
         segments.pages,
         segments.weights,
         tiles.tiles,
         tiles.items,
+        tiles.counts,
         columns,
         out_TN,
-        b_PRN.shape[2],
+        pages.b.shape[2],
         out_TN.stride(0),
-        SLICES=len(slices),
+        columns.shape[0],
+        SLICES=len(pages.slices),
         SPLITS=z.shape[1],
         RANK=PAGE_RANK,
         TILE_ROWS=tiles.tile_rows,
         BLOCK_N=config.block_n,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **compiler_options(device_class(out_TN.device)),
     )
 
 

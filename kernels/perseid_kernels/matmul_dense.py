@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from perseid_kernels._triton import tl, triton
-from perseid_kernels.matmul_common import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
+from perseid_kernels.devices import device_class
+from perseid_kernels.matmul_common import (
+    choose_config,
+    grid_of,
+    inputs_of_split,
+    parts_or_out,
+    reduce_parts,
+    store_tile,
+)
 from perseid_kernels.weights import DenseWeight
 
 _BLOCK_K = 64
@@ -45,6 +53,32 @@ def pack_dense(weight: DenseWeight, device: torch.device, compute_dtype: torch.d
 
 
 @triton.jit
+def sum_split_dense(
+    x_rows,  # pointers to the rows of x [1, BLOCK_T]
+    w_rows,  # pointers to the rows of W [BLOCK_N, 1]
+    live_t,  # [1, BLOCK_T]
+    live_n,  # [BLOCK_N, 1]
+    K,
+    first_k,
+    end_k,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Σ over inputs [first_k, end_k): float32 [BLOCK_N, BLOCK_T]."""
+    acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    for start in range(first_k, end_k, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        mask_n = live_n if EVEN_K else live_n & (k < K)[None, :]
+        mask_t = live_t if EVEN_K else live_t & (k < K)[:, None]
+        w_NK = tl.load(w_rows + k[None, :], mask=mask_n, other=0.0)
+        x_KT = tl.load(x_rows + k[:, None], mask=mask_t, other=0.0)
+        acc = tl.dot(w_NK, x_KT, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit(do_not_specialize=["T"])  # every batch size by the same code
 def matmul_dense_kernel(
     x,  # [T, K]
     w,  # [N, K]
@@ -54,34 +88,33 @@ def matmul_dense_kernel(
     K,
     stride_x,
     stride_out,
-    BLOCK_K: tl.constexpr,
+    split_k,  # inputs in one split, a multiple of BLOCK_K
+    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
     SPLITS: tl.constexpr,
     PARALLEL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    j = tl.arange(0, BLOCK_K)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_t = tl.program_id(0) * BLOCK_T
+    t = first_t + tl.arange(0, BLOCK_T)
     live_n = (n < N)[:, None]
     live_t = (t < T)[None, :]
     w_rows = w + n.to(tl.int64)[:, None] * K
     x_rows = x + t.to(tl.int64)[None, :] * stride_x
-
-    blocks = tl.cdiv(K, BLOCK_K)
-    blocks_in_split = tl.cdiv(blocks, SPLITS)
-    first_split = tl.program_id(2)
-    last_split = first_split + 1 if PARALLEL else SPLITS
-    total = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    for split in range(first_split, last_split):
-        acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-        for block in range(split * blocks_in_split, tl.minimum((split + 1) * blocks_in_split, blocks)):
-            k = block * BLOCK_K + j
-            w_NK = tl.load(w_rows + k[None, :], mask=live_n & (k < K)[None, :], other=0.0)
-            x_KT = tl.load(x_rows + k[:, None], mask=live_t & (k < K)[:, None], other=0.0)
-            acc = tl.dot(w_NK, x_KT, acc, input_precision="ieee")
-        total += acc
-    store_tile(out, total, n, t, first_split, N, T, stride_out, PARALLEL)
+    first = tl.program_id(2) if PARALLEL else 0
+    total = sum_split_dense(
+        x_rows, w_rows, live_t, live_n, K, first * split_k, tl.minimum((first + 1) * split_k, K),
+        EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
+    if not PARALLEL:
+        for split in range(1, SPLITS):
+            total += sum_split_dense(
+                x_rows, w_rows, live_t, live_n, K, split * split_k, tl.minimum((split + 1) * split_k, K),
+                EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+            )  # fmt: skip
+    store_tile(out, total, n, first_t, first, N, T, stride_out, PARALLEL)
 
 
 def matmul_dense(x_TK: Tensor, weight: PackedDense, out_TN: Tensor) -> None:
@@ -90,7 +123,7 @@ def matmul_dense(x_TK: Tensor, weight: PackedDense, out_TN: Tensor) -> None:
     num_rows = x_TK.shape[0]
     if num_rows == 0:
         return
-    config = choose_config(num_outputs, num_inputs, num_rows)
+    config = choose_config(num_outputs, num_inputs, num_rows, device_class(x_TK.device))
     target = parts_or_out(config, out_TN)
     matmul_dense_kernel[grid_of(config, num_outputs, num_rows)](
         x_TK,
@@ -101,13 +134,11 @@ def matmul_dense(x_TK: Tensor, weight: PackedDense, out_TN: Tensor) -> None:
         num_inputs,
         x_TK.stride(0),
         out_TN.stride(0),
+        inputs_of_split(num_outputs, num_inputs, _BLOCK_K),
+        EVEN_K=num_inputs % _BLOCK_K == 0,
         BLOCK_K=_BLOCK_K,
-        SPLITS=config.splits,
-        PARALLEL=config.parallel,
-        BLOCK_N=config.block_n,
-        BLOCK_T=config.block_t,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **config.constants(),
+        **config.launch(),
     )
     reduce_parts(config, target, out_TN)
 

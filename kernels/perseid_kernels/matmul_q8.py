@@ -5,8 +5,8 @@
 x [T, K] and out [T, N] in the compute dtype, scale float32; W is formed in float32, rounded once to the compute
 dtype, and summed in float32.
 
-Layout: inputs in blocks of 32 (16 where the group is), blocks outermost: codes uint8 [blocks, N, BLOCK] = q + 128,
-scale [G, N]. A tile's bytes are one contiguous run and lie within one group. K is padded to whole blocks.
+Layout: codes uint8 [chunks, N, CHUNK] = q + 128, a chunk of 128 inputs (64 where K is no multiple of 128; K is
+padded to whole chunks and x is masked there), scale float32 [G, N].
 
 CPU paths: `eager_backend.EagerBackend.matmul` and `native/`. Oracle: `matmul_q8_oracle`.
 """
@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from perseid_kernels._triton import cdiv, tl, triton
-from perseid_kernels.matmul_common import choose_config, grid_of, parts_or_out, reduce_parts, store_tile
+from perseid_kernels.devices import device_class
+from perseid_kernels.matmul_common import (
+    choose_config,
+    grid_of,
+    inputs_of_split,
+    parts_or_out,
+    per_word,
+    reduce_parts,
+    store_tile,
+)
 from perseid_kernels.weights import Int8Weight
 
 _MAGIC = tl.constexpr(0x4B000000)  # float32 2²³: its low mantissa bits count in ones
@@ -29,7 +38,7 @@ _MAGIC_BIAS = tl.constexpr(float((1 << 23) + 128))
 class PackedInt8:
     """An Int8Weight in the layout above, on the device."""
 
-    codes: Tensor  # uint8 [blocks, N, BLOCK]
+    codes: Tensor  # uint8 [chunks, N, CHUNK]
     scale: Tensor  # float32 [G, N]
     group_size: int
     num_inputs: int
@@ -40,8 +49,8 @@ class PackedInt8:
         return self.codes.shape[1], self.num_inputs
 
     @property
-    def block(self) -> int:
-        """Inputs in one block."""
+    def chunk(self) -> int:
+        """CHUNK: inputs of one line."""
         return self.codes.shape[2]
 
     @property
@@ -52,17 +61,15 @@ class PackedInt8:
 
 def pack_int8(weight: Int8Weight, device: torch.device) -> PackedInt8:
     """Lay a canonical weight out for the kernel. Raises ValueError for a group size the kernel cannot cut."""
+    if weight.group_size % 16:
+        raise ValueError(f"group_size {weight.group_size}: the Triton 8-bit product needs a multiple of 16")
     num_outputs, num_inputs = weight.shape
-    block = 32 if weight.group_size % 32 == 0 else 16
-    if weight.group_size % block:
-        raise ValueError(
-            f"group_size {weight.group_size}: the Triton 8-bit product needs a multiple of 16 (tl.dot's least K)"
-        )
-    blocks = cdiv(num_inputs, block)
-    plain = torch.full((num_outputs, blocks * block), 128, dtype=torch.uint8)
+    chunk = 128 if num_inputs % 128 == 0 else 64
+    chunks = cdiv(num_inputs, chunk)
+    plain = torch.full((num_outputs, chunks * chunk), 128, dtype=torch.uint8)
     plain[:, :num_inputs] = (weight.codes.cpu().to(torch.int16) + 128).to(torch.uint8)
     return PackedInt8(
-        codes=plain.view(num_outputs, blocks, block).transpose(0, 1).contiguous().to(device),
+        codes=plain.view(num_outputs, chunks, chunk).transpose(0, 1).contiguous().to(device),
         scale=weight.scale.t().contiguous().to(device),
         group_size=weight.group_size,
         num_inputs=num_inputs,
@@ -70,9 +77,52 @@ def pack_int8(weight: Int8Weight, device: torch.device) -> PackedInt8:
 
 
 @triton.jit
+def sum_split_q8(
+    x_rows,  # pointers to the rows of x [1, BLOCK_T]
+    live_t,  # [1, BLOCK_T]
+    codes,
+    scale,
+    n,
+    N,
+    K,
+    first_step,
+    end_step,
+    GROUP_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Σ over steps [first_step, end_step) of BLOCK_K inputs: float32 [BLOCK_N, BLOCK_T]."""
+    UNIT: tl.constexpr = BLOCK_K if GROUP_SIZE % BLOCK_K == 0 else GROUP_SIZE if BLOCK_K % GROUP_SIZE == 0 else 16
+    SCALES: tl.constexpr = BLOCK_K // UNIT
+    STEPS: tl.constexpr = CHUNK // BLOCK_K  # in a chunk
+    j = tl.arange(0, BLOCK_K)
+    unit = tl.arange(0, SCALES) * UNIT
+    live_n = (n < N)[:, None]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    for step in range(first_step, end_step):
+        k = step * BLOCK_K + j
+        mask = live_t if EVEN_K else live_t & (k < K)[:, None]
+        x_KT = tl.load(x_rows + k[:, None], mask=mask, other=0.0)
+        line = tl.cast(step // STEPS, tl.int64) * N + n[:, None]
+        q = tl.load(codes + line * CHUNK + (step % STEPS) * BLOCK_K + j[None, :], mask=live_n, other=0).to(tl.int32)
+        # the code as the low mantissa bits of 2²³, minus (2²³ + 128): exact, without a slow conversion
+        value = (q | _MAGIC).to(tl.float32, bitcast=True) - _MAGIC_BIAS
+        group = (step * BLOCK_K + unit) // GROUP_SIZE
+        if not EVEN_K:  # padding may lie past the last group; x is zero there, so any finite scale will do
+            group = tl.minimum(group, (K - 1) // GROUP_SIZE)
+        s = tl.load(scale + group[None, :] * N + n[:, None], mask=live_n, other=0.0)
+        w_NK = value * per_word(s, BLOCK_K)
+        acc = tl.dot(w_NK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit(do_not_specialize=["T"])  # every batch size by the same code
 def matmul_q8_kernel(
     x,  # [T, K]
-    codes,  # uint8 [blocks, N, BLOCK_K]
+    codes,  # uint8 [chunks, N, CHUNK]
     scale,  # float32 [G, N]
     out,  # [T, N], or float32 [SPLITS, T, N] where PARALLEL
     T,
@@ -80,41 +130,37 @@ def matmul_q8_kernel(
     K,
     stride_x,
     stride_out,
-    blocks,
+    split_k,  # inputs in one split, a multiple of BLOCK_K
     GROUP_SIZE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,  # K fills its blocks
+    CHUNK: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K fills its steps
     SPLITS: tl.constexpr,
     PARALLEL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    j = tl.arange(0, BLOCK_K)
-    live_n = n < N
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_t = tl.program_id(0) * BLOCK_T
+    t = first_t + tl.arange(0, BLOCK_T)
     live_t = (t < T)[None, :]
     x_rows = x + t.to(tl.int64)[None, :] * stride_x
-
-    blocks_in_split = tl.cdiv(blocks, SPLITS)
-    first_split = tl.program_id(2)
-    last_split = first_split + 1 if PARALLEL else SPLITS
-    total = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    for split in range(first_split, last_split):
-        acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-        for block in range(split * blocks_in_split, tl.minimum((split + 1) * blocks_in_split, blocks)):
-            k = block * BLOCK_K + j
-            mask = live_t if EVEN_K else live_t & (k < K)[:, None]
-            x_KT = tl.load(x_rows + k[:, None], mask=mask, other=0.0)
-            byte = codes + (tl.cast(block, tl.int64) * N + n[:, None]) * BLOCK_K + j[None, :]
-            q = tl.load(byte, mask=live_n[:, None], other=0).to(tl.int32)
-            # the code as the low mantissa bits of 2²³, minus (2²³ + 128): exact, without a slow conversion
-            value = (q | _MAGIC).to(tl.float32, bitcast=True) - _MAGIC_BIAS
-            group = block * BLOCK_K // GROUP_SIZE
-            w_NK = value * tl.load(scale + group * N + n, mask=live_n, other=0.0)[:, None]
-            acc = tl.dot(w_NK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
-        total += acc
-    store_tile(out, total, n, t, first_split, N, T, stride_out, PARALLEL)
+    steps = tl.cdiv(K, BLOCK_K)
+    steps_in_split = split_k // BLOCK_K
+    first = tl.program_id(2) if PARALLEL else 0
+    total = sum_split_q8(
+        x_rows, live_t, codes, scale, n, N, K,
+        first * steps_in_split, tl.minimum((first + 1) * steps_in_split, steps),
+        GROUP_SIZE, CHUNK, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
+    if not PARALLEL:
+        for split in range(1, SPLITS):
+            total += sum_split_q8(
+                x_rows, live_t, codes, scale, n, N, K,
+                split * steps_in_split, tl.minimum((split + 1) * steps_in_split, steps),
+                GROUP_SIZE, CHUNK, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+            )  # fmt: skip
+    store_tile(out, total, n, first_t, first, N, T, stride_out, PARALLEL)
 
 
 def matmul_q8(x_TK: Tensor, weight: PackedInt8, out_TN: Tensor) -> None:
@@ -123,8 +169,9 @@ def matmul_q8(x_TK: Tensor, weight: PackedInt8, out_TN: Tensor) -> None:
     num_rows = x_TK.shape[0]
     if num_rows == 0:
         return
-    config = choose_config(num_outputs, num_inputs, num_rows)
+    config = choose_config(num_outputs, num_inputs, num_rows, device_class(x_TK.device))
     target = parts_or_out(config, out_TN)
+    block_k = min(weight.chunk, 64)
     matmul_q8_kernel[grid_of(config, num_outputs, num_rows)](
         x_TK,
         weight.codes,
@@ -135,16 +182,13 @@ def matmul_q8(x_TK: Tensor, weight: PackedInt8, out_TN: Tensor) -> None:
         num_inputs,
         x_TK.stride(0),
         out_TN.stride(0),
-        weight.codes.shape[0],
+        inputs_of_split(num_outputs, num_inputs, weight.chunk),
         GROUP_SIZE=weight.group_size,
-        BLOCK_K=weight.block,
-        EVEN_K=num_inputs % weight.block == 0,
-        SPLITS=config.splits,
-        PARALLEL=config.parallel,
-        BLOCK_N=config.block_n,
-        BLOCK_T=config.block_t,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        CHUNK=weight.chunk,
+        EVEN_K=num_inputs % block_k == 0,
+        BLOCK_K=block_k,
+        **config.constants(),
+        **config.launch(),
     )
     reduce_parts(config, target, out_TN)
 

@@ -1,19 +1,22 @@
 """The work list of the low-rank ops: built once a step on the host, uploaded once, read by every layer.
 
-A *row tile* is up to `tile_rows` rows of one segment. An *item* is one page of one row tile. The shrink runs one
-program per item and slice; the expand runs one program per row tile and column tile and loops over the tile's
-items. So nothing is launched for rows without an adapter, and a segment of rank 16 costs one page though its
-neighbour has rank 256.
+A *row tile* is up to `tile_rows` rows of one segment. An *item* is one page of one row tile. The shrink works on
+items and slices; the expand on row tiles and column tiles, looping over the tile's items. So nothing is done for
+rows without an adapter, and a segment of rank 16 costs one page though its neighbour has rank 256.
+
+How much work there is stands in a tensor, and the kernels' programs share it out among themselves: the grid is the
+same whatever a step holds. `StaticSegments` keeps segments and work list at fixed addresses, so that a CUDA graph
+captured once serves every later step: fill it, replay.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from perseid_kernels.segments import Segments
+from perseid_kernels.segments import PageList, Segments
 
 SMALL_TILE_ROWS = 16  # decode: a few rows of each adapter; 16 is tl.dot's least side
 LARGE_TILE_ROWS = 64  # prefill: each page of A and B is read once for 64 rows
@@ -21,10 +24,11 @@ LARGE_TILE_ROWS = 64  # prefill: each page of A and B is read once for 64 rows
 
 @dataclass(frozen=True, slots=True)
 class RowTiles:
-    """W row tiles, I items; both int32 and on the segments' device."""
+    """Room for W row tiles and I items, of which `counts` says how many are real; int32, on the segments' device."""
 
     tiles: Tensor  # [W, 4]: first index into segments.rows, number of rows, first item, end of items
     items: Tensor  # [I, 3]: first index into segments.rows, number of rows, index into segments.pages
+    counts: Tensor  # [2]: real tiles, real items
     tile_rows: int
 
     @property
@@ -41,22 +45,110 @@ class RowTiles:
     def build(segments: Segments, tile_rows: int | None = None) -> "RowTiles":
         """Cut each segment's rows into tiles. `tile_rows` is chosen by `choose_tile_rows` unless given."""
         height = tile_rows or choose_tile_rows(segments.max_rows)
-        tiles: list[tuple[int, int, int, int]] = []
-        items: list[tuple[int, int, int]] = []
-        first_row = first_page = 0
-        for num_rows, num_pages in _sizes(segments):
-            for start in range(first_row, first_row + num_rows, height):
-                count = min(height, first_row + num_rows - start)
-                tiles.append((start, count, len(items), len(items) + num_pages))
-                items.extend((start, count, first_page + j) for j in range(num_pages))
-            first_row += num_rows
-            first_page += num_pages
-        return RowTiles(_upload(tiles, 4, segments), _upload(items, 3, segments), height)
+        tiles, items = _cut(_sizes(segments), height)
+        device = segments.rows.device
+        counts = torch.tensor([len(tiles), len(items)], dtype=torch.int32)
+        return RowTiles(_table(tiles, 4).to(device), _table(items, 3).to(device), counts.to(device), height)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticSegments(Segments):
+    """Segments of at most so many rows and pages, at fixed addresses, with their work list.
+
+    Its sizes (`max_rows`, `max_pages`, `sizes`) are not those of a step: kernels read `tiles` alone. Only the Triton
+    backend takes it.
+    """
+
+    tiles: RowTiles = field(kw_only=True)
+    staging: "_Staging" = field(kw_only=True)
+
+    @staticmethod
+    def allocate(max_rows: int, max_pages: int, device: torch.device) -> "StaticSegments":
+        """Room for `max_rows` rows with an adapter whose segments' pages are `max_pages` together (a page counts
+        once for each 16 rows of its segment). Empty until it is filled: an empty one adds nothing."""
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        return StaticSegments(
+            rows=ints(max_rows),
+            indptr=ints(1),
+            pages=ints(max_pages),
+            weights=torch.zeros(max_pages, dtype=torch.float32, device=device),
+            page_indptr=ints(1),
+            max_pages=max_pages,
+            max_rows=max_rows,
+            tiles=RowTiles(ints(max_rows, 4), ints(max_pages, 3), ints(2), SMALL_TILE_ROWS),
+            staging=_Staging(max_rows, max_pages, pin=device.type == "cuda"),
+        )
+
+    def fill(self, lists: Sequence[PageList | None]) -> None:
+        """`lists[t]` is what row t uses, None for the base. Copies without waiting for the device; the previous
+        fill's copies must be done (they are, once a later result was read back). Raises ValueError when it does
+        not fit."""
+        built = Segments.build(lists)
+        host = self.staging
+        if built is None:
+            host.counts.zero_()
+        else:
+            tiles, items = _cut(built.sizes, SMALL_TILE_ROWS)
+            if built.rows.numel() > self.max_rows or len(items) > self.max_pages:
+                raise ValueError(
+                    f"{built.rows.numel()} rows and {len(items)} pages do not fit into "
+                    f"{self.max_rows} rows and {self.max_pages} pages"
+                )
+            host.counts.copy_(torch.tensor([len(tiles), len(items)], dtype=torch.int32))
+            for target, values in (
+                (host.rows, built.rows),
+                (host.pages, built.pages),
+                (host.weights, built.weights),
+                (host.tiles, _table(tiles, 4)),
+                (host.items, _table(items, 3)),
+            ):
+                target[: values.shape[0]].copy_(values)
+        for device_tensor, host_tensor in (
+            (self.rows, host.rows),
+            (self.pages, host.pages),
+            (self.weights, host.weights),
+            (self.tiles.tiles, host.tiles),
+            (self.tiles.items, host.items),
+            (self.tiles.counts, host.counts),
+        ):
+            device_tensor.copy_(host_tensor, non_blocking=True)
+
+
+class _Staging:
+    """Page-locked host copies, from which an upload does not wait."""
+
+    def __init__(self, max_rows: int, max_pages: int, *, pin: bool) -> None:
+        self.rows = torch.zeros(max_rows, dtype=torch.int32, pin_memory=pin)
+        self.pages = torch.zeros(max_pages, dtype=torch.int32, pin_memory=pin)
+        self.weights = torch.zeros(max_pages, dtype=torch.float32, pin_memory=pin)
+        self.tiles = torch.zeros(max_rows, 4, dtype=torch.int32, pin_memory=pin)
+        self.items = torch.zeros(max_pages, 3, dtype=torch.int32, pin_memory=pin)
+        self.counts = torch.zeros(2, dtype=torch.int32, pin_memory=pin)
 
 
 def choose_tile_rows(max_rows: int) -> int:
     """Small tiles until the longest segment fills two of them: below that a large one is mostly padding."""
     return SMALL_TILE_ROWS if max_rows <= 2 * SMALL_TILE_ROWS else LARGE_TILE_ROWS
+
+
+def _cut(
+    sizes: Sequence[tuple[int, int]], height: int
+) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
+    """(tiles, items) of segments of so many (rows, pages)."""
+    tiles: list[tuple[int, int, int, int]] = []
+    items: list[tuple[int, int, int]] = []
+    first_row = first_page = 0
+    for num_rows, num_pages in sizes:
+        for start in range(first_row, first_row + num_rows, height):
+            count = min(height, first_row + num_rows - start)
+            tiles.append((start, count, len(items), len(items) + num_pages))
+            items.extend((start, count, first_page + j) for j in range(num_pages))
+        first_row += num_rows
+        first_page += num_pages
+    return tiles, items
 
 
 def _sizes(segments: Segments) -> list[tuple[int, int]]:
@@ -68,5 +160,5 @@ def _sizes(segments: Segments) -> list[tuple[int, int]]:
     return list(zip(rows, pages, strict=True))
 
 
-def _upload(values: Sequence[tuple[int, ...]], width: int, segments: Segments) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).view(-1, width).to(segments.rows.device)
+def _table(values: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).view(-1, width)

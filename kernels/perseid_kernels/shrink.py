@@ -9,6 +9,10 @@ no memset, no atomics, and the sum is the same in every run. The number of split
 many rows there are, and the 16 columns of a page stand on the left of `tl.dot`, so tiles of 16 and of 64 rows use
 the same instruction: a row's z does not depend on its neighbours.
 
+Programs share the work out among themselves: each takes every num_programs-th (item, slice, split), so a grid of a
+fixed size does whatever a step holds. A slice that a page leaves alone (`live` = 0) is skipped, here and in the
+expand: an adapter of two projections is not charged for seven.
+
 CPU paths: `eager_backend.EagerBackend.add_lora` and `native/`.
 Source: Punica's SGMV shrink (arXiv:2310.18547), with rank pages and a row-tile work list.
 """
@@ -20,8 +24,12 @@ import torch
 from torch import Tensor
 
 from perseid_kernels._triton import cdiv, power_of_two, tl, triton
+from perseid_kernels.devices import compiler_options, device_class
+from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.row_tiles import SMALL_TILE_ROWS, RowTiles
 from perseid_kernels.segments import PAGE_RANK, Segments
+
+_MAX_PROGRAMS = 2048  # small programs: about as many as 132 multiprocessors hold at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +49,20 @@ def choose_config(num_inputs: int, tile_rows: int) -> ShrinkConfig:
     return ShrinkConfig(splits, block_k, num_warps=2 if tile_rows == SMALL_TILE_ROWS else 4, num_stages=3)
 
 
+def num_programs(work: int) -> int:
+    """Programs of a launch that has room for `work` pieces: no more than a large GPU holds at once."""
+    return max(1, min(work, _MAX_PROGRAMS))
+
+
 @triton.jit
 def shrink_kernel(
     x,  # [T, K]
     a,  # [P, C, K]
+    in_use,  # int32 [P, SLICES]
     rows,  # int32 [R]
     pages,  # int32 [ΣJ]
     items,  # int32 [I, 3]
+    counts,  # int32 [2]
     z,  # float32 [I, SPLITS, C, TILE_ROWS]
     K,
     stride_x,
@@ -58,44 +73,48 @@ def shrink_kernel(
     TILE_ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    item = tl.program_id(0) // SLICES
-    slice_index = tl.program_id(0) % SLICES
-    split = tl.program_id(1)
-    first = tl.load(items + item * 3)
-    count = tl.load(items + item * 3 + 1)
-    page = tl.load(pages + tl.load(items + item * 3 + 2)).to(tl.int64)
-
     lane = tl.arange(0, TILE_ROWS)
-    live = lane < count
-    row = tl.load(rows + first + lane, mask=live, other=0).to(tl.int64)
-    column = slice_index * RANK + tl.arange(0, RANK)
-    a_rows = a + (page * SLICES * RANK + column) * K
+    rank = tl.arange(0, RANK)
+    work = tl.load(counts + 1) * SLICES * SPLITS
+    for piece in range(tl.program_id(0), work, tl.num_programs(0)):
+        split = piece % SPLITS
+        slice_index = piece // SPLITS % SLICES
+        item = piece // (SPLITS * SLICES)
+        page = tl.load(pages + tl.load(items + item * 3 + 2)).to(tl.int64)
+        if tl.load(in_use + page * SLICES + slice_index) > 0:
+            first = tl.load(items + item * 3)
+            live = lane < tl.load(items + item * 3 + 1)
+            row = tl.load(rows + first + lane, mask=live, other=0).to(tl.int64)
+            column = slice_index * RANK + rank
+            a_rows = a + (page * SLICES * RANK + column) * K
+            acc = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
+            for start in range(split * split_k, tl.minimum((split + 1) * split_k, K), BLOCK_K):
+                k = start + tl.arange(0, BLOCK_K)
+                inside = k < K
+                x_at = x + row[None, :] * stride_x + k[:, None]
+                x_KT = tl.load(x_at, mask=inside[:, None] & live[None, :], other=0.0)
+                a_CK = tl.load(a_rows[:, None] + k[None, :], mask=inside[None, :], other=0.0)
+                acc = tl.dot(a_CK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
+            base = (tl.cast(item, tl.int64) * SPLITS + split) * SLICES * RANK
+            tl.store(z + (base + column)[:, None] * TILE_ROWS + lane[None, :], acc)
 
-    acc = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
-    for start in range(split * split_k, tl.minimum((split + 1) * split_k, K), BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = k < K
-        x_KT = tl.load(x + row[None, :] * stride_x + k[:, None], mask=inside[:, None] & live[None, :], other=0.0)
-        a_CK = tl.load(a_rows[:, None] + k[None, :], mask=inside[None, :], other=0.0)
-        acc = tl.dot(a_CK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
 
-    base = (item.to(tl.int64) * SPLITS + split) * SLICES * RANK
-    tl.store(z + (base + column)[:, None] * TILE_ROWS + lane[None, :], acc)
-
-
-def shrink(x_TK: Tensor, a_PCK: Tensor, segments: Segments, tiles: RowTiles) -> Tensor:
-    """The shrink in the work list's order: float32 [I, splits, C, tile_rows], to be read by `expand` only."""
-    num_inputs, columns = x_TK.shape[1], a_PCK.shape[1]
+def shrink(x_TK: Tensor, pages: RankPages, segments: Segments, tiles: RowTiles) -> Tensor:
+    """The shrink in the work list's order: float32 [I, splits, C, tile_rows], to be read by `expand` only (slices
+    that a page leaves alone are not written)."""
+    num_inputs, columns = x_TK.shape[1], pages.a.shape[1]
     config = choose_config(num_inputs, tiles.tile_rows)
     slices = columns // PAGE_RANK
     shape = (tiles.num_items, config.splits, columns, tiles.tile_rows)
     z = torch.empty(shape, dtype=torch.float32, device=x_TK.device)
-    shrink_kernel[(tiles.num_items * slices, config.splits)](
+    shrink_kernel[(num_programs(tiles.num_items * slices * config.splits),)](
         x_TK,
-        a_PCK,
+        pages.a,
+        pages.live,
         segments.rows,
         segments.pages,
         tiles.items,
+        tiles.counts,
         z,
         num_inputs,
         x_TK.stride(0),
@@ -107,6 +126,7 @@ def shrink(x_TK: Tensor, a_PCK: Tensor, segments: Segments, tiles: RowTiles) -> 
         BLOCK_K=config.block_k,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **compiler_options(device_class(x_TK.device)),
     )
     return z
 

@@ -4,6 +4,9 @@ Nothing here waits for the device inside a layer: sizes come from shapes and fro
 row-tile work list is built once for a step's `Segments`. Shape legend: backend.py.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ from perseid_kernels.matmul_q8 import unpack_rows as unpack_q8_rows
 from perseid_kernels.norm import add_rms_norm, rms_norm
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_and_store
-from perseid_kernels.row_tiles import RowTiles
+from perseid_kernels.row_tiles import RowTiles, StaticSegments
 from perseid_kernels.segments import Segments
 from perseid_kernels.shrink import shrink
 from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
@@ -74,8 +77,29 @@ class TritonBackend:
         """One shrink for all slices, one expand: two launches a linear."""
         tiles = self._row_tiles(segments)
         if tiles.num_tiles:
-            z = shrink(x_TK, pages.a, segments, tiles)
-            expand(z, pages.b, pages.slices, segments, tiles, out_TN)
+            z = shrink(x_TK, pages, segments, tiles)
+            expand(z, pages, segments, tiles, out_TN)
+
+    def record(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Run `run` once, and return what repeats its ops on the same tensors: one replay of a CUDA graph.
+
+        `run` may read tensors that are filled between replays (token ids, positions, block tables, an
+        AttentionBatch of the longest context, `StaticSegments`), and must not read back from the device. What it
+        allocates belongs to the graph. On the CPU (the interpreter) the result is `run` itself.
+        """
+        if self.device.type != "cuda":
+            run()
+            return partial(_discard, run)
+        stream = torch.cuda.Stream(self.device)  # a graph is captured beside the default stream
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            run()  # compiles the kernels, and uploads what they cache
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a loader thread may allocate and copy while this one captures
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) · weight."""
@@ -118,6 +142,12 @@ class TritonBackend:
 
     def _row_tiles(self, segments: Segments) -> RowTiles:
         """The work list of the step's segments: every layer of a step passes the same object."""
+        if isinstance(segments, StaticSegments):
+            return segments.tiles
         if self._step is None or self._step[0] is not segments:
             self._step = (segments, RowTiles.build(segments))
         return self._step[1]
+
+
+def _discard(run: Callable[[], object]) -> None:
+    run()

@@ -26,8 +26,8 @@ def assert_attends(backend: Backend, q, k, v, batch: AttentionBatch, scale: floa
     torch.testing.assert_close(out.cpu(), attention_oracle(q, k, v, batch, scale), rtol=0, atol=tolerance)
 
 
-# (H, Hkv, D): groups of 3, 1 and 8; head dims 64, and 48, which is no power of two
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 48), (8, 1, 32)])
+# (H, Hkv, D): groups of 3, 1 and 8; head dims 64, 48, which is no power of two, and the widest
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 48), (8, 1, 32), (2, 1, 256)])
 @pytest.mark.parametrize("block_size", [16, 24])
 def test_mixed_batch_equals_the_definition(
     backend: Backend, rng: torch.Generator, heads: int, kv_heads: int, head_dim: int, block_size: int
@@ -72,3 +72,11 @@ def test_q_may_be_a_view_of_qkv(backend: Backend, rng: torch.Generator) -> None:
     out = torch.empty(7, 4, 32, device=DEVICE)
     backend.attention(qkv.to(DEVICE)[:, : 4 * 32].view(7, 4, 32), k.to(DEVICE), v.to(DEVICE), batch, 0.2, out)
     torch.testing.assert_close(out.cpu(), attention_oracle(q, k, v, batch, 0.2), rtol=0, atol=1e-5)
+
+
+def test_a_head_too_wide_is_refused(triton_backend: Backend) -> None:
+    batch, blocks = attention_batch(torch.Generator(), [1], [3], 16)
+    cache = torch.zeros(blocks, 16, 1, 512, device=DEVICE)
+    q = torch.zeros(1, 1, 512, device=DEVICE)
+    with pytest.raises(ValueError, match="head dim 512"):
+        triton_backend.attention(q, cache, cache, batch, 1.0, torch.empty_like(q))

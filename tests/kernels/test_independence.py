@@ -8,6 +8,7 @@ numpy's BLAS, which picks its loops by the shape: `ordered_dot` gives it the ten
 tested is the kernels' own order: the splits of K, the chunks, the pages, the spans.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
+from perseid_kernels import matmul_common, matmul_q4, matmul_q8
 from perseid_kernels.backend import Backend
-from perseid_kernels.matmul_common import choose_config, num_splits
+from perseid_kernels.matmul_common import TILES, choose_config, inputs_of_split, num_splits
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.row_tiles import LARGE_TILE_ROWS, choose_tile_rows
 from perseid_kernels.segments import PageList, Segments
@@ -48,9 +50,25 @@ def ordered_dot(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
-@pytest.mark.parametrize("num_rows", [17, 70])
-def test_products(triton_backend: TritonBackend, rng: torch.Generator, num_rows: int) -> None:
-    """Across the launch variants, and across parallel and serial splits of K."""
+@pytest.fixture(params=["parallel", "serial"])
+def how_k_is_split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Over programs, as products of a test's size are, or within one, as those of many tiles are."""
+    if request.param == "serial":
+        monkeypatch.setattr(matmul_common, "_FULL", 0)
+    choose_config.cache_clear()
+    yield request.param
+    choose_config.cache_clear()
+
+
+@pytest.mark.parametrize("num_rows", [17, 130])
+def test_products(
+    triton_backend: TritonBackend,
+    rng: torch.Generator,
+    num_rows: int,
+    how_k_is_split: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Across the row classes, and one row with K split over programs against any way of splitting it."""
     for weight in (
         int4_weight(rng, 70, 544, 32, "q4_1"),
         int4_weight(rng, 33, 576, 64, "nf4"),
@@ -63,14 +81,54 @@ def test_products(triton_backend: TritonBackend, rng: torch.Generator, num_rows:
         x = torch.randn(num_rows, num_inputs, generator=rng).to(DEVICE)
         together = torch.empty(num_rows, num_outputs, device=DEVICE)
         triton_backend.matmul(x, packed, together)
-        alone = torch.empty(1, num_outputs, device=DEVICE)
-        triton_backend.matmul(x[-1:], packed, alone)
+        assert choose_config(num_outputs, num_inputs, num_rows).parallel == (how_k_is_split == "parallel")
+        with monkeypatch.context() as decode:
+            decode.setattr(matmul_common, "_FULL", 0.9)
+            choose_config.cache_clear()
+            alone = torch.empty(1, num_outputs, device=DEVICE)
+            triton_backend.matmul(x[-1:], packed, alone)
+        choose_config.cache_clear()
         assert torch.equal(alone[0], together[-1])
 
 
-def test_the_split_of_k_ignores_the_rows() -> None:
-    for num_rows in (1, 16, 17, 32, 33, 4096):
-        assert choose_config(4096, 14336, num_rows).splits == num_splits(4096, 14336)
+@pytest.mark.skipif(not INTERPRETED, reason="a device has the tiles of its own kind only")
+def test_tiles_of_another_device_sum_in_the_same_order(
+    triton_backend: TritonBackend, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sm_90's tiles are larger, in rows and along K; they run here too."""
+    for weight in (int4_weight(rng, 70, 640, 32, "q4_1"), int8_weight(rng, 33, 576, 32)):
+        packed = triton_backend.pack(weight, DEVICE)
+        outs = []
+        for kind in ("sm_80", "sm_90"):
+            for module in (matmul_q4, matmul_q8):
+                monkeypatch.setattr(module, "device_class", lambda device, kind=kind: kind)
+            x = torch.randn(40, weight.shape[1], generator=torch.Generator().manual_seed(2)).to(DEVICE)
+            outs.append(torch.empty(40, weight.shape[0], device=DEVICE))
+            triton_backend.matmul(x, packed, outs[-1])
+        assert torch.equal(*outs)
+    assert TILES["sm_80"].by_rows[64] != TILES["sm_90"].by_rows[64]
+
+
+@pytest.mark.parametrize("kind", list(TILES))
+def test_the_split_of_k_ignores_the_rows(kind: str) -> None:
+    for num_rows in (1, 16, 17, 32, 33, 64, 128, 4096):
+        assert choose_config(4096, 14336, num_rows, kind).splits == num_splits(4096, 14336)
+
+
+@pytest.mark.parametrize("kind", list(TILES))
+def test_a_grid_that_leaves_the_device_idle_splits_k(kind: str) -> None:
+    """Decode splits over programs; a long prefill has tiles enough and keeps its sum in one program."""
+    assert choose_config(4096, 4096, 1, kind).parallel
+    assert choose_config(4096, 4096, 64, kind).parallel
+    assert not choose_config(4096, 4096, 4096, kind).parallel
+    assert choose_config(28672, 4096, 4096, kind).tile == TILES[kind].many
+
+
+def test_splits_are_whole_chunks_and_cover_k() -> None:
+    for num_outputs, num_inputs, chunk in [(4096, 4096, 128), (4096, 14336, 128), (33, 1056, 64), (960, 576, 64)]:
+        splits, length = num_splits(num_outputs, num_inputs), inputs_of_split(num_outputs, num_inputs, chunk)
+        assert length % chunk == 0
+        assert (splits - 1) * length < num_inputs <= splits * length
 
 
 def test_low_rank_sums(triton_backend: TritonBackend, rng: torch.Generator) -> None:

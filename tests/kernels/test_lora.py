@@ -7,9 +7,10 @@ from torch import Tensor
 from perseid_kernels.backend import Backend
 from perseid_kernels.expand import expand_oracle
 from perseid_kernels.rank_pages import RankPages
-from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS, RowTiles
+from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS, RowTiles, StaticSegments
 from perseid_kernels.segments import PAGE_RANK, PageList, Segments
 from perseid_kernels.shrink import shrink, shrink_oracle
+from perseid_kernels.triton_backend import TritonBackend
 from tests.kernels.cases import DEVICE, SENTINEL, assert_sum, lora_pool, random_page_lists, random_segments
 
 NUM_PAGES = 20
@@ -47,10 +48,11 @@ def test_shrink_equals_the_definition(
     rng: torch.Generator, num_inputs: int, slices: tuple[int, ...], tile_rows: int
 ) -> None:
     segments = random_segments(rng, 11, NUM_PAGES)
-    a, _ = lora_pool(rng, NUM_PAGES, num_inputs, slices)
+    a, b = lora_pool(rng, NUM_PAGES, num_inputs, slices)
+    pages = RankPages.of(a.to(DEVICE), b.to(DEVICE), slices)
     x = torch.randn(11, num_inputs, generator=rng)
     tiles = RowTiles.build(segments, tile_rows)
-    z = by_row_and_page(shrink(x.to(DEVICE), a.to(DEVICE), segments, tiles), tiles, segments)
+    z = by_row_and_page(shrink(x.to(DEVICE), pages, segments, tiles), tiles, segments)
     magnitude = shrink_oracle(x.abs(), a.abs(), host(segments))
     assert_sum(z, shrink_oracle(x, a, host(segments)), magnitude, num_inputs)
 
@@ -148,3 +150,54 @@ def test_no_adapter_at_all_builds_no_segments() -> None:
     assert Segments.build([None, None]) is None
     assert Segments.build([PageList((), ()), None]) is None
     assert Segments.build([]) is None
+
+
+def test_static_segments_serve_step_after_step(triton_backend: TritonBackend, rng: torch.Generator) -> None:
+    """Fill, replay what was recorded once: each step's rows and pages, bit for bit as with segments of its own."""
+    slices = (24, 8)
+    a, b = (pool.to(DEVICE) for pool in lora_pool(rng, NUM_PAGES, 64, slices))
+    pages = RankPages.of(a, b, slices)
+    x, out = torch.randn(20, 64, generator=rng).to(DEVICE), torch.empty(20, 32, device=DEVICE)
+    static = StaticSegments.allocate(max_rows=20, max_pages=200, device=DEVICE)
+    addresses = [tensor.data_ptr() for tensor in (static.rows, static.tiles.items, static.tiles.counts)]
+
+    def step() -> None:
+        out.zero_()
+        triton_backend.add_lora(x, pages, static, out)
+
+    replay = triton_backend.record(step)
+    assert (out == 0).all(), "empty segments added something"
+    busy = random_page_lists(rng, 20, NUM_PAGES)
+    for lists in (busy, [None] * 20, [PageList.of((3,))] * 20, [*busy[:4], *[None] * 16]):
+        static.fill(lists)
+        replay()
+        expected = torch.zeros_like(out)
+        segments = Segments.build(lists, DEVICE)
+        if segments is not None:
+            triton_backend.add_lora(x, pages, segments, expected)
+        assert torch.equal(out, expected)
+    assert addresses == [tensor.data_ptr() for tensor in (static.rows, static.tiles.items, static.tiles.counts)]
+
+
+def test_static_segments_say_when_a_step_does_not_fit(rng: torch.Generator) -> None:
+    static = StaticSegments.allocate(max_rows=8, max_pages=2, device=DEVICE)
+    with pytest.raises(ValueError, match="9 rows and 1 pages do not fit"):
+        static.fill([PageList.of((1,))] * 9)
+    with pytest.raises(ValueError, match="2 rows and 3 pages do not fit"):
+        static.fill([PageList.of((1, 2)), PageList.of((3,))])
+
+
+def test_a_slice_that_a_page_leaves_alone_is_not_read(triton_backend: TritonBackend, rng: torch.Generator) -> None:
+    """Its A is zero by contract; here it is NaN, which would show, and its outputs stay as they were to the bit."""
+    a, b = lora_pool(rng, 2, 64, (24, 8))
+    a[1, :PAGE_RANK], b[1, :, :24] = float("nan"), float("nan")
+    live = torch.tensor([[16, 16], [0, 16]], dtype=torch.int32, device=DEVICE)
+    pages = RankPages(a.to(DEVICE), b.to(DEVICE), live, (24, 8))
+    segments = Segments.build([PageList.of((1,)), PageList.of((0, 1))], DEVICE)
+    assert segments is not None
+    x = torch.randn(2, 64, generator=rng)
+    out = torch.full((2, 32), -0.0, device=DEVICE)
+    triton_backend.add_lora(x.to(DEVICE), pages, segments, out)
+    assert torch.signbit(out[0, :24]).all(), "a projection without an adapter was written"
+    torch.testing.assert_close(out[1, :24].cpu(), x[1] @ a[0, :16].T @ b[0, :, :24], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(out[0, 24:].cpu(), x[0] @ a[1, 16:].T @ b[1, :, 24:], rtol=1e-4, atol=1e-3)

@@ -1,5 +1,7 @@
 """The products of each backend against the canonical weight's float32 definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -105,6 +107,27 @@ def test_packed_weights_stay_packed(backend: Backend, rng: torch.Generator) -> N
     nbytes = backend.pack(int4_weight(rng, 64, 128, 32, "q4_0"), DEVICE).nbytes
     packed = 64 * 128 // 2 + 64 * 4 * 4 + 16 * 4
     assert packed <= nbytes <= packed + 64
+
+
+def test_scales_that_are_float16_share_a_word(triton_backend: TritonBackend, rng: torch.Generator) -> None:
+    """GGUF's scales and offsets: half the bytes, and the same weights to the bit."""
+    wide = int4_weight(rng, 33, 192, 32, "q4_1")
+    assert wide.offset is not None
+    exact = replace(wide, scale=wide.scale.half().float(), offset=wide.offset.half().float())
+    packed, unpaired = triton_backend.pack(exact, DEVICE), triton_backend.pack(wide, DEVICE)
+    assert unpaired.nbytes - packed.nbytes == 33 * 6 * 4
+    ids = torch.tensor([32, 0, 7])
+    assert torch.equal(triton_backend.embed(packed, ids.to(DEVICE)).cpu(), exact.dequantize()[ids])
+    out = torch.empty(192, 33, device=DEVICE)
+    triton_backend.matmul(torch.eye(192, device=DEVICE), packed, out)
+    torch.testing.assert_close(out.cpu().T, exact.dequantize(), rtol=2**-23, atol=2**-22)
+
+
+def test_a_group_that_is_no_power_of_two(triton_backend: TritonBackend, rng: torch.Generator) -> None:
+    """48: groups begin within a tile's step, and 144 inputs leave the last chunk padded."""
+    for num_rows in (1, 70):
+        check(triton_backend, int4_weight(rng, 19, 144, 48, "q4_1"), matmul_q4_oracle, num_rows, rng)
+        check(triton_backend, int8_weight(rng, 19, 144, 48), matmul_q8_oracle, num_rows, rng)
 
 
 def test_a_group_size_no_tile_fits_is_refused(triton_backend: TritonBackend, rng: torch.Generator) -> None:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "integer_matmul.h"
 #include "threads.h"
 #include "weight.h"
 
@@ -169,6 +170,23 @@ void product(const Product& p, int64_t first, int64_t end) {
     }
 }
 
+// One output's row of a QUADS weight: few are wanted, so one number at a time.
+template <class S>
+void embed_quads(const Weight& w, int64_t output, float* out) {
+    const int64_t block = w.quad_block(), bits = w.kind == QUADS8 ? 8 : 4, groups = w.num_inputs / w.group;
+    const int64_t panel = output / PANEL, lane = output % PANEL;
+    const auto* codes = static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs * PANEL * bits / 8;
+    const int64_t half = bits == 4 ? block / 2 : block;
+    for (int64_t k = 0; k < w.num_inputs; ++k) {
+        const int64_t in_half = k % half, is_upper = k % block / half;
+        const uint8_t byte = codes[k / block * PANEL * half + in_half / 4 * 64 + lane * 4 + in_half % 4];
+        const int code = bits == 8 ? byte : is_upper ? byte >> 4 : byte & 15;
+        const int64_t at = (panel * groups + k / w.group) * PANEL + lane;
+        const float value = (w.codebook[0] + float(code)) * to_float(static_cast<const S*>(w.scale)[at]);
+        out[k] = w.offset ? value + to_float(static_cast<const S*>(w.offset)[at]) : value;
+    }
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) void perseid_matmul(
@@ -176,6 +194,11 @@ extern "C" __attribute__((visibility("default"))) void perseid_matmul(
     if (num_rows == 0) {
         return;
     }
+#ifdef PERSEID_VNNI
+    if (w->is_quads()) {
+        return integer_matmul(*w, x, num_rows, stride_x, out, stride_out);
+    }
+#endif
     const Product p{*w, x, num_rows, stride_x, out, stride_out};
     with_reader(*w, [&](auto type) {
         using Reader = typename decltype(type)::Reader;
@@ -187,9 +210,25 @@ extern "C" __attribute__((visibility("default"))) void perseid_matmul(
     });
 }
 
+// Whether weights may be packed as QUADS4 and QUADS8.
+extern "C" __attribute__((visibility("default"))) int64_t perseid_has_integer_matmul() {
+#ifdef PERSEID_VNNI
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // Rows `ids` of W.
 extern "C" __attribute__((visibility("default"))) void perseid_embed(
     const Weight* w, const int64_t* ids, int64_t count, float* out) {
+    if (w->is_quads()) {
+        for (int64_t i = 0; i < count; ++i) {
+            w->type == F16 ? embed_quads<Half>(*w, ids[i], out + i * w->num_inputs)
+                           : embed_quads<float>(*w, ids[i], out + i * w->num_inputs);
+        }
+        return;
+    }
     with_reader(*w, [&](auto type) {
         using Reader = typename decltype(type)::Reader;
         std::vector<float> panel(w->num_inputs * PANEL);

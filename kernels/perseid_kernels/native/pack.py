@@ -14,7 +14,8 @@ from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
 
 PANEL = 16
 _LANES = 8
-_AFFINE4, _CODEBOOK4, _INT8, _DENSE = range(4)
+_AFFINE4, _CODEBOOK4, _INT8, _DENSE, _QUADS4, _QUADS8 = range(6)
+_QUAD_GROUP = 16  # groups are multiples of it, or the integer product cannot take them
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -53,29 +54,37 @@ class NativeWeight:
         return sum(tensor.nbytes for tensor in self.tensors) + ctypes.sizeof(self.struct)
 
 
-def pack(weight: Weight) -> NativeWeight:
-    """The packed form; decoding it gives the canonical values bit by bit."""
+def pack(weight: Weight, integer_matmul: bool = False) -> NativeWeight:
+    """The packed form; decoding it gives the canonical values bit by bit. `integer_matmul` tells whether the library
+    has that product: codes that are whole numbers are then laid out for it."""
     match weight:
         case Int4Weight():
-            return _pack_int4(weight)
+            return _pack_int4(weight, integer_matmul and _is_affine(weight) and weight.group_size % _QUAD_GROUP == 0)
         case Int8Weight():
             scale = _panels(_smallest(weight.scale))
+            if integer_matmul and weight.group_size % _QUAD_GROUP == 0:
+                codes = _quads((weight.codes.to(torch.int16) + 128).to(torch.uint8), weight.group_size)
+                return _finish(_QUADS8, weight, weight.group_size, codes, scale, None, torch.arange(16.0) - 128)
             return _finish(_INT8, weight, weight.group_size, _panels(weight.codes), scale)
         case DenseWeight():
             values = weight.values if weight.values.dtype in _TYPES else weight.values.float()
             return _finish(_DENSE, weight, weight.shape[1], _panels(values))
 
 
-def _pack_int4(weight: Int4Weight) -> NativeWeight:
+def _pack_int4(weight: Int4Weight, as_quads: bool) -> NativeWeight:
     codes_NK = torch.stack((weight.codes & 0xF, weight.codes >> 4), dim=-1).view(weight.shape)
-    codes_PKB = _panels(codes_NK)
-    packed = codes_PKB[..., :_LANES] | (codes_PKB[..., _LANES:] << 4)
+    if as_quads:
+        codes_PBQ = _quads(codes_NK, weight.group_size)
+        low, high = codes_PBQ.chunk(2, dim=2)
+    else:
+        low, high = _panels(codes_NK).split(_LANES, dim=2)
+    packed = low | (high << 4)
     scale, offset = weight.scale, weight.offset
     if offset is None:
         scale = _smallest(scale)
     else:
         scale, offset = _smallest(torch.stack((scale, offset))).unbind()
-    kind = _AFFINE4 if _is_affine(weight) else _CODEBOOK4
+    kind = _QUADS4 if as_quads else _AFFINE4 if _is_affine(weight) else _CODEBOOK4
     offset_panels = None if offset is None else _panels(offset)
     return _finish(kind, weight, weight.group_size, packed.contiguous(), _panels(scale), offset_panels, weight.codebook)
 
@@ -124,3 +133,12 @@ def _panels(rows_NX: Tensor) -> Tensor:
     num_rows, width = rows_NX.shape
     padded = pad(rows_NX, (0, 0, 0, -num_rows % PANEL))
     return padded.view(-1, PANEL, width).transpose(1, 2).contiguous()
+
+
+def _quads(codes_NK: Tensor, group: int) -> Tensor:
+    """uint8 [N, K] → [P, blocks, quads of a block, 16 outputs · 4 inputs] contiguous."""
+    num_outputs, num_inputs = codes_NK.shape
+    block = 32 if group % 32 == 0 else 16
+    padded = pad(codes_NK, (0, 0, 0, -num_outputs % PANEL))
+    quads = padded.view(-1, PANEL, num_inputs // block, block // 4, 4).permute(0, 2, 3, 1, 4)
+    return quads.reshape(quads.shape[0], num_inputs // block, block // 4, PANEL * 4)

@@ -11,6 +11,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define PERSEID_VNNI 1  // products of bytes: the integer product (integer_matmul.cpp) is there
+#endif
+
 namespace perseid {
 
 constexpr int LANES = 8;
@@ -41,6 +45,7 @@ inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + c
 inline V round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V to_float(VI a) { return _mm256_cvtepi32_ps(a); }
+inline float to_float(Half h) { return _cvtsh_ss(h.bits); }
 inline V load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline V load(const BFloat* p) {
     const VI wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -156,6 +161,8 @@ inline V sum_each(const V rows[LANES]) {
 #undef PERSEID_LANES
 
 #endif
+
+inline float to_float(float a) { return a; }
 
 // The first n < LANES floats, zeros after them.
 inline V load_some(const float* p, int64_t n) {

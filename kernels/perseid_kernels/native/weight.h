@@ -5,6 +5,11 @@
 // The 16 codes of an input lie together: eight bytes in 4 bits (the low nibbles are outputs 0 … 7 of the panel, the
 // high ones 8 … 15), sixteen bytes in 8 bits. So the lanes of a vector are outputs, every output's sum runs over the
 // inputs in ascending order, and no result depends on how many rows share the product.
+//
+// The kinds QUADS4 and QUADS8 are for the integer product (integer_matmul.cpp), which takes four inputs at a time: in
+// blocks of 32 inputs (16 where the group is no multiple of 32), 64 bytes are 16 outputs × 4 inputs. In 4 bits the low
+// nibbles are the block's first half, the high ones its second. Codes are stored without sign: codebook[0] is their
+// smallest value, codebook[0] + stored their own.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +20,7 @@ namespace perseid {
 
 constexpr int PANEL = 2 * LANES;
 
-enum Kind : int32_t { AFFINE4 = 0, CODEBOOK4 = 1, INT8 = 2, DENSE = 3 };
+enum Kind : int32_t { AFFINE4 = 0, CODEBOOK4 = 1, INT8 = 2, DENSE = 3, QUADS4 = 4, QUADS8 = 5 };
 enum Type : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 
 struct Weight {  // the same fields as `pack._Weight` in Python
@@ -25,9 +30,11 @@ struct Weight {  // the same fields as `pack._Weight` in Python
     const void* codes;
     const void* scale;   // [panels][groups][PANEL]
     const void* offset;  // the same, or null
-    float codebook[16];  // AFFINE4: codebook[i] = codebook[0] + i, and codebook[0] = 0 where there is an offset
+    float codebook[16];  // AFFINE4, QUADS4: codebook[i] = codebook[0] + i, and codebook[0] = 0 where there is an offset
 
     int64_t num_panels() const { return (num_outputs + PANEL - 1) / PANEL; }
+    bool is_quads() const { return kind == QUADS4 || kind == QUADS8; }
+    int64_t quad_block() const { return group % 32 == 0 ? 32 : 16; }
 };
 
 // The readers below decode a panel: `begin_group(g)`, then `read(k, low, high)` for each input of it. They round as

@@ -1,0 +1,89 @@
+"""The integer product: exact weights, 16-bit activations, the same bits in any batch. (A CPU without AVX-512 VNNI
+takes the float32 product, for which all of this holds as well.)"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from perseid_kernels.native.backend import NativeBackend
+from perseid_kernels.native.build import build_library
+from perseid_kernels.weights import Weight
+from tests.kernels.cases import int4_weight, int8_weight
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def backend() -> NativeBackend:
+    return NativeBackend(build_library(), integer_matmul=True)
+
+
+def weights(rng: torch.Generator) -> list[Weight]:
+    """Blocks of 32 and 16, groups of several blocks, float16 and float32 scales, partial last panels."""
+    int8 = int8_weight(rng, 41, 544, 32)
+    return [
+        int4_weight(rng, 70, 544, 32, "q4_1"),
+        int4_weight(rng, 70, 544, 32, "q4_0"),
+        int4_weight(rng, 33, 256, 128, "q4_0"),
+        int4_weight(rng, 33, 96, 16, "q4_0"),
+        int4_weight(rng, 33, 96, 16, "q4_1"),
+        int8,
+        replace(int8, scale=int8.scale.half().float()),
+        int8_weight(rng, 35, 48, 16),
+    ]
+
+
+def product(backend: NativeBackend, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(x.shape[0], weight.shape[0])
+    backend.matmul(x, backend.pack(weight, CPU), out)
+    return out
+
+
+def test_weights_are_exact(backend: NativeBackend, rng: torch.Generator) -> None:
+    for weight in weights(rng):
+        expected = weight.dequantize()
+        assert torch.equal(backend.embed(backend.pack(weight, CPU), torch.arange(weight.shape[0])), expected)
+        assert torch.equal(product(backend, weight, torch.eye(weight.shape[1])), expected.T)
+
+
+def test_activations_keep_fifteen_bits_of_their_block(backend: NativeBackend, rng: torch.Generator) -> None:
+    """|error| ≤ Σ_blocks 2^-15 · max |x of the block| · Σ |W of the block|, plus float32's rounding of the sums."""
+    for weight in weights(rng):
+        num_outputs, num_inputs = weight.shape
+        block = 32 if weight.group_size % 32 == 0 else 16
+        x = torch.randn(9, num_inputs, generator=rng) * torch.logspace(-3, 3, num_inputs)
+        values = weight.dequantize()
+        exact = x.double() @ values.double().T
+        largest = x.abs().view(9, -1, block).amax(dim=2).double()
+        bound = 2**-15 * largest @ values.abs().view(num_outputs, -1, block).sum(dim=2).double().T
+        rounding = 1e-5 * (x.abs().double() @ values.abs().double().T)
+        assert ((product(backend, weight, x) - exact).abs() <= bound + rounding).all()
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 15, 16, 17, 31, 500])
+def test_rows_do_not_see_each_other(backend: NativeBackend, rng: torch.Generator, num_rows: int) -> None:
+    for weight in weights(rng):
+        x = torch.randn(num_rows, weight.shape[1], generator=rng)
+        together = product(backend, weight, x)
+        for row in {0, num_rows // 2, num_rows - 1}:
+            assert torch.equal(product(backend, weight, x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_stays_none(backend: NativeBackend, rng: torch.Generator, value: float) -> None:
+    for weight in weights(rng):
+        x = torch.randn(3, weight.shape[1], generator=rng)
+        x[1, 5] = value
+        out = product(backend, weight, x)
+        assert not out[1].isfinite().any()
+        assert out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-25, 1e30])
+def test_tiny_and_huge_rows(backend: NativeBackend, rng: torch.Generator, size: float) -> None:
+    for weight in weights(rng):
+        x = torch.full((2, weight.shape[1]), size)
+        exact = x.double() @ weight.dequantize().double().T
+        largest = size * weight.dequantize().abs().sum(dim=1).double()
+        assert ((product(backend, weight, x) - exact).abs() <= 1e-4 * largest + 1e-25).all()
