@@ -1,11 +1,11 @@
 // out[t, o] = Σ_b scale_w(o, b) · scale_x(t, b) · Σ_i∈b q_w(o, i) · q_x(t, i)  +  offset(o, b) · Σ_i∈b x(t, i)
 //
-// The inner sum is exact: 4- or 8-bit codes times 16-bit activations (quantize.h), in 32-bit integers. The blocks are
-// added in ascending order in float32, so a result is the same bits beside any other rows.
+// The inner sum is exact: 4- or 8-bit codes times integers of three bytes (quantize.h), in 32 bits. It may pass them on
+// the way, since what wraps comes back; its end never does. The blocks are added in ascending order in float32, so a
+// result is the same bits beside any other rows.
 //
-// A panel's block is decoded into eight registers, 16 outputs × 4 inputs each. For every row of a tile it meets the
-// activations' high bytes, is shifted by eight bits, and meets the low bytes: four products of bytes a lane and
-// instruction, 32 of 16 bits a pair of instructions, the rate of bfloat16 at 128 times its resolution.
+// A panel's block passes once, 16 outputs × 4 inputs a register. Each meets every row's three bytes: sums of ROWS rows
+// × three bytes stay in registers, enough of them that no product waits for the one before it.
 #include "integer_matmul.h"
 
 #ifdef PERSEID_VNNI
@@ -18,7 +18,7 @@
 namespace perseid {
 namespace {
 
-constexpr int ROW_TILE = 16;                     // sums in registers: 16, and 8 weights, of 32
+constexpr int ROW_TILE = 8;                      // sums in registers: 24 of 32
 constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;  // quantised rows that stay in the second cache while panels pass
 constexpr int64_t TASK_PRODUCTS = 100 * 1000;    // of a task: a few microseconds, enough to be worth taking
 
@@ -29,8 +29,8 @@ struct Product {
     int64_t stride_out;
 
     void write(int64_t row, int64_t panel, __m512 values) const {
-        const int64_t left = std::min<int64_t>(PANEL, w.num_outputs - panel * PANEL);
-        _mm512_mask_storeu_ps(out + row * stride_out + panel * PANEL, __mmask16((1u << left) - 1), values);
+        const int64_t left = std::min<int64_t>(QUAD_PANEL, w.num_outputs - panel * QUAD_PANEL);
+        _mm512_mask_storeu_ps(out + row * stride_out + panel * QUAD_PANEL, __mmask16((1u << left) - 1), values);
     }
 };
 
@@ -39,20 +39,15 @@ inline __m512 load16(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-// Decodes the codes of a panel's block: register j holds inputs 4j … 4j + 3 of all outputs, as unsigned bytes.
+// Inputs 4j … 4j + 3 of a block, all outputs of the panel, as unsigned bytes.
 template <int BITS, int QUADS>
-inline void decode(const uint8_t* codes, __m512i weights[QUADS]) {
+inline __m512i decode(const uint8_t* codes, int j) {
     if constexpr (BITS == 8) {
-        for (int j = 0; j < QUADS; ++j) {
-            weights[j] = _mm512_loadu_si512(codes + 64 * j);
-        }
+        return _mm512_loadu_si512(codes + 64 * j);
     } else {
-        const __m512i mask = _mm512_set1_epi8(15);
-        for (int j = 0; j < QUADS / 2; ++j) {
-            const __m512i both = _mm512_loadu_si512(codes + 64 * j);
-            weights[j] = _mm512_and_si512(both, mask);
-            weights[j + QUADS / 2] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-        }
+        const __m512i both = _mm512_loadu_si512(codes + 64 * (j % (QUADS / 2)));
+        const __m512i code = j < QUADS / 2 ? both : _mm512_srli_epi16(both, 4);
+        return _mm512_and_si512(code, _mm512_set1_epi8(15));
     }
 }
 
@@ -63,34 +58,44 @@ inline __m512i four(const int8_t* bytes) {
     return _mm512_set1_epi32(word);
 }
 
-// Σ codes · q over a block, for the panel's outputs.
-template <int QUADS>
-inline __m512i block_sum(const __m512i weights[QUADS], const int8_t* bytes) {
-    __m512i sum = _mm512_setzero_si512();
+// sums[t] = Σ codes · q over a block, for the panel's outputs. Rows of bytes lie `stride` apart.
+template <int BITS, int QUADS, int ROWS>
+inline void block_sums(const uint8_t* codes, const int8_t* bytes, int64_t stride, __m512i sums[ROWS]) {
+    __m512i planes[ROWS][PLANES];
+    for (int t = 0; t < ROWS; ++t) {
+        for (int p = 0; p < PLANES; ++p) {
+            planes[t][p] = _mm512_setzero_si512();
+        }
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < QUADS; ++j) {
-        sum = _mm512_dpbusd_epi32(sum, weights[j], four(bytes + 4 * j));
-    }
-    sum = _mm512_slli_epi32(sum, 8);
+        const __m512i weights = decode<BITS, QUADS>(codes, j);
 #pragma GCC unroll 8
-    for (int j = 0; j < QUADS; ++j) {
-        sum = _mm512_dpbusd_epi32(sum, weights[j], four(bytes + 4 * (QUADS + j)));
+        for (int t = 0; t < ROWS; ++t) {
+#pragma GCC unroll 3
+            for (int p = 0; p < PLANES; ++p) {
+                planes[t][p] = _mm512_dpbusd_epi32(planes[t][p], weights, four(bytes + t * stride + 4 * (p * QUADS + j)));
+            }
+        }
     }
-    return sum;
+    for (int t = 0; t < ROWS; ++t) {
+        const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(planes[t][0], PLANE_BITS), planes[t][1]);
+        sums[t] = _mm512_add_epi32(_mm512_slli_epi32(upper, PLANE_BITS), planes[t][2]);
+    }
 }
 
 // ROWS rows from `row` on, one panel, all inputs.
 template <class Form, int ROWS>
 void multiply_tile(const Product& p, int64_t panel, int64_t row) {
-    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 8 * Form::BITS;
+    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 8 * Form::BITS, ROW_BYTES = QUADS * 4 * PLANES;
     using S = typename Form::Scale;
     const int64_t blocks = p.x.num_blocks, groups = p.w.num_inputs / p.w.group;
     const int64_t blocks_in_group = blocks / groups;
     const auto* codes = static_cast<const uint8_t*>(p.w.codes) + panel * blocks * BYTES;
-    const S* scales = static_cast<const S*>(p.w.scale) + panel * groups * PANEL;
-    const S* offsets = static_cast<const S*>(p.w.offset) + (Form::OFFSET ? panel * groups * PANEL : 0);
-    const int8_t* bytes = p.x.bytes + row * blocks * QUADS * 8;
-    const BlockSums* sums = p.x.blocks + row * blocks;
+    const S* scales = static_cast<const S*>(p.w.scale) + panel * groups * QUAD_PANEL;
+    const S* offsets = static_cast<const S*>(p.w.offset) + (Form::OFFSET ? panel * groups * QUAD_PANEL : 0);
+    const int8_t* bytes = p.x.bytes + row * blocks * ROW_BYTES;
+    const BlockSums* rows = p.x.blocks + row * blocks;
     const int32_t first = int32_t(p.w.codebook[0]);
 
     __m512 total[ROWS];
@@ -98,20 +103,19 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
         total[t] = _mm512_setzero_ps();
     }
     for (int64_t b = 0; b < blocks; ++b) {
-        __m512i weights[QUADS];
-        decode<Form::BITS, QUADS>(codes + b * BYTES, weights);
+        __m512i sums[ROWS];
+        block_sums<Form::BITS, QUADS, ROWS>(codes + b * BYTES, bytes + b * ROW_BYTES, blocks * ROW_BYTES, sums);
         const int64_t group = blocks_in_group == 1 ? b : b / blocks_in_group;
-        const __m512 scale = load16(scales + group * PANEL);
-        const __m512 offset = Form::OFFSET ? load16(offsets + group * PANEL) : _mm512_setzero_ps();
-#pragma GCC unroll 16
+        const __m512 scale = load16(scales + group * QUAD_PANEL);
+        const __m512 offset = Form::OFFSET ? load16(offsets + group * QUAD_PANEL) : _mm512_setzero_ps();
+#pragma GCC unroll 8
         for (int t = 0; t < ROWS; ++t) {
-            const BlockSums& x = sums[t * blocks + b];
-            __m512i sum = block_sum<QUADS>(weights, bytes + (t * blocks + b) * QUADS * 8);
+            const BlockSums& x = rows[t * blocks + b];
             if constexpr (!Form::OFFSET) {
-                sum = _mm512_add_epi32(sum, _mm512_set1_epi32(first * x.total));
+                sums[t] = _mm512_add_epi32(sums[t], _mm512_set1_epi32(first * x.total));
             }
-            const __m512 scales_product = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale));
-            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales_product, total[t]);
+            const __m512 both_scales = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale));
+            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), both_scales, total[t]);
             if constexpr (Form::OFFSET) {
                 total[t] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sum), total[t]);
             }
@@ -122,7 +126,7 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
     }
 }
 
-// Rows [row, end) in tiles of 16, then 8, 4, 2, 1.
+// Rows [row, end) in tiles of 8, then 4, 2, 1.
 template <class Form, int ROWS = ROW_TILE>
 void multiply_rows(const Product& p, int64_t panel, int64_t row, int64_t end) {
     for (; row + ROWS <= end; row += ROWS) {
@@ -162,23 +166,25 @@ void with_form(const Weight& w, F f) {
 }
 
 int64_t panels_of_a_task(const Weight& w, int64_t rows) {
-    return std::clamp<int64_t>(TASK_PRODUCTS / (PANEL * w.num_inputs * rows), 1, 8);
+    return std::clamp<int64_t>(TASK_PRODUCTS / (QUAD_PANEL * w.num_inputs * rows), 1, 8);
 }
 
 }  // namespace
 
 void integer_matmul(const Weight& w, const float* x, int64_t num_rows, int64_t stride_x, float* out,
                     int64_t stride_out) {
-    const Product p{w, quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block()), out, stride_out};
-    const int64_t row_block = std::max<int64_t>(ROW_TILE, ROW_BLOCK_BYTES / (2 * w.num_inputs) / ROW_TILE * ROW_TILE);
+    const int magnitude_bits = w.kind == QUADS8 ? 19 : 21;  // 32 products with codes of 8 or 4 bits fit 32 bits
+    const Product p{w, quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block(), magnitude_bits), out, stride_out};
+    const int64_t row_block = std::max<int64_t>(ROW_TILE, ROW_BLOCK_BYTES / (PLANES * w.num_inputs) / ROW_TILE * ROW_TILE);
     const int64_t row_blocks = (num_rows + row_block - 1) / row_block;
+    const int64_t num_panels = (w.num_outputs + QUAD_PANEL - 1) / QUAD_PANEL;
     const int64_t grain = panels_of_a_task(w, std::min(num_rows, row_block));
-    const int64_t tasks = (w.num_panels() + grain - 1) / grain;
+    const int64_t tasks = (num_panels + grain - 1) / grain;
     with_form(w, [&](auto form) {
         using Form = decltype(form);
         parallel_for(row_blocks * tasks, [&](int64_t task) {
             const int64_t row = task / tasks * row_block, first = task % tasks * grain;
-            for (int64_t panel = first; panel < std::min(w.num_panels(), first + grain); ++panel) {
+            for (int64_t panel = first; panel < std::min(num_panels, first + grain); ++panel) {
                 multiply_rows<Form>(p, panel, row, std::min(num_rows, row + row_block));
             }
         });

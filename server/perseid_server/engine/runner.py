@@ -28,8 +28,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, kv: KVCache, pools: AdapterPools, table: PageTable, block_size: int) -> None:
         self._decoder = decoder
-        self._kv = kv
-        self._pools = pools
+        self._forward = decoder.bind(kv, pools)
         self._table = table
         self._block_size = block_size
         self._eos_token_ids = decoder.config.eos_token_ids
@@ -38,11 +37,13 @@ class ModelRunner:
         """One forward pass; samples for the chunks that end at their sequence's last token."""
         spans = _logits_spans(step.chunks)
         batch = self._batch(step.chunks, [row for span in spans for row in span])
-        logits_LV = self._decoder.forward(batch, self._kv, self._pools)
+        logits_LV = self._forward(batch)
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
         samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
         rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
-        sampled = sample(rows_LV, [self._sample_request(step.chunks[index]) for index in samplers])
+        sampled = sample(
+            rows_LV, [self._sample_request(step.chunks[index]) for index in samplers], self._decoder.backend.best
+        )
         token_of = dict(zip(samplers, sampled, strict=True))
 
         results = []

@@ -9,7 +9,7 @@ row's logits and number alone, never on the rest of the batch. Sums are float64.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perseid_kernels.best import best
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 
 Logits = NDArray[np.float32]
+
+FindBest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""`Backend.best`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +46,21 @@ class Sampled:
     error: str | None = None
 
 
-def sample(logits_LV: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+def sample(logits_LV: Tensor, requests: Sequence[SampleRequest], find_best: FindBest = best) -> list[Sampled]:
     """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
     if not requests:
         return []
-    best_L = logits_LV.max(dim=-1).values  # max propagates NaN
-    greedy = _lowest_argmax(logits_LV, best_L)
+    values_L, indices_L = find_best(logits_LV)
     results = []
-    for row, (request, best) in enumerate(zip(requests, best_L.tolist(), strict=True)):
-        if not math.isfinite(best):
-            what = "NaN" if math.isnan(best) else f"no finite largest logit ({best})"
+    for row, (request, value, index) in enumerate(zip(requests, values_L.tolist(), indices_L.tolist(), strict=True)):
+        if not math.isfinite(value):
+            what = "NaN" if math.isnan(value) else f"no finite largest logit ({value})"
             results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
         elif _is_plain_greedy(request):
-            results.append(Sampled(greedy[row]))
+            results.append(Sampled(index))
         else:
             results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
     return results
-
-
-def _lowest_argmax(logits_LV: Tensor, best_L: Tensor) -> list[int]:
-    """Index of the largest logit, the lowest one on ties (torch's argmax promises no order)."""
-    return [int(index) for index in (logits_LV == best_L[:, None]).int().argmax(dim=-1).tolist()]
 
 
 def _is_plain_greedy(request: SampleRequest) -> bool:
