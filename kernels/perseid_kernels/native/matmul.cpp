@@ -170,20 +170,20 @@ void product(const Product& p, int64_t first, int64_t end) {
     }
 }
 
-// One output's row of a QUADS weight: the inputs lie four by four, 64 bytes from one four to the next.
+// One output's row of a QUADS weight: the inputs lie four by four.
 template <class S>
 void embed_quads(const Weight& w, int64_t output, float* out) {
     const int64_t block = w.quad_block(), groups = w.num_inputs / w.group;
-    const int64_t panel = output / QUAD_PANEL, lane = output % QUAD_PANEL;
+    const int64_t panel = output / PANEL, lane = output % PANEL;
     const int64_t half = w.kind == QUADS8 ? block : block / 2;  // inputs whose codes are a block's bytes (their low bits)
-    const auto* codes = static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs / block * half * QUAD_PANEL + lane * 4;
-    for (int64_t start = 0; start < w.num_inputs; start += block, codes += half * QUAD_PANEL) {
-        const int64_t at = (panel * groups + start / w.group) * QUAD_PANEL + lane;
+    const auto* codes = static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs / block * half * PANEL + lane * 4;
+    for (int64_t start = 0; start < w.num_inputs; start += block, codes += half * PANEL) {
+        const int64_t at = (panel * groups + start / w.group) * PANEL + lane;
         const float scale = to_float(static_cast<const S*>(w.scale)[at]);
         const float offset = w.offset ? to_float(static_cast<const S*>(w.offset)[at]) : 0.0f;
         const auto value = [&](int code) { return (w.codebook[0] + float(code)) * scale + offset; };
         for (int64_t k = 0; k < half; ++k) {
-            const uint8_t byte = codes[k / 4 * 64 + k % 4];
+            const uint8_t byte = codes[k / 4 * PANEL * 4 + k % 4];
             out[start + k] = value(w.kind == QUADS8 ? byte : byte & 15);
             if (w.kind == QUADS4) {
                 out[start + half + k] = value(byte >> 4);

@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 
 from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
 
-_QUAD_PANEL = 16  # outputs of a panel for the integer product
 _AFFINE4, _CODEBOOK4, _INT8, _DENSE, _QUADS4, _QUADS8 = range(6)
 _QUAD_GROUP = 16  # groups are multiples of it, or the integer product cannot take them
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -65,31 +64,27 @@ def pack(weight: Weight, layout: Layout) -> NativeWeight:
     """The packed form; decoding it gives the canonical values bit by bit."""
     match weight:
         case Int4Weight():
-            as_quads = layout.integer and _is_affine(weight) and weight.group_size % _QUAD_GROUP == 0
-            return _pack_int4_quads(weight) if as_quads else _pack_int4(weight, layout.panel)
+            return _pack_int4(weight, layout)
         case Int8Weight():
-            scale = _smallest(weight.scale)
+            scale = _panels(_smallest(weight.scale), layout.panel)
             if layout.integer and weight.group_size % _QUAD_GROUP == 0:
-                codes = _quads((weight.codes.to(torch.int16) + 128).to(torch.uint8), weight.group_size)
-                scale = _panels(scale, _QUAD_PANEL)
+                codes = _quads((weight.codes.to(torch.int16) + 128).to(torch.uint8), weight.group_size, layout.panel)
                 return _finish(_QUADS8, weight, weight.group_size, codes, scale, None, torch.arange(16.0) - 128)
-            codes, scale = _panels(weight.codes, layout.panel), _panels(scale, layout.panel)
-            return _finish(_INT8, weight, weight.group_size, codes, scale)
+            return _finish(_INT8, weight, weight.group_size, _panels(weight.codes, layout.panel), scale)
         case DenseWeight():
             values = weight.values if weight.values.dtype in _TYPES else weight.values.float()
             return _finish(_DENSE, weight, weight.shape[1], _panels(values, layout.panel))
 
 
-def _pack_int4(weight: Int4Weight, panel: int) -> NativeWeight:
-    low, high = _panels(_codes(weight), panel).chunk(2, dim=2)
+def _pack_int4(weight: Int4Weight, layout: Layout) -> NativeWeight:
     kind = _AFFINE4 if _is_affine(weight) else _CODEBOOK4
-    return _finish(kind, weight, weight.group_size, low | (high << 4), *_scales(weight, panel), weight.codebook)
-
-
-def _pack_int4_quads(weight: Int4Weight) -> NativeWeight:
-    low, high = _quads(_codes(weight), weight.group_size).chunk(2, dim=2)
-    scales = _scales(weight, _QUAD_PANEL)
-    return _finish(_QUADS4, weight, weight.group_size, low | (high << 4), *scales, weight.codebook)
+    if layout.integer and kind == _AFFINE4 and weight.group_size % _QUAD_GROUP == 0:
+        kind, nibbles = _QUADS4, _quads(_codes(weight), weight.group_size, layout.panel)
+    else:
+        nibbles = _panels(_codes(weight), layout.panel)
+    low, high = nibbles.chunk(2, dim=2)
+    scales = _scales(weight, layout.panel)
+    return _finish(kind, weight, weight.group_size, low | (high << 4), *scales, weight.codebook)
 
 
 def _codes(weight: Int4Weight) -> Tensor:
@@ -151,10 +146,10 @@ def _panels(rows_NX: Tensor, panel: int) -> Tensor:
     return padded.view(-1, panel, width).transpose(1, 2).contiguous()
 
 
-def _quads(codes_NK: Tensor, group: int) -> Tensor:
-    """uint8 [N, K] → [P, blocks, quads of a block, 16 outputs · 4 inputs] contiguous."""
+def _quads(codes_NK: Tensor, group: int, panel: int) -> Tensor:
+    """uint8 [N, K] → [P, blocks, quads of a block, outputs of a panel · 4 inputs] contiguous."""
     num_outputs, num_inputs = codes_NK.shape
     block = 32 if group % 32 == 0 else 16
-    padded = pad(codes_NK, (0, 0, 0, -num_outputs % _QUAD_PANEL))
-    quads = padded.view(-1, _QUAD_PANEL, num_inputs // block, block // 4, 4).permute(0, 2, 3, 1, 4)
-    return quads.reshape(quads.shape[0], num_inputs // block, block // 4, _QUAD_PANEL * 4)
+    padded = pad(codes_NK, (0, 0, 0, -num_outputs % panel))
+    quads = padded.view(-1, panel, num_inputs // block, block // 4, 4).permute(0, 2, 3, 1, 4)
+    return quads.reshape(quads.shape[0], num_inputs // block, block // 4, panel * 4)

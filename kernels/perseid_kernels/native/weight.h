@@ -7,9 +7,9 @@
 // inputs in ascending order, and no result depends on how many rows share the product.
 //
 // The kinds QUADS4 and QUADS8 are for the integer product (integer_matmul.cpp), which takes four inputs at a time: in
-// blocks of 32 inputs (16 where the group is no multiple of 32), 64 bytes are the panel's 16 outputs × 4 inputs. In 4 bits the low
-// nibbles are the block's first half, the high ones its second. Codes are stored without sign: codebook[0] is their
-// smallest value, codebook[0] + stored their own.
+// blocks of 32 inputs (16 where the group is no multiple of 32), 128 bytes are the panel's 32 outputs × 4 inputs. In 4
+// bits the low nibbles are the block's first half, the high ones its second. Codes are stored without sign: codebook[0]
+// is their smallest value, codebook[0] + stored their own.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,6 @@
 namespace perseid {
 
 constexpr int PANEL = 2 * LANES;
-constexpr int QUAD_PANEL = 16;  // of QUADS4 and QUADS8
 
 enum Kind : int32_t { AFFINE4 = 0, CODEBOOK4 = 1, INT8 = 2, DENSE = 3, QUADS4 = 4, QUADS8 = 5 };
 enum Type : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
