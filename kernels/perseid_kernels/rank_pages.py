@@ -3,6 +3,8 @@
 Shape legend: P pages, S fused projections (q, k, v; gate, up) of widths `slices`, K inputs, N = Σ slices outputs.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +18,9 @@ from perseid_kernels.segments import PAGE_RANK
 class RankPages:
     """A page holds PAGE_RANK rows of A for each projection, and PAGE_RANK rows of B over all outputs.
 
-    Row r of slice i of A meets row r of B's columns of slice i. Rows of a slice from `live` on are zero in A: a
+    Row r of slice i of A meets row r of B's columns of slice i. Rows of a slice from `live` on are zero in both: a
     backend need not read them, so a rank that is no multiple of PAGE_RANK, or a projection that an adapter leaves
-    alone, costs what it uses.
+    alone, costs what it uses, in time and, on a CPU, in memory too.
     """
 
     a: Tensor  # [P, PAGE_RANK · S, K]
@@ -36,11 +38,10 @@ class RankPages:
     def allocate(
         num_pages: int, num_inputs: int, slices: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> "RankPages":
-        """Pages to be written before they are used; until then A and B hold anything. A CPU's memory is touched, and
-        so really taken, only as pages are written."""
+        """Pages of zeros. A CPU's memory is really taken only where something else is written."""
         return RankPages(
-            torch.empty((num_pages, PAGE_RANK * len(slices), num_inputs), dtype=dtype, device=device),
-            torch.empty((num_pages, PAGE_RANK, sum(slices)), dtype=dtype, device=device),
+            _zeros((num_pages, PAGE_RANK * len(slices), num_inputs), device, dtype),
+            _zeros((num_pages, PAGE_RANK, sum(slices)), device, dtype),
             torch.zeros((num_pages, len(slices)), dtype=torch.int32, device=device),
             tuple(slices),
         )
@@ -51,14 +52,29 @@ class RankPages:
         return PAGE_RANK * (len(slices) * num_inputs + sum(slices)) * dtype.itemsize + 4 * len(slices)
 
     def write(self, page: int, a_CK: Tensor, b_RN: Tensor) -> None:
-        """Fill one page."""
-        self.a[page].copy_(a_CK)
-        self.b[page].copy_(b_RN)
+        """Fill one page. A slice's rank is its last row of A that is not zero; B's rows beyond it do not count."""
         in_use = a_CK.view(len(self.slices), PAGE_RANK, -1).ne(0).any(dim=2)
-        ranks = torch.arange(1, PAGE_RANK + 1, dtype=torch.int32, device=in_use.device)
-        self.live[page].copy_((in_use * ranks).amax(dim=1))
+        ranks = (in_use * torch.arange(1, PAGE_RANK + 1, device=in_use.device)).amax(dim=1).tolist()
+        start = 0
+        for index, (width, rank, before) in enumerate(zip(self.slices, ranks, self.live[page].tolist(), strict=True)):
+            first, end = index * PAGE_RANK, start + width
+            self.a[page, first : first + rank].copy_(a_CK[first : first + rank])
+            self.b[page, :rank, start:end].copy_(b_RN[:rank, start:end])
+            if rank < before:
+                self.a[page, first + rank : first + before].zero_()
+                self.b[page, rank:before, start:end].zero_()
+            start = end
+        self.live[page].copy_(torch.tensor(ranks, dtype=torch.int32))
 
     def clear(self, page: int) -> None:
         """Fill one page with zeros."""
-        for tensor in (self.a, self.b, self.live):
-            tensor[page].zero_()
+        nothing = torch.zeros((), dtype=self.a.dtype)
+        self.write(page, nothing.expand(self.a.shape[1:]), nothing.expand(self.b.shape[1:]))
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """On a CPU, memory that the system hands out as zeros when it is first touched: torch would touch all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes].view(dtype).view(shape)

@@ -77,7 +77,7 @@ class ServeConfig:
     grpc_port: Annotated[int, Parameter(group=NETWORK, validator=PORT)] = 50051
     """gRPC port; 0 picks a free one and prints it."""
 
-    kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 512
+    kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 384
     """Memory for the KV cache, MiB."""
 
     kv_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=CAPACITY)] = "auto"

@@ -1,5 +1,8 @@
 """Rank pages: what is written is what is read, and a rank costs what it uses."""
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,10 +30,13 @@ def new_pages() -> RankPages:
 def test_writing_finds_the_rows_in_use(rng: torch.Generator, ranks: tuple[int, ...]) -> None:
     pages = new_pages()
     a, b = page(rng, ranks)
+    pages.write(2, *(tensor.to(DEVICE) for tensor in page(rng, (13, 13, 13))))  # what was there before must go
     pages.write(2, a.to(DEVICE), b.to(DEVICE))
     assert pages.live.tolist() == [[0, 0, 0], [0, 0, 0], list(ranks), [0, 0, 0]]
     assert torch.equal(pages.a[2].cpu(), a)
-    assert torch.equal(pages.b[2].cpu(), b)
+    for rank, held, given in zip(ranks, pages.b[2].cpu().split(SLICES, 1), b.split(SLICES, 1), strict=True):
+        assert torch.equal(held[:rank], given[:rank])
+        assert not held[rank:].any()
     pages.clear(2)
     assert not any(tensor[2].any() for tensor in (pages.a, pages.b, pages.live))
 
@@ -63,6 +69,21 @@ def test_rows_beyond_the_rank_change_nothing(backend: Backend, rng: torch.Genera
     expected = torch.cat(parts, dim=1)
     expected[1] = 0
     torch.testing.assert_close(sums[0].cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="of a CPU's memory")
+def test_memory_is_taken_as_it_is_written() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    wide = 1 << 20
+    before = resident()
+    pages = RankPages.allocate(8, wide, (64,), DEVICE, torch.float32)  # 0.5 GB
+    a = torch.zeros(1, 1).expand(PAGE_RANK, wide).clone()
+    a[0] = 1
+    taken_by_a = a.nbytes
+    pages.write(3, a, torch.ones(PAGE_RANK, 64))
+    assert resident() - before - taken_by_a < 2 * wide * 4  # one row of one page
 
 
 def test_bytes_per_page_is_what_a_page_takes() -> None:

@@ -69,11 +69,12 @@ class AdapterPool:
 
 def _write(target: RankPages, pages: Sequence[int], linear: LoweredLinear | None) -> None:
     """A page at a time: short copies leave the memory bus to the step loop."""
-    for position, page in enumerate(pages):
-        if linear is None:
+    if linear is None:
+        for page in pages:
             target.clear(page)
-        else:
-            target.write(page, torch.from_numpy(linear.a[position]), torch.from_numpy(linear.b[position]))
+        return
+    for page, a, b in zip(pages, torch.from_numpy(linear.a), torch.from_numpy(linear.b), strict=True):
+        target.write(page, a, b)
 
 
 def _sizes(spec: BaseSpec, fused: str) -> tuple[int, tuple[int, ...]]:

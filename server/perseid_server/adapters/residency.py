@@ -32,7 +32,7 @@ class HostCopy:
     @property
     def nbytes(self) -> int:
         """Host bytes held."""
-        return sum(linear.a.nbytes + linear.b.nbytes for linear in self.linears)
+        return sum(linear.nbytes for linear in self.linears)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Pages: taken all or none, given back, and written without touching their neighbours."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +22,15 @@ def new_pool(num_pages: int = 4, dtype: torch.dtype = torch.float32) -> AdapterP
 
 def all_tensors(pool: AdapterPool) -> list[torch.Tensor]:
     return [tensor for layer in pool.layers for pages in layer.values() for tensor in (pages.a, pages.b, pages.live)]
+
+
+def fill(pool: AdapterPool) -> None:
+    """Every page holds an adapter of full rank."""
+    for layer in pool.layers:
+        for pages in layer.values():
+            pages.a.fill_(SENTINEL)
+            pages.b.fill_(SENTINEL)
+            pages.live.fill_(PAGE_RANK)
 
 
 @pytest.fixture
@@ -77,11 +87,11 @@ def test_writing_fills_the_given_pages_in_the_given_order(dtype, linears):
 
 def test_writing_leaves_other_pages_alone_and_clears_what_is_not_adapted(linears):
     pool = new_pool(4)
-    for tensor in all_tensors(pool):
-        tensor.fill_(SENTINEL)
+    fill(pool)
+    before = [tensor.clone() for tensor in all_tensors(pool)]
     pool.write((0, 2), linears)
-    for tensor in all_tensors(pool):
-        assert (tensor[[1, 3]] == SENTINEL).all()
+    for tensor, was in zip(all_tensors(pool), before, strict=True):
+        assert torch.equal(tensor[[1, 3]], was[[1, 3]])
     adapted = {(linear.layer, linear.fused) for linear in linears}
     for layer in range(SPEC.num_layers):
         for fused in FUSED_LINEARS:
@@ -93,8 +103,7 @@ def test_writing_leaves_other_pages_alone_and_clears_what_is_not_adapted(linears
 
 def test_a_page_that_is_written_again_holds_nothing_of_before(linears):
     pool = new_pool(2)
-    for tensor in all_tensors(pool):
-        tensor.fill_(SENTINEL)
-    zeros = [LoweredLinear(it.layer, it.fused, np.zeros_like(it.a), np.zeros_like(it.b)) for it in linears]
-    pool.write((0, 1), zeros)
+    fill(pool)
+    nothing = [replace(linear, pairs=(None,) * len(linear.pairs)) for linear in linears]
+    pool.write((0, 1), nothing)
     assert not any(tensor.any() for tensor in all_tensors(pool))

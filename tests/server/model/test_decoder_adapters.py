@@ -64,6 +64,7 @@ def loaded(folders: dict[str, Path], spec: BaseSpec) -> tuple[AdapterPool, dict[
         for held in layer.values():
             held.a.fill_(float("nan"))
             held.b.fill_(float("nan"))
+            held.live.fill_(PAGE_RANK)
     lists: dict[str, PageList | None] = {"base": None}
     held = pool.allocate(5)
     for name, folder in folders.items():
