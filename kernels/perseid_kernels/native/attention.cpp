@@ -57,12 +57,14 @@ struct Tile {
 };
 
 void find_tile(const Attention& a, const Task& task, int64_t first, int64_t count, Tile& tile) {
-    const int32_t* table = a.block_table + task.sequence * a.stride_table;
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t slot = table[(first + i) / a.block_size] * a.block_size + (first + i) % a.block_size;
-        const int64_t at = (slot * a.num_kv_heads + task.kv_head) * a.head_dim;
-        tile.keys[i] = a.k_cache + at;
-        tile.values[i] = a.v_cache + at;
+    const int32_t* block = a.block_table + task.sequence * a.stride_table + first / a.block_size;
+    const int64_t stride = a.num_kv_heads * a.head_dim;
+    for (int64_t i = 0, within = first % a.block_size; i < count; within = 0, ++block) {
+        int64_t at = ((*block * a.block_size + within) * a.num_kv_heads + task.kv_head) * a.head_dim;
+        for (const int64_t end = std::min(count, i + a.block_size - within); i < end; ++i, at += stride) {
+            tile.keys[i] = a.k_cache + at;
+            tile.values[i] = a.v_cache + at;
+        }
     }
     for (int64_t i = count; i % LANES != 0; ++i) {  // dots come in LANES: repeat a key, and leave its lanes out below
         tile.keys[i] = tile.keys[count - 1];
