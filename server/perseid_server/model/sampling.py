@@ -46,23 +46,25 @@ def sample(logits_LV: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled
     """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
     if not requests:
         return []
-    best_L = logits_LV.max(dim=-1).values  # max propagates NaN
-    greedy = _lowest_argmax(logits_LV, best_L)
     results = []
-    for row, (request, best) in enumerate(zip(requests, best_L.tolist(), strict=True)):
+    for row, (request, (best, token)) in enumerate(zip(requests, _greedy(logits_LV), strict=True)):
         if not math.isfinite(best):
             what = "NaN" if math.isnan(best) else f"no finite largest logit ({best})"
             results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
         elif _is_plain_greedy(request):
-            results.append(Sampled(greedy[row]))
+            results.append(Sampled(int(token)))
         else:
             results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
     return results
 
 
-def _lowest_argmax(logits_LV: Tensor, best_L: Tensor) -> list[int]:
-    """Index of the largest logit, the lowest one on ties (torch's argmax promises no order)."""
-    return [int(index) for index in (logits_LV == best_L[:, None]).int().argmax(dim=-1).tolist()]
+def _greedy(logits_LV: Tensor) -> list[tuple[float, float]]:
+    """(largest logit, its index) of each row, the lowest index on ties (torch's argmax promises no order). One copy
+    from the device brings both: float64 holds them exactly."""
+    best_L = logits_LV.max(dim=-1).values  # max propagates NaN
+    index_L = (logits_LV == best_L[:, None]).int().argmax(dim=-1)
+    best, index = torch.stack((best_L.double(), index_L.double())).tolist()
+    return list(zip(best, index, strict=True))
 
 
 def _is_plain_greedy(request: SampleRequest) -> bool:
