@@ -3,7 +3,8 @@
 A recording has fixed shapes and addresses. So there is one for every *row bucket* (1, 2, 4, … rows) with adapters and
 one without, all on the same step inputs: a step is copied into them, the recording of the smallest bucket that holds
 its rows is replayed, and the logits lie where that one leaves them. How long contexts are and which pages a row uses
-stands in the inputs, so a recording serves every step of its bucket.
+stands in the inputs, so a recording serves every step of its bucket. Attention's grid is that of the longest context
+there may be; where that is long, more recordings with a shorter *reach* spare short contexts most of the grid.
 
 Rows that fill a bucket up are padding: their slot is −1 (stored nowhere), their sequences have no row (attention skips
 them) and they are in no segment. What they compute is never looked at.
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 MIB = 1 << 20
 WIDEST_STEP = 64
 """Rows by which buckets grow at most: no more of a step is padding."""
+
+SHORTEST_REACH, REACH_FACTOR = 4096, 8
+"""Tokens of context that the first recordings reach, and how much further the next ones do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,14 @@ class GraphLimits:
         while sizes[-1] < self.max_rows:
             sizes.append(min(2 * sizes[-1], sizes[-1] + WIDEST_STEP, self.max_rows))
         return tuple(sizes)
+
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """Longest contexts that are recorded, ascending."""
+        tokens = [min(SHORTEST_REACH, self.max_context)]
+        while tokens[-1] < self.max_context:
+            tokens.append(min(tokens[-1] * REACH_FACTOR, self.max_context))
+        return tuple(tokens)
 
     def pages_of_step(self, rows: int) -> int:
         """Most pages in the work list of so many rows, a page counted once for each row tile of its adapter.
@@ -83,8 +96,8 @@ class StepInputs:
         starts, contexts = (torch.int32, (most + 1,)), (torch.int32, (most,))
         return Layout((longs, longs, longs, starts, contexts, (torch.int32, (rows, limits.blocks_of_row))))
 
-    def batch(self, segments: StaticSegments | None) -> StepBatch:
-        """The inputs as the decoder takes them; attention is told the longest context there can be."""
+    def batch(self, segments: StaticSegments | None, reach: int) -> StepBatch:
+        """The inputs as the decoder takes them; attention is told that no context is longer than `reach`."""
         rows = self.rows
         token_ids, positions, slots, query_start, context_len, block_table = self._views(self.buffer)
         return StepBatch(
@@ -96,7 +109,7 @@ class StepInputs:
                 context_len=context_len[:rows],
                 block_table=block_table,
                 max_query_len=1,
-                max_context_len=self.limits.max_context,
+                max_context_len=reach,
             ),
             segments=segments,
             logits_rows=torch.arange(rows, device=self.buffer.device),
@@ -146,11 +159,10 @@ class DecodeGraphs:
         """Record everything, which runs every step once, on padding."""
         started, free = time.perf_counter(), _free_memory(decoder.device)
         self._limits = limits
-        self._steps: dict[tuple[int, bool], RecordedStep] = {}
         recording = _Recording(decoder, kv, pools, recorder, limits)
-        for rows in reversed(limits.buckets):  # the largest first: the others find all their memory in the pool
-            for adapted in (True, False):
-                self._steps[rows, adapted] = recording.step(rows, adapted=adapted)
+        # The largest first: the others find all their memory in the pool.
+        sizes = product(reversed(limits.buckets), reversed(limits.reaches), (True, False))
+        self._steps = {size: recording.step(*size) for size in sizes}
         logger.info(
             "recorded %d decode steps of up to %d rows in %.1f s; they take %.0f MiB",
             len(self._steps),
@@ -165,6 +177,7 @@ class DecodeGraphs:
         return (
             batch.is_decode
             and rows <= self._limits.max_rows
+            and max(batch.context_len) <= self._limits.max_context
             and max(len(blocks) for blocks in batch.blocks) <= self._limits.blocks_of_row
             and _pages_of(batch.pages) <= self._limits.pages_of_step(rows)
         )
@@ -173,8 +186,9 @@ class DecodeGraphs:
     def forward(self, batch: HostBatch) -> Tensor:
         """Next-token logits, float32 [T, V], of a batch that `takes` accepts. They hold until the next call."""
         rows = next(size for size in self._limits.buckets if size >= len(batch.token_ids))
+        reach = next(size for size in self._limits.reaches if size >= max(batch.context_len))
         adapted = any(pages is not None for pages in batch.pages)
-        return self._steps[rows, adapted].run(batch)
+        return self._steps[rows, reach, adapted].run(batch)
 
 
 class _Recording:
@@ -193,12 +207,12 @@ class _Recording:
         self._logits_TV = torch.empty(shape, dtype=torch.float32, device=device)
 
     @torch.inference_mode()
-    def step(self, rows: int, *, adapted: bool) -> RecordedStep:
+    def step(self, rows: int, reach: int, adapted: bool) -> RecordedStep:
         inputs = StepInputs(self._limits, rows, self._buffer)
         segments = None
         if adapted:
             segments = StaticSegments.allocate(rows, self._limits.pages_of_step(rows), self._buffer.device)
-        batch, logits_TV = inputs.batch(segments), self._logits_TV[:rows]
+        batch, logits_TV = inputs.batch(segments, reach), self._logits_TV[:rows]
 
         def run() -> None:
             hidden_TE = self._decoder.hidden(batch, self._kv, self._pools)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from perseid_kernels import attention
 from perseid_kernels.segments import PAGE_RANK, PageList
 from perseid_server.adapters.pool import AdapterPool
+from perseid_server.model import decode_graphs
 from perseid_server.model.batch import HostBatch
 from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
 from perseid_server.model.decoder import Decoder
@@ -169,6 +171,32 @@ def test_contexts_grow(stage: Stage) -> None:
         assert torch.equal(recorded, ordinary)
 
 
+def test_short_contexts_take_the_recordings_with_a_short_reach(
+    base: Base, decoder: Decoder, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits from either, at the border too: one that reached no further would leave keys out."""
+    monkeypatch.setattr(decode_graphs, "SHORTEST_REACH", 64)
+    limits = replace(LIMITS, max_rows=2)
+    assert limits.reaches == (64, 512, 600)
+    graphs = DecodeGraphs(decoder, stage.kv, stage.pool, stage.recorder, limits)
+    reached: list[int] = []
+    monkeypatch.setattr(attention, "cdiv", lambda value, by: reached.append(value) or -(-value // by))
+    for contexts, reach in (([64, 1], 64), ([65], 512), ([3, 512], 512), ([513, 64], 600)):
+        batch = decodes(contexts, FAMILIES["mixed"])
+        expected = decoder.forward(batch.on(CPU), stage.kv, stage.pool)
+        reached.clear()
+        assert torch.equal(graphs.forward(batch), expected)
+        assert set(reached) == {reach}
+
+
+@pytest.mark.parametrize(
+    ("max_context", "reaches"),
+    [(600, (600,)), (4096, (4096,)), (5000, (4096, 5000)), (131072, (4096, 32768, 131072))],
+)
+def test_reaches(max_context: int, reaches: tuple[int, ...]) -> None:
+    assert replace(LIMITS, max_context=max_context).reaches == reaches
+
+
 def test_another_adapter_in_the_same_pages(stage: Stage) -> None:
     batch = decodes([20, 30, 40], FAMILIES["one adapter"])
     before, _ = stage.forward_both(batch)
@@ -201,7 +229,8 @@ def not_taken() -> Iterator[tuple[str, HostBatch]]:
     yield "a chunk, all of its logits wanted", two_rows
     yield "a decode whose logits nobody wants", replace(decode, logits_rows=[0, 1])
     yield "too many rows", decodes([5] * 7)
-    yield "too many blocks", decodes([5, 600 + BLOCK_SIZE])
+    yield "too long a context", replace(decode, context_len=[33, 16, 601])
+    yield "too many blocks", replace(decode, blocks=[*decode.blocks[:2], [0] * 39])
     yield "too many pages", decodes([5], [PageList.of((0, 1, 2, 3))])
 
 
