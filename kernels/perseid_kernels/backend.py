@@ -14,7 +14,7 @@ P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS toke
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
+
+if TYPE_CHECKING:
+    from perseid_kernels.fused import FusedDecoder, FusedForward
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,14 @@ class Backend(Protocol):
     ) -> None:
         """Causal attention over the paged cache: out = softmax(scale · q Kᵀ) V, float32 softmax, GQA by
         head h reading key/value head h // (H / Hkv)."""
+        ...
+
+    def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row of float32 logits: the largest (NaN if any is), and the lowest index at which it stands."""
+        ...
+
+    def fuse(self, model: "FusedDecoder") -> "FusedForward | None":
+        """The whole forward pass as one call, with the same results as op by op; None where there is none."""
         ...
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.best import best
+from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import PAGE_RANK, Segments
 from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
@@ -131,6 +133,14 @@ class EagerBackend:
             keys = _gather(k_cache, batch.block_table[s], context)
             values = _gather(v_cache, batch.block_table[s], context)
             out_THD[start:end] = _attend(q_THD[start:end], keys, values, scale).to(out_THD.dtype)
+
+    def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit of each row and the lowest index at which it stands."""
+        return best(logits_LV)
+
+    def fuse(self, model: FusedDecoder) -> FusedForward | None:  # noqa: ARG002
+        """None: there is only op by op."""
+        return None
 
 
 def _attend(q_NHD: Tensor, keys_CGD: Tensor, values_CGD: Tensor, scale: float) -> Tensor:

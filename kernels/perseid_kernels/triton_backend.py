@@ -14,7 +14,9 @@ from torch import Tensor
 from perseid_kernels.activation import silu_mul
 from perseid_kernels.attention import attention
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.best import best
 from perseid_kernels.expand import expand
+from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.matmul_dense import PackedDense, matmul_dense, pack_dense
 from perseid_kernels.matmul_q4 import PackedInt4, matmul_q4, pack_int4
 from perseid_kernels.matmul_q4 import unpack_rows as unpack_q4_rows
@@ -149,6 +151,14 @@ class TritonBackend:
     ) -> None:
         """Causal attention over the paged cache."""
         attention(q_THD, k_cache, v_cache, batch, scale, out_THD)
+
+    def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit of each row and the lowest index at which it stands."""
+        return best(logits_LV)
+
+    def fuse(self, model: FusedDecoder) -> FusedForward | None:  # noqa: ARG002
+        """None: a GPU replays a graph instead."""
+        return None
 
     def _row_tiles(self, segments: Segments) -> RowTiles:
         """The work list of the step's segments: every layer of a step passes the same object."""

@@ -1,12 +1,13 @@
 // Causal attention over the paged cache (equation in attention.py).
 //
 // A task is a block of query rows of one sequence and one key/value head. Keys come in tiles at fixed positions; each
-// row keeps its own running maximum and sums over them, keys in ascending order, and looks at no key after its own.
-// So a row's result is the same in a decode, in any prefill chunk, and beside any neighbours.
+// query keeps its own running maximum and sums over them, in an order that the positions alone decide, and takes no key
+// after its own. So a row's result is the same in a decode, in any prefill chunk, and beside any neighbours.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "ops.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -37,11 +38,17 @@ struct Task {
     int64_t sequence, first_row, end_row, kv_head;
 };
 
-// One query vector's running softmax: maximum, Σ e^(s − maximum), Σ e^(s − maximum) · v.
-struct Running {
+// One query's running softmax: maximum, Σ e^(s − maximum), Σ e^(s − maximum) · v.
+struct Query {
+    const float* q;
+    int64_t num_keys;  // its own position + 1
     float maximum;
-    float total;
+    V total;     // lane i sums the keys at positions ≡ i mod LANES
     float* sum;  // [D]
+    float* p;    // [TILE], the tile's e^(s − maximum)
+    float fade;  // what the sums before the tile are multiplied with
+
+    int64_t keys_from(int64_t first) const { return std::min(TILE, num_keys - first); }
 };
 
 struct Tile {
@@ -57,97 +64,128 @@ void find_tile(const Attention& a, const Task& task, int64_t first, int64_t coun
         tile.keys[i] = a.k_cache + at;
         tile.values[i] = a.v_cache + at;
     }
-    for (int64_t i = count; i % LANES != 0; ++i) {  // a dot takes eight keys: repeat one, and leave its lanes out below
+    for (int64_t i = count; i % LANES != 0; ++i) {  // dots come in LANES: repeat a key, and leave its lanes out below
         tile.keys[i] = tile.keys[count - 1];
     }
 }
 
-// sum = fade · sum + Σ_i p[i] · v_i, four vectors of the head at a time so that the sums stay in registers.
-void add_values(const float* p, const Tile& tile, int64_t count, float fade, float* sum, int64_t head_dim) {
-    const V factor = set1(fade);
-    int64_t d = 0;
-    for (; d + 4 * LANES <= head_dim; d += 4 * LANES) {
-        V total[4];
-        for (int j = 0; j < 4; ++j) {
-            total[j] = mul(load(sum + d + j * LANES), factor);
-        }
-        for (int64_t i = 0; i < count; ++i) {
-            const V weight = set1(p[i]);
-            for (int j = 0; j < 4; ++j) {
-                total[j] = fma(weight, load(tile.values[i] + d + j * LANES), total[j]);
-            }
-        }
-        for (int j = 0; j < 4; ++j) {
-            store(sum + d + j * LANES, total[j]);
+// The softmax of the tile's first `count` keys.
+void score(const Attention& a, const Tile& tile, int64_t count, Query& query) {
+    const V least = set1(std::numeric_limits<float>::lowest());
+    V most = set1(query.maximum);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const V scores = mul(dot_lanes(tile.keys + i, query.q, a.head_dim), set1(a.scale));
+        const V seen = first_lanes(scores, int(std::min<int64_t>(LANES, count - i)), least);
+        store(query.p + i, seen);
+        most = max(seen, most);
+    }
+    const float maximum = largest(most);
+    query.fade = lane(exp(set1(query.maximum - maximum)), 0);
+    query.total = mul(query.total, set1(query.fade));
+    for (int64_t i = 0; i < count; i += LANES) {
+        const V p = exp(sub(load(query.p + i), set1(maximum)));
+        const V seen = first_lanes(p, int(std::min<int64_t>(LANES, count - i)), zero());
+        store(query.p + i, seen);
+        query.total = add(query.total, seen);
+    }
+    query.maximum = maximum;
+}
+
+// sum = fade · sum + Σ_i p[i] · v_i over keys [first, count) of QUERIES queries, for `width` columns of the head from d
+// on: VECTORS whole vectors, or less than one.
+template <int QUERIES, int VECTORS>
+void add_columns(const Tile& tile, int64_t first, int64_t count, Query* queries, int64_t d, int64_t width) {
+    V total[QUERIES][VECTORS];
+    for (int n = 0; n < QUERIES; ++n) {
+        for (int j = 0; j < VECTORS; ++j) {
+            const V sum = read(queries[n].sum + d + j * LANES, width);
+            total[n][j] = first == 0 ? mul(sum, set1(queries[n].fade)) : sum;
         }
     }
-    for (; d < head_dim; d += LANES) {
-        V total = mul(load(sum + d), factor);
-        for (int64_t i = 0; i < count; ++i) {
-            total = fma(set1(p[i]), load(tile.values[i] + d), total);
+    for (int64_t i = first; i < count; ++i) {
+        V value[VECTORS];
+        for (int j = 0; j < VECTORS; ++j) {
+            value[j] = read(tile.values[i] + d + j * LANES, width);
         }
-        store(sum + d, total);
+        for (int n = 0; n < QUERIES; ++n) {
+            for (int j = 0; j < VECTORS; ++j) {
+                total[n][j] = fma(set1(queries[n].p[i]), value[j], total[n][j]);
+            }
+        }
+    }
+    for (int n = 0; n < QUERIES; ++n) {
+        for (int j = 0; j < VECTORS; ++j) {
+            write(queries[n].sum + d + j * LANES, total[n][j], width);
+        }
     }
 }
 
-// Takes the tile's first `count` keys into the row's softmax.
-void attend_tile(const Attention& a, const float* q, const Tile& tile, int64_t count, Running& row) {
-    alignas(32) float p[TILE];
-    float maximum = row.maximum;
-    for (int64_t i = 0; i < count; i += LANES) {
-        store(p + i, mul(dot8(tile.keys + i, q, a.head_dim), set1(a.scale)));
-        for (int64_t j = i; j < std::min<int64_t>(i + LANES, count); ++j) {
-            maximum = p[j] > maximum ? p[j] : maximum;
+// Four vectors of the head at a time, so that the sums stay in registers.
+template <int QUERIES>
+void add_values(const Tile& tile, int64_t first, int64_t count, Query* queries, int64_t head_dim) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= head_dim; d += 4 * LANES) {
+        add_columns<QUERIES, 4>(tile, first, count, queries, d, LANES);
+    }
+    for (; d < head_dim; d += LANES) {
+        add_columns<QUERIES, 1>(tile, first, count, queries, d, std::min<int64_t>(LANES, head_dim - d));
+    }
+}
+
+// Two queries share the loads of the values; the second sees as many keys, or one more.
+void attend_tile(const Attention& a, const Tile& tile, int64_t first, std::vector<Query>& queries) {
+    const auto num_queries = int64_t(queries.size());
+    int64_t i = 0;
+    for (; i < num_queries && queries[i].num_keys <= first; ++i) {  // these see none of the tile
+    }
+    for (int64_t n = i; n < num_queries; ++n) {
+        score(a, tile, queries[n].keys_from(first), queries[n]);
+    }
+    for (; i + 2 <= num_queries; i += 2) {
+        const int64_t count = queries[i].keys_from(first);
+        add_values<2>(tile, 0, count, &queries[i], a.head_dim);
+        if (const int64_t more = queries[i + 1].keys_from(first); more > count) {
+            add_values<1>(tile, count, more, &queries[i + 1], a.head_dim);
         }
     }
-    const float fade = lane(exp(set1(row.maximum - maximum)), 0);
-    float total = row.total * fade;
-    for (int64_t i = 0; i < count; i += LANES) {
-        store(p + i, exp(sub(load(p + i), set1(maximum))));
-        for (int64_t j = i; j < std::min<int64_t>(i + LANES, count); ++j) {
-            total += p[j];
-        }
+    if (i < num_queries) {
+        add_values<1>(tile, 0, queries[i].keys_from(first), &queries[i], a.head_dim);
     }
-    add_values(p, tile, count, fade, row.sum, a.head_dim);
-    row.maximum = maximum;
-    row.total = total;
 }
 
 void attend(const Attention& a, const Task& task) {
-    static thread_local std::vector<float> sums;
+    static thread_local std::vector<float> scratch;
+    static thread_local std::vector<Query> queries;
     const int64_t rows = task.end_row - task.first_row, group = a.group();
-    sums.assign(rows * group * a.head_dim, 0.0f);
-    std::vector<Running> running;
-    for (int64_t i = 0; i < rows * group; ++i) {
-        running.push_back({std::numeric_limits<float>::lowest(), 0.0f, sums.data() + i * a.head_dim});
-    }
+    scratch.assign(rows * group * (a.head_dim + TILE), 0.0f);
+    queries.clear();
     const int64_t end_of_sequence = a.query_start[task.sequence + 1];
     const int64_t context = a.context_len[task.sequence];
-    const auto keys_of = [&](int64_t row) { return context - (end_of_sequence - 1 - row); };  // position + 1
-    for (int64_t first = 0; first < keys_of(task.end_row - 1); first += TILE) {
+    for (int64_t i = 0; i < rows * group; ++i) {
+        const int64_t row = task.first_row + i / group;
+        const float* q = a.q + row * a.stride_q + (task.kv_head * group + i % group) * a.head_dim;
+        float* sum = scratch.data() + i * (a.head_dim + TILE);
+        queries.push_back({q, context - (end_of_sequence - 1 - row), std::numeric_limits<float>::lowest(), zero(), sum,
+                           sum + a.head_dim, 0.0f});
+    }
+    for (int64_t first = 0; first < queries.back().num_keys; first += TILE) {
         Tile tile;
         find_tile(a, task, first, std::min(TILE, context - first), tile);
-        for (int64_t t = 0; t < rows; ++t) {
-            const int64_t count = std::min(TILE, keys_of(task.first_row + t) - first);
-            for (int64_t h = 0; h < group && count > 0; ++h) {
-                const float* q = a.q + (task.first_row + t) * a.stride_q + (task.kv_head * group + h) * a.head_dim;
-                attend_tile(a, q, tile, count, running[t * group + h]);
-            }
-        }
+        attend_tile(a, tile, first, queries);
     }
     for (int64_t i = 0; i < rows * group; ++i) {
         float* to = a.out + (task.first_row + i / group) * a.stride_out + (task.kv_head * group + i % group) * a.head_dim;
-        const V total = set1(running[i].total);
+        const V total = set1(sum(queries[i].total));
         for (int64_t d = 0; d < a.head_dim; d += LANES) {
-            store(to + d, div(load(running[i].sum + d), total));
+            const int64_t width = std::min<int64_t>(LANES, a.head_dim - d);
+            write(to + d, div(read(queries[i].sum + d, width), total), width);
         }
     }
 }
 
 }  // namespace
 
-// head_dim must be a multiple of LANES.
-extern "C" __attribute__((visibility("default"))) void perseid_attention(
+PERSEID_OP void perseid_attention(
     const float* q, int64_t stride_q, const float* k_cache, const float* v_cache, const int32_t* query_start,
     const int32_t* context_len, const int32_t* block_table, int64_t stride_table, int64_t num_sequences,
     int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float* out,

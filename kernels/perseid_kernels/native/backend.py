@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
-from perseid_kernels.eager_backend import EagerBackend
-from perseid_kernels.native.pack import NativeWeight, pack
+from perseid_kernels.fused import FusedDecoder, FusedForward
+from perseid_kernels.native.decoder import NativeForward
+from perseid_kernels.native.pack import Layout, NativeWeight, pack
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
-_LANES = 8
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
@@ -30,6 +30,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "silu_mul": (_POINTER, _INT, _INT, _INT, _POINTER),
     "rope_and_store": (_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, *[_INT] * 4, *[_POINTER] * 6),
     "attention": (_POINTER, _INT, *[_POINTER] * 5, *[_INT] * 6, _FLOAT, _POINTER, _INT),
+    "best": (_POINTER, _INT, _INT, _POINTER, _POINTER),
+    "forward": (_POINTER, _POINTER),
     "set_num_threads": (_INT,),
 }
 
@@ -41,12 +43,12 @@ class NativeBackend:
     compute_dtype = torch.float32
     kv_dtypes = (torch.float32,)
 
-    def __init__(self, library: Path, num_threads: int | None = None, *, integer_matmul: bool = False) -> None:
+    def __init__(self, library: Path, num_threads: int | None = None, *, integer_matmul: bool = True) -> None:
         """Load the library. `num_threads` defaults to torch's (OMP_NUM_THREADS, else the physical cores).
 
-        `integer_matmul` multiplies whole-number codes with activations of 16 bits where the CPU has such products
-        (AVX-512 VNNI): faster, with errors of up to 2^-15 of a block's largest activation. Off by default: over 30
-        layers that moves logits by up to 1e-2, and an answer may then part from float32's at a closer tie.
+        `integer_matmul` multiplies whole-number codes with activations of three bytes where the CPU has products of
+        bytes (AVX-512 VNNI): several times faster, and as exact as float32 (errors: `native/quantize.h`). Without it,
+        or for other codes, the product runs in float32.
         """
         functions = ctypes.CDLL(str(library))
         self._matmul = _function(functions, "matmul")
@@ -57,15 +59,19 @@ class NativeBackend:
         self._silu_mul = _function(functions, "silu_mul")
         self._rope_and_store = _function(functions, "rope_and_store")
         self._attention = _function(functions, "attention")
-        functions.perseid_has_integer_matmul.restype = ctypes.c_int64
-        self._integer_matmul = integer_matmul and bool(functions.perseid_has_integer_matmul())
+        self._best = _function(functions, "best")
+        self._forward = _function(functions, "forward")
+        self._layout = Layout(
+            panel=_constant(functions, "panel"),
+            integer=integer_matmul and bool(_constant(functions, "has_integer_matmul")),
+        )
         _function(functions, "set_num_threads")(num_threads or torch.get_num_threads())
 
     def pack(self, weight: Weight, device: torch.device) -> NativeWeight:
-        """Panels of 16 outputs."""
+        """Panels of outputs."""
         if device.type != "cpu":
             raise ValueError(f"device {device}: the native backend computes on the CPU")
-        return pack(weight, self._integer_matmul)
+        return pack(weight, self._layout)
 
     def matmul(self, x_TK: Tensor, packed: NativeWeight, out_TN: Tensor) -> None:
         """out = x Wᵀ."""
@@ -170,11 +176,8 @@ class NativeBackend:
         scale: float,
         out_THD: Tensor,
     ) -> None:
-        """Causal attention over the paged cache. Heads that are no multiple of 8 wide go to the eager form."""
+        """Causal attention over the paged cache."""
         _, block_size, num_kv_heads, head_dim = k_cache.shape
-        if head_dim % _LANES:
-            EagerBackend().attention(q_THD, k_cache, v_cache, batch, scale, out_THD)
-            return
         q, out = _heads(q_THD), _heads(out_THD)
         self._attention(
             q.data_ptr(),
@@ -192,6 +195,19 @@ class NativeBackend:
             out.stride(0),
         )
 
+    def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit of each row and the lowest index at which it stands."""
+        rows, width = logits_LV.shape
+        assert logits_LV.dtype == torch.float32
+        assert logits_LV.is_contiguous()
+        values, indices = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+        self._best(logits_LV.data_ptr(), rows, width, values.data_ptr(), indices.data_ptr())
+        return values, indices
+
+    def fuse(self, model: FusedDecoder) -> FusedForward:
+        """The whole forward pass in one call."""
+        return NativeForward(self._forward, model)
+
 
 def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     """An op of the library. The GIL is free while it runs."""
@@ -199,6 +215,12 @@ def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     function.argtypes = _SIGNATURES[name]  # type: ignore[attr-defined]
     function.restype = None  # type: ignore[attr-defined]
     return function
+
+
+def _constant(library: ctypes.CDLL, name: str) -> int:
+    function = getattr(library, f"perseid_{name}")
+    function.restype = ctypes.c_int64
+    return int(function())
 
 
 def _rows(x_TN: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 // out[t, o] = Σ_b scale_w(o, b) · scale_x(t, b) · Σ_i∈b q_w(o, i) · q_x(t, i)  +  offset(o, b) · Σ_i∈b x(t, i)
 //
-// The inner sum is exact: 4- or 8-bit codes times 16-bit activations (quantize.h), in 32-bit integers. The blocks are
-// added in ascending order in float32, so a result is the same bits beside any other rows.
+// The inner sum is exact: 4- or 8-bit codes times integers of three bytes (quantize.h), in 32 bits. It may pass them on
+// the way, since what wraps comes back; its end never does. The blocks are added in ascending order in float32, so a
+// result is the same bits beside any other rows.
 //
-// A panel's block is decoded into eight registers, 16 outputs × 4 inputs each. For every row of a tile it meets the
-// activations' high bytes, is shifted by eight bits, and meets the low bytes: four products of bytes a lane and
-// instruction, 32 of 16 bits a pair of instructions, the rate of bfloat16 at 128 times its resolution.
+// A tile is a panel and two rows: two registers of weights hold 32 outputs × 4 inputs, and each meets the three bytes of
+// both rows. So every load is used twice, and twelve sums run side by side: no product waits for the one before it.
+// (Eight rows × 16 outputs need no fewer loads, and their 24 sums leave no registers for the rest.)
 #include "integer_matmul.h"
 
 #ifdef PERSEID_VNNI
@@ -18,9 +19,13 @@
 namespace perseid {
 namespace {
 
-constexpr int ROW_TILE = 16;                     // sums in registers: 16, and 8 weights, of 32
-constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;  // quantised rows that stay in the second cache while panels pass
-constexpr int64_t TASK_PRODUCTS = 100 * 1000;    // of a task: a few microseconds, enough to be worth taking
+constexpr int HALF = 16;                          // outputs of a register; a panel has two
+constexpr int TILE_ROWS = 2;
+constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;   // quantised rows that stay in the second cache while panels pass
+constexpr int64_t TASK_PRODUCTS = 1000 * 1000;    // of a task: several microseconds, so that handing over costs little
+constexpr int64_t FETCH_BYTES = 4096;             // how far ahead weights are asked for
+
+static_assert(PANEL == 2 * HALF, "AVX-512 has 16 lanes");
 
 struct Product {
     const Weight& w;
@@ -28,9 +33,13 @@ struct Product {
     float* out;
     int64_t stride_out;
 
-    void write(int64_t row, int64_t panel, __m512 values) const {
-        const int64_t left = std::min<int64_t>(PANEL, w.num_outputs - panel * PANEL);
-        _mm512_mask_storeu_ps(out + row * stride_out + panel * PANEL, __mmask16((1u << left) - 1), values);
+    void write(int64_t row, int64_t panel, const __m512 values[2]) const {
+        float* to = out + row * stride_out + panel * PANEL;
+        const int64_t left = w.num_outputs - panel * PANEL;
+        for (int64_t n = 0; n < 2 && left > n * HALF; ++n) {
+            const auto lanes = __mmask16((1u << std::min<int64_t>(HALF, left - n * HALF)) - 1);
+            _mm512_mask_storeu_ps(to + n * HALF, lanes, values[n]);
+        }
     }
 };
 
@@ -39,20 +48,15 @@ inline __m512 load16(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-// Decodes the codes of a panel's block: register j holds inputs 4j … 4j + 3 of all outputs, as unsigned bytes.
+// Inputs 4j … 4j + 3 of a block, half n of the panel's outputs, as unsigned bytes.
 template <int BITS, int QUADS>
-inline void decode(const uint8_t* codes, __m512i weights[QUADS]) {
+inline __m512i decode(const uint8_t* codes, int j, int n) {
     if constexpr (BITS == 8) {
-        for (int j = 0; j < QUADS; ++j) {
-            weights[j] = _mm512_loadu_si512(codes + 64 * j);
-        }
+        return _mm512_loadu_si512(codes + 128 * j + 64 * n);
     } else {
-        const __m512i mask = _mm512_set1_epi8(15);
-        for (int j = 0; j < QUADS / 2; ++j) {
-            const __m512i both = _mm512_loadu_si512(codes + 64 * j);
-            weights[j] = _mm512_and_si512(both, mask);
-            weights[j + QUADS / 2] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-        }
+        const __m512i both = _mm512_loadu_si512(codes + 128 * (j % (QUADS / 2)) + 64 * n);
+        const __m512i code = j < QUADS / 2 ? both : _mm512_srli_epi16(both, 4);
+        return _mm512_and_si512(code, _mm512_set1_epi8(15));
     }
 }
 
@@ -63,57 +67,98 @@ inline __m512i four(const int8_t* bytes) {
     return _mm512_set1_epi32(word);
 }
 
-// Σ codes · q over a block, for the panel's outputs.
-template <int QUADS>
-inline __m512i block_sum(const __m512i weights[QUADS], const int8_t* bytes) {
-    __m512i sum = _mm512_setzero_si512();
+// sums[t][n] = Σ codes · q over a block, for half n of the panel's outputs.
+template <int BITS, int QUADS, int ROWS>
+inline void block_sums(const uint8_t* codes, const int8_t* const bytes[ROWS], __m512i sums[ROWS][2]) {
+    __m512i planes[ROWS][2][PLANES] = {};
 #pragma GCC unroll 8
     for (int j = 0; j < QUADS; ++j) {
-        sum = _mm512_dpbusd_epi32(sum, weights[j], four(bytes + 4 * j));
+        const __m512i weights[2] = {decode<BITS, QUADS>(codes, j, 0), decode<BITS, QUADS>(codes, j, 1)};
+        for (int t = 0; t < ROWS; ++t) {
+            for (int p = 0; p < PLANES; ++p) {
+                const __m512i x = four(bytes[t] + 4 * (p * QUADS + j));
+                planes[t][0][p] = _mm512_dpbusd_epi32(planes[t][0][p], weights[0], x);
+                planes[t][1][p] = _mm512_dpbusd_epi32(planes[t][1][p], weights[1], x);
+            }
+        }
     }
-    sum = _mm512_slli_epi32(sum, 8);
-#pragma GCC unroll 8
-    for (int j = 0; j < QUADS; ++j) {
-        sum = _mm512_dpbusd_epi32(sum, weights[j], four(bytes + 4 * (QUADS + j)));
+    for (int t = 0; t < ROWS; ++t) {
+        for (int n = 0; n < 2; ++n) {
+            const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(planes[t][n][0], PLANE_BITS), planes[t][n][1]);
+            sums[t][n] = _mm512_add_epi32(_mm512_slli_epi32(upper, PLANE_BITS), planes[t][n][2]);
+        }
     }
-    return sum;
 }
 
-// ROWS rows from `row` on, one panel, all inputs.
-template <class Form, int ROWS>
+template <int BYTES>
+inline void fetch(const void* from) {
+    for (int i = 0; i < BYTES; i += 64) {
+        _mm_prefetch(static_cast<const char*>(from) + i, _MM_HINT_T0);
+    }
+}
+
+// A group's scales (or offsets) of a panel.
+template <class S, bool FETCH>
+inline void load_scales(const S* from, int64_t group, int64_t num_groups, __m512 to[2]) {
+    to[0] = load16(from + group * PANEL);
+    to[1] = load16(from + group * PANEL + HALF);
+    if constexpr (FETCH) {  // the next panel's
+        fetch<PANEL * sizeof(S)>(from + (group + num_groups) * PANEL);
+    }
+}
+
+// total += scale_w · scale_x · sum + offset · x's own sum, for a row and a block.
+template <class Form>
+inline void add_block(const BlockSums& x, int32_t first_code, const __m512 scale[2], const __m512 offset[2],
+                      __m512i sums[2], __m512 total[2]) {
+    for (int n = 0; n < 2; ++n) {
+        if constexpr (!Form::OFFSET) {
+            sums[n] = _mm512_add_epi32(sums[n], _mm512_set1_epi32(first_code * x.total));
+        }
+        const __m512 both_scales = _mm512_mul_ps(scale[n], _mm512_set1_ps(x.scale));
+        total[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[n]), both_scales, total[n]);
+        if constexpr (Form::OFFSET) {
+            total[n] = _mm512_fmadd_ps(offset[n], _mm512_set1_ps(x.sum), total[n]);
+        }
+    }
+}
+
+// ROWS rows from `row` on, one panel, all inputs. FETCH asks for the weights that come next, in this panel and after
+// it: the hardware's own prefetching stops at the end of a page, which a panel soon reaches.
+template <class Form, int ROWS, bool FETCH>
 void multiply_tile(const Product& p, int64_t panel, int64_t row) {
-    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 8 * Form::BITS;
+    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 16 * Form::BITS, ROW_BYTES = QUADS * 4 * PLANES;
     using S = typename Form::Scale;
     const int64_t blocks = p.x.num_blocks, groups = p.w.num_inputs / p.w.group;
     const int64_t blocks_in_group = blocks / groups;
     const auto* codes = static_cast<const uint8_t*>(p.w.codes) + panel * blocks * BYTES;
     const S* scales = static_cast<const S*>(p.w.scale) + panel * groups * PANEL;
     const S* offsets = static_cast<const S*>(p.w.offset) + (Form::OFFSET ? panel * groups * PANEL : 0);
-    const int8_t* bytes = p.x.bytes + row * blocks * QUADS * 8;
-    const BlockSums* sums = p.x.blocks + row * blocks;
-    const int32_t first = int32_t(p.w.codebook[0]);
-
-    __m512 total[ROWS];
+    const auto first_code = int32_t(p.w.codebook[0]);
+    const int8_t* bytes[ROWS];
+    const BlockSums* x[ROWS];
     for (int t = 0; t < ROWS; ++t) {
-        total[t] = _mm512_setzero_ps();
+        bytes[t] = p.x.bytes + (row + t) * blocks * ROW_BYTES;
+        x[t] = p.x.blocks + (row + t) * blocks;
     }
-    for (int64_t b = 0; b < blocks; ++b) {
-        __m512i weights[QUADS];
-        decode<Form::BITS, QUADS>(codes + b * BYTES, weights);
-        const int64_t group = blocks_in_group == 1 ? b : b / blocks_in_group;
-        const __m512 scale = load16(scales + group * PANEL);
-        const __m512 offset = Form::OFFSET ? load16(offsets + group * PANEL) : _mm512_setzero_ps();
-#pragma GCC unroll 16
-        for (int t = 0; t < ROWS; ++t) {
-            const BlockSums& x = sums[t * blocks + b];
-            __m512i sum = block_sum<QUADS>(weights, bytes + (t * blocks + b) * QUADS * 8);
-            if constexpr (!Form::OFFSET) {
-                sum = _mm512_add_epi32(sum, _mm512_set1_epi32(first * x.total));
+
+    __m512 total[ROWS][2] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+        __m512 scale[2], offset[2] = {};
+        load_scales<S, FETCH>(scales, g, groups, scale);
+        if constexpr (Form::OFFSET) {
+            load_scales<S, FETCH>(offsets, g, groups, offset);
+        }
+        for (int64_t b = 0; b < blocks_in_group; ++b, codes += BYTES) {
+            __m512i sums[ROWS][2];
+            block_sums<Form::BITS, QUADS, ROWS>(codes, bytes, sums);
+            for (int t = 0; t < ROWS; ++t) {
+                add_block<Form>(*x[t], first_code, scale, offset, sums[t], total[t]);
+                bytes[t] += ROW_BYTES;
+                ++x[t];
             }
-            const __m512 scales_product = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale));
-            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales_product, total[t]);
-            if constexpr (Form::OFFSET) {
-                total[t] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sum), total[t]);
+            if constexpr (FETCH) {
+                fetch<BYTES>(codes + FETCH_BYTES);
             }
         }
     }
@@ -122,14 +167,17 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
     }
 }
 
-// Rows [row, end) in tiles of 16, then 8, 4, 2, 1.
-template <class Form, int ROWS = ROW_TILE>
+template <class Form>
 void multiply_rows(const Product& p, int64_t panel, int64_t row, int64_t end) {
-    for (; row + ROWS <= end; row += ROWS) {
-        multiply_tile<Form, ROWS>(p, panel, row);
+    if (row + TILE_ROWS > end) {
+        return multiply_tile<Form, 1, true>(p, panel, row);
     }
-    if constexpr (ROWS > 1) {
-        multiply_rows<Form, ROWS / 2>(p, panel, row, end);
+    multiply_tile<Form, TILE_ROWS, true>(p, panel, row);
+    for (row += TILE_ROWS; row + TILE_ROWS <= end; row += TILE_ROWS) {
+        multiply_tile<Form, TILE_ROWS, false>(p, panel, row);
+    }
+    if (row < end) {
+        multiply_tile<Form, 1, false>(p, panel, row);
     }
 }
 
@@ -161,18 +209,16 @@ void with_form(const Weight& w, F f) {
     }
 }
 
-int64_t panels_of_a_task(const Weight& w, int64_t rows) {
-    return std::clamp<int64_t>(TASK_PRODUCTS / (PANEL * w.num_inputs * rows), 1, 8);
-}
-
 }  // namespace
 
 void integer_matmul(const Weight& w, const float* x, int64_t num_rows, int64_t stride_x, float* out,
                     int64_t stride_out) {
-    const Product p{w, quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block()), out, stride_out};
-    const int64_t row_block = std::max<int64_t>(ROW_TILE, ROW_BLOCK_BYTES / (2 * w.num_inputs) / ROW_TILE * ROW_TILE);
+    const int magnitude_bits = w.kind == QUADS8 ? 19 : 21;  // 32 products with codes of 8 or 4 bits fit 32 bits
+    const Product p{w, quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block(), magnitude_bits), out, stride_out};
+    const int64_t row_block = std::max<int64_t>(TILE_ROWS, ROW_BLOCK_BYTES / (PLANES * w.num_inputs) / TILE_ROWS * TILE_ROWS);
     const int64_t row_blocks = (num_rows + row_block - 1) / row_block;
-    const int64_t grain = panels_of_a_task(w, std::min(num_rows, row_block));
+    const int64_t panel_products = PANEL * w.num_inputs * std::min(num_rows, row_block);
+    const int64_t grain = std::clamp<int64_t>(TASK_PRODUCTS / panel_products, 1, 8);  // panels of a task
     const int64_t tasks = (w.num_panels() + grain - 1) / grain;
     with_form(w, [&](auto form) {
         using Form = decltype(form);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ops.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -12,7 +13,7 @@ namespace perseid {
 namespace {
 
 constexpr int64_t PAGE_RANK = 16;
-constexpr int64_t ROW_BLOCK = 16;      // rows of a task; a page's eight rows of A stay in the first cache for them
+constexpr int64_t ROW_BLOCK = 16;      // rows of a task; four rows of a page's A stay in the first cache for them
 constexpr int64_t COLUMN_BLOCK = 256;  // outputs of an expand task
 
 struct RowBlock {
@@ -61,22 +62,24 @@ struct Lora {
         return live[block.pages[j] * num_slices + slice];
     }
 
-    // z = weight · A x for the rows of one projection that are in use, rounded up to eight.
+    // z = weight · A x for the rows of one projection that are in use, rounded up to four.
     void shrink(const RowBlock& block, int64_t j, int64_t slice) const {
-        for (int64_t row = 0; row < rank(block, j, slice); row += LANES) {
+        for (int64_t row = 0; row < rank(block, j, slice); row += 4) {
             shrink_rows(block, j, slice * PAGE_RANK + row);
         }
     }
 
     void shrink_rows(const RowBlock& block, int64_t j, int64_t column) const {
-        const float* rows[LANES];
-        for (int i = 0; i < LANES; ++i) {
+        const float* rows[4];
+        for (int i = 0; i < 4; ++i) {
             rows[i] = a + (block.pages[j] * columns + column + i) * num_inputs;
         }
-        const V weight = set1(block.weights[j]);
         for (int64_t t = 0; t < block.count; ++t) {
-            const V dot = dot8(rows, x + block.rows[t] * stride_x, num_inputs);
-            store(block.z + (t * block.num_pages + j) * columns + column, mul(dot, weight));
+            float* to = block.z + (t * block.num_pages + j) * columns + column;
+            dot4(rows, x + block.rows[t] * stride_x, num_inputs, to);
+            for (int i = 0; i < 4; ++i) {
+                to[i] *= block.weights[j];
+            }
         }
     }
 
@@ -134,7 +137,7 @@ std::vector<Columns> column_blocks(const int64_t* slice_ends, int64_t num_slices
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void perseid_add_lora(
+PERSEID_OP void perseid_add_lora(
     const float* x, int64_t stride_x, int64_t num_inputs, const float* a, const float* b, const int32_t* live,
     const int64_t* slice_ends, int64_t num_slices, const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
     const int32_t* page_indptr, int64_t num_segments, float* out, int64_t stride_out) {

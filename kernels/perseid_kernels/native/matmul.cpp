@@ -1,11 +1,12 @@
 // out[t, o] = Σ_i x[t, i] · W[o, i], added over i in ascending order by fma, whatever the number of rows.
 //
 // Few rows: weights are decoded in registers and used at once (the product waits for memory). Many rows: a chunk of
-// a panel is decoded into a buffer in the first cache and multiplied with six rows at a time.
+// a panel is decoded into a buffer in the first cache and multiplied with a tile of rows at a time.
 #include <algorithm>
 #include <vector>
 
 #include "integer_matmul.h"
+#include "ops.h"
 #include "threads.h"
 #include "weight.h"
 
@@ -13,9 +14,14 @@ namespace perseid {
 namespace {
 
 constexpr int64_t FEW_ROWS = 4;
+#ifdef PERSEID_AVX512
+constexpr int64_t ROW_TILE = 12;     // 24 accumulators, 2 weights, 1 input: 27 of 32 registers
+#else
 constexpr int64_t ROW_TILE = 6;      // 12 accumulators, 2 weights, 1 input: 15 of 16 registers
-constexpr int64_t CHUNK = 256;       // inputs decoded at a time: a 16 kB buffer
+#endif
+constexpr int64_t CHUNK = 4096 / PANEL;  // inputs decoded at a time: a 16 kB buffer
 constexpr int64_t ROW_BLOCK = 192;   // rows that stay in the second cache while a panel's chunks pass
+constexpr int64_t EMBED_ROWS = 8;    // of a task
 
 struct Product {
     const Weight& w;
@@ -94,20 +100,14 @@ void multiply_tile(const float* x, int64_t stride_x, const float* buffer, int64_
     }
 }
 
+// All rows, in tiles of ROWS and then one of what is left.
+template <int ROWS = ROW_TILE>
 void multiply_rows(const float* x, int64_t stride_x, int64_t rows, const float* buffer, int64_t count, float* sums) {
-    int64_t t = 0;
-    for (; t + ROW_TILE <= rows; t += ROW_TILE) {
-        multiply_tile<ROW_TILE>(x + t * stride_x, stride_x, buffer, count, sums + t * PANEL);
+    for (; rows >= ROWS; rows -= ROWS, x += ROWS * stride_x, sums += ROWS * PANEL) {
+        multiply_tile<ROWS>(x, stride_x, buffer, count, sums);
     }
-    x += t * stride_x;
-    sums += t * PANEL;
-    switch (rows - t) {
-        case 1: return multiply_tile<1>(x, stride_x, buffer, count, sums);
-        case 2: return multiply_tile<2>(x, stride_x, buffer, count, sums);
-        case 3: return multiply_tile<3>(x, stride_x, buffer, count, sums);
-        case 4: return multiply_tile<4>(x, stride_x, buffer, count, sums);
-        case 5: return multiply_tile<5>(x, stride_x, buffer, count, sums);
-        default: return;
+    if constexpr (ROWS > 1) {
+        multiply_rows<ROWS - 1>(x, stride_x, rows, buffer, count, sums);
     }
 }
 
@@ -127,8 +127,8 @@ void decode(Reader& reader, int64_t group, int64_t start, int64_t count, float* 
 
 template <class Reader>
 void many_rows(const Product& p, int64_t panel) {
-    alignas(32) float buffer[CHUNK * PANEL];
-    alignas(32) float sums[ROW_BLOCK * PANEL];
+    alignas(64) float buffer[CHUNK * PANEL];
+    alignas(64) float sums[ROW_BLOCK * PANEL];
     for (int64_t first = 0; first < p.num_rows; first += ROW_BLOCK) {
         const int64_t rows = std::min(ROW_BLOCK, p.num_rows - first);
         std::fill(sums, sums + rows * PANEL, 0.0f);
@@ -170,26 +170,43 @@ void product(const Product& p, int64_t first, int64_t end) {
     }
 }
 
-// One output's row of a QUADS weight: few are wanted, so one number at a time.
+// One output's row of a QUADS weight: the inputs lie four by four.
 template <class S>
 void embed_quads(const Weight& w, int64_t output, float* out) {
-    const int64_t block = w.quad_block(), bits = w.kind == QUADS8 ? 8 : 4, groups = w.num_inputs / w.group;
+    const int64_t block = w.quad_block(), groups = w.num_inputs / w.group;
     const int64_t panel = output / PANEL, lane = output % PANEL;
-    const auto* codes = static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs * PANEL * bits / 8;
-    const int64_t half = bits == 4 ? block / 2 : block;
+    const int64_t half = w.kind == QUADS8 ? block : block / 2;  // inputs whose codes are a block's bytes (their low bits)
+    const auto* codes = static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs / block * half * PANEL + lane * 4;
+    for (int64_t start = 0; start < w.num_inputs; start += block, codes += half * PANEL) {
+        const int64_t at = (panel * groups + start / w.group) * PANEL + lane;
+        const float scale = to_float(static_cast<const S*>(w.scale)[at]);
+        const float offset = w.offset ? to_float(static_cast<const S*>(w.offset)[at]) : 0.0f;
+        const auto value = [&](int code) { return (w.codebook[0] + float(code)) * scale + offset; };
+        for (int64_t k = 0; k < half; ++k) {
+            const uint8_t byte = codes[k / 4 * PANEL * 4 + k % 4];
+            out[start + k] = value(w.kind == QUADS8 ? byte : byte & 15);
+            if (w.kind == QUADS4) {
+                out[start + half + k] = value(byte >> 4);
+            }
+        }
+    }
+}
+
+// One output's row of a weight in panels: its panel is decoded.
+template <class Reader>
+void embed_panels(const Weight& w, int64_t output, float* out) {
+    static thread_local std::vector<float> panel;
+    panel.resize(w.num_inputs * PANEL);
+    Reader reader(w, output / PANEL);
+    decode(reader, w.group, 0, w.num_inputs, panel.data());
     for (int64_t k = 0; k < w.num_inputs; ++k) {
-        const int64_t in_half = k % half, is_upper = k % block / half;
-        const uint8_t byte = codes[k / block * PANEL * half + in_half / 4 * 64 + lane * 4 + in_half % 4];
-        const int code = bits == 8 ? byte : is_upper ? byte >> 4 : byte & 15;
-        const int64_t at = (panel * groups + k / w.group) * PANEL + lane;
-        const float value = (w.codebook[0] + float(code)) * to_float(static_cast<const S*>(w.scale)[at]);
-        out[k] = w.offset ? value + to_float(static_cast<const S*>(w.offset)[at]) : value;
+        out[k] = panel[k * PANEL + output % PANEL];
     }
 }
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void perseid_matmul(
+PERSEID_OP void perseid_matmul(
     const Weight* w, const float* x, int64_t num_rows, int64_t stride_x, float* out, int64_t stride_out) {
     if (num_rows == 0) {
         return;
@@ -210,8 +227,9 @@ extern "C" __attribute__((visibility("default"))) void perseid_matmul(
     });
 }
 
-// Whether weights may be packed as QUADS4 and QUADS8.
-extern "C" __attribute__((visibility("default"))) int64_t perseid_has_integer_matmul() {
+PERSEID_OP int64_t perseid_panel() { return PANEL; }
+
+PERSEID_OP int64_t perseid_has_integer_matmul() {
 #ifdef PERSEID_VNNI
     return 1;
 #else
@@ -219,27 +237,18 @@ extern "C" __attribute__((visibility("default"))) int64_t perseid_has_integer_ma
 #endif
 }
 
-// Rows `ids` of W.
-extern "C" __attribute__((visibility("default"))) void perseid_embed(
-    const Weight* w, const int64_t* ids, int64_t count, float* out) {
-    if (w->is_quads()) {
-        for (int64_t i = 0; i < count; ++i) {
-            w->type == F16 ? embed_quads<Half>(*w, ids[i], out + i * w->num_inputs)
-                           : embed_quads<float>(*w, ids[i], out + i * w->num_inputs);
-        }
-        return;
-    }
-    with_reader(*w, [&](auto type) {
-        using Reader = typename decltype(type)::Reader;
-        std::vector<float> panel(w->num_inputs * PANEL);
-        for (int64_t i = 0; i < count; ++i) {
-            Reader reader(*w, ids[i] / PANEL);
-            decode(reader, w->group, 0, w->num_inputs, panel.data());
-            for (int64_t k = 0; k < w->num_inputs; ++k) {
-                out[i * w->num_inputs + k] = panel[k * PANEL + ids[i] % PANEL];
+PERSEID_OP void perseid_embed(const Weight* w, const int64_t* ids, int64_t count, float* out) {
+    const auto embed_all = [&](auto embed) {
+        parallel_for((count + EMBED_ROWS - 1) / EMBED_ROWS, [&](int64_t task) {
+            for (int64_t i = task * EMBED_ROWS; i < std::min(count, (task + 1) * EMBED_ROWS); ++i) {
+                embed(*w, ids[i], out + i * w->num_inputs);
             }
-        }
-    });
+        });
+    };
+    if (w->is_quads()) {
+        return embed_all(w->type == F16 ? embed_quads<Half> : embed_quads<float>);
+    }
+    with_reader(*w, [&](auto type) { embed_all(embed_panels<typename decltype(type)::Reader>); });
 }
 
 }  // namespace perseid

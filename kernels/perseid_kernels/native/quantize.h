@@ -1,15 +1,19 @@
-// Rows of activations as 16-bit integers with a scale for every block of inputs, for the integer product.
+// Rows of activations as integers with a scale for every block of inputs, for the integer product.
 //
-//     x[t, i] ≈ scale(t, b) · q[t, i]        q = 256 · high + low, both signed bytes
+//     x[t, i] ≈ scale(t, b) · q[t, i]        q = 2^14 · high + 2^7 · middle + low, three signed bytes
 //
-// The scale is the power of two that lets the block's largest magnitude just fit, so nothing but q is rounded, and the
-// error is at most 2^-15 of that magnitude: a float16 would round it by 2^-11, a bfloat16 by 2^-8. Each row is quantised
-// by itself: it becomes the same integers in any batch.
+// The scale is the power of two that lets the block's largest magnitude just fit, so nothing but q is rounded. The
+// error is at most 2^-21 of that magnitude beside 4-bit codes and 2^-19 beside 8-bit ones, whose sums must fit 32 bits
+// too: less than what float32 loses in adding up a row. Each row is quantised by itself: it becomes the same integers
+// in any batch.
 #pragma once
 
 #include <cstdint>
 
 namespace perseid {
+
+constexpr int PLANES = 3;     // bytes of an integer
+constexpr int PLANE_BITS = 7;  // between one byte and the next
 
 struct BlockSums {  // of one block of one row
     float scale;    // NaN or infinite where an input is, so that the outputs are too
@@ -19,12 +23,14 @@ struct BlockSums {  // of one block of one row
 };
 
 struct QuantizedRows {
-    const int8_t* bytes;      // [T][blocks][2][block]: the high bytes of a block, then the low ones
+    const int8_t* bytes;      // [T][blocks][PLANES][block]: the high bytes of a block, then the middle, then the low
     const BlockSums* blocks;  // [T][blocks]
     int64_t num_blocks;
 };
 
-// Into the caller's scratch memory, which the next call on the same thread reuses. `block` is 16 or 32.
-QuantizedRows quantize_rows(const float* x, int64_t stride_x, int64_t num_rows, int64_t num_inputs, int64_t block);
+// Into the caller's scratch memory, which the next call on the same thread reuses. `block` is 16 or 32; |q| stays
+// below 2^magnitude_bits, 21 at the most.
+QuantizedRows quantize_rows(const float* x, int64_t stride_x, int64_t num_rows, int64_t num_inputs, int64_t block,
+                            int magnitude_bits);
 
 }  // namespace perseid

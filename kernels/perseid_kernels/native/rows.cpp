@@ -1,6 +1,9 @@
-// The ops that look at one row at a time: norms, SiLU, rotary embedding. Each row's sums have a fixed order.
+// The ops that look at one row at a time: norms, SiLU, rotary embedding, the largest logit. Each row's sums have a fixed order.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
+#include "ops.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -31,10 +34,6 @@ void for_vectors(int64_t width, F f) {
     }
 }
 
-V read(const float* p, int64_t count) { return count == LANES ? load(p) : load_some(p, count); }
-
-void write(float* p, V value, int64_t count) { count == LANES ? store(p, value) : store_some(p, value, count); }
-
 void norm_row(const float* x, const float* weight, int64_t width, float eps, float* out) {
     V squares = zero();
     for_vectors(width, [&](int64_t n, int64_t count) {
@@ -56,10 +55,31 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     });
 }
 
+// The largest number, then where it first stands.
+void best_of(const float* logits, int64_t width, float& value, int64_t& index) {
+    V most = set1(logits[0]), nans = zero();
+    for_vectors(width, [&](int64_t n, int64_t count) {
+        const V values = first_lanes(read(logits + n, count), int(count), most);
+        most = max(values, most);  // leaves NaN out
+        nans = add(nans, sub(values, values));  // NaN from NaN and from infinities, else zeros
+    });
+    value = largest(most);
+    index = 0;
+    if (std::isnan(sum(nans)) && std::any_of(logits, logits + width, [](float x) { return std::isnan(x); })) {
+        value = std::numeric_limits<float>::quiet_NaN();
+        return;
+    }
+    while (index + LANES <= width && !any_equal(load(logits + index), set1(value))) {
+        index += LANES;
+    }
+    while (index + 1 < width && logits[index] != value) {
+        ++index;
+    }
+}
+
 }  // namespace
 
-// x [T, H, N] with strides, out [T, H, N] contiguous.
-extern "C" __attribute__((visibility("default"))) void perseid_rms_norm(
+PERSEID_OP void perseid_rms_norm(
     const float* x, int64_t rows, int64_t heads, int64_t width, int64_t stride_row, int64_t stride_head,
     const float* weight, float eps, float* out) {
     for_rows(rows * heads, width, [&](int64_t i) {
@@ -67,7 +87,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_rms_norm(
     });
 }
 
-extern "C" __attribute__((visibility("default"))) void perseid_add_rms_norm(
+PERSEID_OP void perseid_add_rms_norm(
     const float* x, float* residual, int64_t rows, int64_t width, const float* weight, float eps, float* out) {
     for_rows(rows, width, [&](int64_t t) {
         const float* from = x + t * width;
@@ -79,7 +99,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_add_rms_norm(
     });
 }
 
-extern "C" __attribute__((visibility("default"))) void perseid_silu_mul(
+PERSEID_OP void perseid_silu_mul(
     const float* gate_up, int64_t rows, int64_t width, int64_t stride, float* out) {
     for_rows(rows, width, [&](int64_t t) {
         const float* gate = gate_up + t * stride;
@@ -91,8 +111,7 @@ extern "C" __attribute__((visibility("default"))) void perseid_silu_mul(
     });
 }
 
-// Rotates q and k in place, then copies k and v to slot `slots[t]` of the caches [NB · BS, Hkv, D].
-extern "C" __attribute__((visibility("default"))) void perseid_rope_and_store(
+PERSEID_OP void perseid_rope_and_store(
     float* q, int64_t stride_q, float* k, int64_t stride_k, const float* v, int64_t stride_v, int64_t rows,
     int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, const float* cos, const float* sin,
     const int64_t* positions, float* k_cache, float* v_cache, const int64_t* slots) {
@@ -111,7 +130,11 @@ extern "C" __attribute__((visibility("default"))) void perseid_rope_and_store(
     });
 }
 
-extern "C" __attribute__((visibility("default"))) void perseid_set_num_threads(int64_t count) {
+PERSEID_OP void perseid_best(const float* logits, int64_t rows, int64_t width, float* values, int64_t* indices) {
+    for_rows(rows, width, [&](int64_t t) { best_of(logits + t * width, width, values[t], indices[t]); });
+}
+
+PERSEID_OP void perseid_set_num_threads(int64_t count) {
     set_num_threads(int(count));
 }
 

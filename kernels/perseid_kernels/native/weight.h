@@ -1,15 +1,15 @@
-// A packed weight: panels of 16 outputs, in each panel the inputs one after the other.
+// A packed weight: panels of 2 · LANES outputs, in each panel the inputs one after the other.
 //
 //     W[o, i] = code(o, i) · scale(o, g) + offset(o, g)        g = i / group
 //
-// The 16 codes of an input lie together: eight bytes in 4 bits (the low nibbles are outputs 0 … 7 of the panel, the
-// high ones 8 … 15), sixteen bytes in 8 bits. So the lanes of a vector are outputs, every output's sum runs over the
+// The codes of an input lie together: LANES bytes in 4 bits (the low nibbles are the panel's first LANES outputs, the
+// high ones the others), PANEL bytes in 8 bits. So the lanes of a vector are outputs, every output's sum runs over the
 // inputs in ascending order, and no result depends on how many rows share the product.
 //
 // The kinds QUADS4 and QUADS8 are for the integer product (integer_matmul.cpp), which takes four inputs at a time: in
-// blocks of 32 inputs (16 where the group is no multiple of 32), 64 bytes are 16 outputs × 4 inputs. In 4 bits the low
-// nibbles are the block's first half, the high ones its second. Codes are stored without sign: codebook[0] is their
-// smallest value, codebook[0] + stored their own.
+// blocks of 32 inputs (16 where the group is no multiple of 32), 128 bytes are the panel's 32 outputs × 4 inputs. In 4
+// bits the low nibbles are the block's first half, the high ones its second. Codes are stored without sign: codebook[0]
+// is their smallest value, codebook[0] + stored their own.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct Weight {  // the same fields as `pack._Weight` in Python
     int32_t type;  // of scale and offset; of the values where dense
     int64_t num_outputs, num_inputs, group;
     const void* codes;
-    const void* scale;   // [panels][groups][PANEL]
+    const void* scale;   // [panels][groups][outputs of a panel]
     const void* offset;  // the same, or null
     float codebook[16];  // AFFINE4, QUADS4: codebook[i] = codebook[0] + i, and codebook[0] = 0 where there is an offset
 

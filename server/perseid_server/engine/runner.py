@@ -36,8 +36,7 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self._decoder = decoder
-        self._kv = kv
-        self._pools = pools
+        self._ordinary = decoder.bind(kv, pools)
         self._table = table
         self._block_size = block_size
         self._graphs = graphs
@@ -51,7 +50,9 @@ class ModelRunner:
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
         samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
         rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
-        sampled = sample(rows_LV, [self._sample_request(step.chunks[index]) for index in samplers])
+        sampled = sample(
+            rows_LV, [self._sample_request(step.chunks[index]) for index in samplers], self._decoder.backend.best
+        )
         token_of = dict(zip(samplers, sampled, strict=True))
 
         results = []
@@ -68,7 +69,7 @@ class ModelRunner:
         """Next-token logits, float32 [L, V]."""
         if self._graphs is not None and self._graphs.takes(batch):
             return self._graphs.forward(batch)
-        return self._decoder.forward(batch.on(self._decoder.device), self._kv, self._pools)
+        return self._ordinary(batch.on(self._decoder.device))
 
     def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int]) -> HostBatch:
         size = self._block_size

@@ -7,7 +7,7 @@ Shape legend: T rows, L rows whose logits are wanted, H query heads, Hkv key/val
 E hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Backend
+from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_server.model.batch import StepBatch
@@ -72,6 +73,15 @@ class Decoder:
         tables = self.final_norm_E.nbytes + self.cos_XD.nbytes + self.sin_XD.nbytes
         return int(self.embedding.nbytes + head + tables + sum(layer.nbytes for layer in self.layers))
 
+    def bind(self, kv: KVCache, adapters: AdapterPools | None) -> Callable[[StepBatch], Tensor]:
+        """`forward` over one cache and pool, in one call where the backend has one."""
+        fused = self.backend.fuse(fused_decoder(self, kv, adapters))
+        if fused is None:
+            return lambda batch: self.forward(batch, kv, adapters)
+        return lambda batch: fused(
+            batch.token_ids_T, batch.positions_T, batch.slots_T, batch.attention, batch.segments, batch.logits_rows
+        )
+
     @torch.inference_mode()
     def forward(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Tensor:
         """Next-token logits, float32 [L, V], of the rows that `batch.logits_rows` names."""
@@ -122,6 +132,43 @@ class Decoder:
 
     def _add_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor) -> Tensor:
         return self.backend.add_rms_norm(x_TE, residual_TE, weight_E, self.config.rms_norm_eps)
+
+
+def fused_decoder(decoder: Decoder, kv: KVCache, adapters: AdapterPools | None) -> FusedDecoder:
+    """The decoder with its cache and pool, as `Backend.fuse` takes it."""
+
+    def linear(index: int, name: str, built: AdaptedLinear) -> FusedLinear:
+        pages = adapters.layers[index].get(name) if adapters is not None else None
+        return FusedLinear([part.weight for part in built.parts], built.bias_N, pages)
+
+    def fused_layer(index: int, layer: Layer) -> FusedLayer:
+        return FusedLayer(
+            input_norm_E=layer.input_norm_E,
+            qkv=linear(index, "qkv", layer.qkv),
+            q_norm_D=layer.q_norm_D,
+            k_norm_D=layer.k_norm_D,
+            o=linear(index, "o", layer.o),
+            post_attention_norm_E=layer.post_attention_norm_E,
+            gate_up=linear(index, "gate_up", layer.gate_up),
+            down=linear(index, "down", layer.down),
+            k_cache=kv.keys[index],
+            v_cache=kv.values[index],
+        )
+
+    config = decoder.config
+    return FusedDecoder(
+        layers=[fused_layer(index, layer) for index, layer in enumerate(decoder.layers)],
+        embedding=decoder.embedding,
+        lm_head=decoder.lm_head,
+        final_norm_E=decoder.final_norm_E,
+        cos_XD=decoder.cos_XD,
+        sin_XD=decoder.sin_XD,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        norm_eps=config.rms_norm_eps,
+        attention_scale=config.attention_scale,
+    )
 
 
 @dataclass(frozen=True, slots=True)

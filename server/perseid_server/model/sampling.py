@@ -9,7 +9,7 @@ row's logits and number alone, never on the rest of the batch. Sums are float64.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perseid_kernels.best import best
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 
 Logits = NDArray[np.float32]
+
+FindBest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""`Backend.best`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +46,27 @@ class Sampled:
     error: str | None = None
 
 
-def sample(logits_LV: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+def sample(logits_LV: Tensor, requests: Sequence[SampleRequest], find_best: FindBest = best) -> list[Sampled]:
     """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
     if not requests:
         return []
+    values, indices = _read_back(*find_best(logits_LV))
     results = []
-    for row, (request, (best, token)) in enumerate(zip(requests, _greedy(logits_LV), strict=True)):
-        if not math.isfinite(best):
-            what = "NaN" if math.isnan(best) else f"no finite largest logit ({best})"
+    for row, (request, value, index) in enumerate(zip(requests, values, indices, strict=True)):
+        if not math.isfinite(value):
+            what = "NaN" if math.isnan(value) else f"no finite largest logit ({value})"
             results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
         elif _is_plain_greedy(request):
-            results.append(Sampled(int(token)))
+            results.append(Sampled(int(index)))
         else:
             results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
     return results
 
 
-def _greedy(logits_LV: Tensor) -> list[tuple[float, float]]:
-    """(largest logit, its index) of each row, the lowest index on ties (torch's argmax promises no order). One copy
-    from the device brings both: float64 holds them exactly."""
-    best_L = logits_LV.max(dim=-1).values  # max propagates NaN
-    index_L = (logits_LV == best_L[:, None]).int().argmax(dim=-1)
-    best, index = torch.stack((best_L.double(), index_L.double())).tolist()
-    return list(zip(best, index, strict=True))
+def _read_back(values_L: Tensor, indices_L: Tensor) -> list[list[float]]:
+    """Both as numbers by one copy from the device: float64 holds them exactly."""
+    both: list[list[float]] = torch.stack((values_L.double(), indices_L.double())).tolist()
+    return both
 
 
 def _is_plain_greedy(request: SampleRequest) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perseid_kernels.backend import Backend, backend_for
+from perseid_kernels.backend import backend_for
 from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.native import build, load_native_backend
 from perseid_kernels.native.backend import NativeBackend
@@ -99,17 +99,19 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_native_backend() is None
 
 
-def test_the_portable_lanes_give_the_same_bits(
-    native_backend: Backend, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
-) -> None:
-    """A CPU without AVX2 takes plain loops that do the same operations in the same order."""
+def test_the_portable_lanes_agree(cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    """A CPU without AVX2 takes plain loops. What adds no lanes up is the same bits; a norm does, and so may differ by
+    the rounding of its sum."""
     require_tool("g++", "Debian: g++")
-    monkeypatch.setenv("CXX", "g++ -mno-avx2 -mno-fma -mno-f16c -O1")
+    here = NativeBackend(build_library(), num_threads=1, integer_matmul=False)
+    monkeypatch.setenv("CXX", "g++ -mno-avx512f -mno-avx2 -mno-fma -mno-f16c -O1")
     monkeypatch.setattr(build, "_OPTIONS", tuple(option for option in build._OPTIONS if option != "-O3"))
     portable = NativeBackend(build_library(), num_threads=1)
     gate_up, weight_N = torch.randn(3, 62, generator=rng) * 20, torch.randn(62, generator=rng)
-    assert torch.equal(portable.silu_mul(gate_up), native_backend.silu_mul(gate_up))
-    assert torch.equal(portable.rms_norm(gate_up, weight_N, 1e-5), native_backend.rms_norm(gate_up, weight_N, 1e-5))
+    assert torch.equal(portable.silu_mul(gate_up), here.silu_mul(gate_up))
+    torch.testing.assert_close(
+        portable.rms_norm(gate_up, weight_N, 1e-5), here.rms_norm(gate_up, weight_N, 1e-5), rtol=5e-7, atol=0
+    )
     for weight in (
         int4_weight(rng, 35, 96, 32, "nf4"),
         int4_weight(rng, 35, 96, 32, "q4_1"),
@@ -118,6 +120,6 @@ def test_the_portable_lanes_give_the_same_bits(
         for num_rows in (1, 3, 7):
             x = torch.randn(num_rows, 96, generator=rng)
             ours, theirs = torch.empty(num_rows, 35), torch.empty(num_rows, 35)
-            native_backend.matmul(x, native_backend.pack(weight, CPU), ours)
+            here.matmul(x, here.pack(weight, CPU), ours)
             portable.matmul(x, portable.pack(weight, CPU), theirs)
             assert torch.equal(ours, theirs)

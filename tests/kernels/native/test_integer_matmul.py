@@ -1,5 +1,5 @@
-"""The integer product: exact weights, 16-bit activations, the same bits in any batch. (A CPU without AVX-512 VNNI
-takes the float32 product, for which all of this holds as well.)"""
+"""The integer product: exact weights, activations of three bytes, the same bits in any batch. (A CPU without AVX-512
+VNNI takes the float32 product, for which all of this holds as well.)"""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 
 from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import build_library
-from perseid_kernels.weights import Weight
+from perseid_kernels.weights import Int4Weight, Int8Weight, Weight
 from tests.kernels.cases import int4_weight, int8_weight
 
 CPU = torch.device("cpu")
@@ -47,21 +47,39 @@ def test_weights_are_exact(backend: NativeBackend, rng: torch.Generator) -> None
         assert torch.equal(product(backend, weight, torch.eye(weight.shape[1])), expected.T)
 
 
-def test_activations_keep_fifteen_bits_of_their_block(backend: NativeBackend, rng: torch.Generator) -> None:
-    """|error| ≤ Σ_blocks 2^-15 · max |x of the block| · Σ |W of the block|, plus float32's rounding of the sums."""
+def test_activations_keep_their_bits(backend: NativeBackend, rng: torch.Generator) -> None:
+    """|error| ≤ Σ_blocks 2^-bits · max |x of the block| · Σ |W of the block| with 21 bits beside 4-bit codes and 19
+    beside 8-bit ones, plus float32's rounding of the sums (18 blocks, each added within half an ULP of the whole)."""
     for weight in weights(rng):
         num_outputs, num_inputs = weight.shape
         block = 32 if weight.group_size % 32 == 0 else 16
+        bits = 21 if isinstance(weight, Int4Weight) else 19
         x = torch.randn(9, num_inputs, generator=rng) * torch.logspace(-3, 3, num_inputs)
         values = weight.dequantize()
         exact = x.double() @ values.double().T
         largest = x.abs().view(9, -1, block).amax(dim=2).double()
-        bound = 2**-15 * largest @ values.abs().view(num_outputs, -1, block).sum(dim=2).double().T
-        rounding = 1e-5 * (x.abs().double() @ values.abs().double().T)
+        bound = 2**-bits * largest @ values.abs().view(num_outputs, -1, block).sum(dim=2).double().T
+        rounding = 2e-6 * (x.abs().double() @ values.abs().double().T)
         assert ((product(backend, weight, x) - exact).abs() <= bound + rounding).all()
 
 
-@pytest.mark.parametrize("num_rows", [2, 7, 15, 16, 17, 31, 500])
+def test_sums_that_pass_32_bits_on_the_way(backend: NativeBackend) -> None:
+    """The largest codes and activations of one sign: the bytes' sums wrap, and their end must not."""
+    for code, size in ((15, 32), (0, 32), (15, 16)):
+        codes = torch.full((16, size // 2), code * 17, dtype=torch.uint8)
+        for codebook in (torch.arange(16.0), torch.arange(16.0) - 8):
+            weight = Int4Weight(codes, codebook, torch.ones(16, 1), None, size)
+            for x in (torch.full((1, size), 1.0 - 2**-20), torch.full((1, size), -1.0)):
+                expected = x.double() @ weight.dequantize().double().T
+                torch.testing.assert_close(product(backend, weight, x).double(), expected, rtol=2**-20, atol=0)
+    for code in (-128, -127, 127):
+        weight = Int8Weight(torch.full((16, 32), code, dtype=torch.int8), torch.ones(16, 1), 32)
+        for x in (torch.full((1, 32), 1.0 - 2**-20), torch.full((1, 32), -1.0)):
+            expected = x.double() @ weight.dequantize().double().T
+            torch.testing.assert_close(product(backend, weight, x).double(), expected, rtol=2**-18, atol=0)
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 8, 9, 15, 16, 17, 31, 500])
 def test_rows_do_not_see_each_other(backend: NativeBackend, rng: torch.Generator, num_rows: int) -> None:
     for weight in weights(rng):
         x = torch.randn(num_rows, weight.shape[1], generator=rng)

@@ -1,6 +1,6 @@
 """Runs a decoder on hand-made batches: sequences over one paged cache, any of their rows in any pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +74,16 @@ class Passes:
             cache.fill_(float("nan"))
 
     def run(self, *parts: Part) -> list[Tensor]:
-        """One forward pass; the logits of every row of each part."""
+        """One forward pass, as the runner does it; the logits of every row of each part."""
+        return self._run(self._decoder.bind(self._cache, self._pools), parts)
+
+    def run_op_by_op(self, *parts: Part) -> list[Tensor]:
+        """The same by the decoder's own ops, which is what a backend's whole pass stands for."""
+        return self._run(lambda batch: self._decoder.forward(batch, self._cache, self._pools), parts)
+
+    def _run(self, forward: Callable[[StepBatch], Tensor], parts: Sequence[Part]) -> list[Tensor]:
         counts = [part.end - part.start for part in parts]
-        logits_TV = self._decoder.forward(self._batch(parts, counts), self._cache, self._pools)
-        return list(logits_TV.split(counts))
+        return list(forward(self._batch(parts, counts)).split(counts))
 
     def _batch(self, parts: Sequence[Part], counts: list[int]) -> StepBatch:
         rows = [(part.sequence, position) for part in parts for position in range(part.start, part.end)]

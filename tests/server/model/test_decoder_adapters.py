@@ -113,6 +113,13 @@ def test_mixed_ranks_and_base_in_one_batch(adapted: Adapted, decoder: Decoder) -
         assert_logits(logits, adapted.logits[name])
 
 
+def test_a_backends_whole_pass_is_its_ops_one_by_one(adapted: Adapted, decoder: Decoder) -> None:
+    parts = [Part(i, 0, len(PROMPTS[name])) for i, name in enumerate(ORDER)]
+    passes = passes_of(adapted, decoder, ORDER)
+    for one, other in zip(passes.run(*parts), passes.run_op_by_op(*parts), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_decodes_and_chunks_of_mixed_ranks(adapted: Adapted, decoder: Decoder) -> None:
     """Two sequences decode beside three that go on with their prompts, in the opposite order of the pass before."""
     passes = passes_of(adapted, decoder, ORDER)

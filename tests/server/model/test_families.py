@@ -106,6 +106,14 @@ def test_two_sequences_in_one_batch(case: Case) -> None:
     assert_logits(torch.cat((first[1], second[0])), case.short)
 
 
+def test_a_backends_whole_pass_is_its_ops_one_by_one(case: Case) -> None:
+    """Bit by bit: prefill, chunks and decodes."""
+    bound, by_ops = case.passes(LONG, SHORT), case.passes(LONG, SHORT)
+    for parts in ((Part(0, 0, 150), Part(1, 0, 210)), (Part(1, 210, 211), Part(0, 150, 300)), (Part(0, 300, 301),)):
+        for one, other in zip(bound.run(*parts), by_ops.run_op_by_op(*parts), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_triton_in_its_interpreter(tmp_path: Path) -> None:
     """The interpreter is slow: one layer, few tokens, and the family with the most ops."""
     small = {"head_dim": 32, "num_hidden_layers": 1}
