@@ -51,11 +51,13 @@ class KernelCase:
         return {name: self._type_of(name) for name in self.kernel.arg_names}
 
     def attributes(self) -> dict[tuple[int], list[list[Any]]]:
-        """Pointers, strides and sizes are multiples of 16, as the launcher would find at run time."""
+        """Pointers, strides and sizes are multiples of 16, as the launcher would find at run time where it looks."""
+        looked_at = [not parameter.do_not_specialize for parameter in self.kernel.params]
         return {
             (index,): [["tt.divisibility", 16]]
             for index, (name, kind) in enumerate(self.signature().items())
-            if kind.startswith("*") or name.startswith("stride_") or (name in _DIVISIBLE and kind == "i32")
+            if looked_at[index]
+            and (kind.startswith("*") or name.startswith("stride_") or (name in _DIVISIBLE and kind == "i32"))
         }
 
     def _type_of(self, name: str) -> str:

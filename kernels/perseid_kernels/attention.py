@@ -112,7 +112,7 @@ def load_group(q, row_M, kv_head, head_M, live_M, stride_q, G, D: tl.constexpr, 
     return tl.load(q + base[:, None] + d[None, :], mask=live_M[:, None] & (d < D)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "stride_table"])  # every batch by the same code: none is compiled while serving
 def attention_prefill_kernel(
     q,  # [T, H, D]
     k_cache,  # [NB, BS, Hkv, D]
@@ -188,7 +188,7 @@ def attention_prefill_kernel(
     tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans", "stride_table"])
 def attention_decode_kernel(
     q,  # [T, H, D]
     k_cache,  # [NB, BS, Hkv, D]
@@ -248,7 +248,7 @@ def attention_decode_kernel(
         tl.store(sums + part, den, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans"])
 def attention_merge_kernel(
     parts,  # float32 [S, H, SPANS, D]
     maxima,

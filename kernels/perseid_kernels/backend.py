@@ -11,9 +11,10 @@ Shape legend: T rows of the batch, S sequences, N outputs, K inputs, H query hea
 P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -116,6 +117,24 @@ class Backend(Protocol):
 
     def fuse(self, model: "FusedDecoder") -> "FusedForward | None":
         """The whole forward pass as one call, with the same results as op by op; None where there is none."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """What a backend has besides where a step can be recorded once and repeated on new contents of its tensors.
+
+    Such a backend takes `StaticSegments`, and padding rows: those with a negative slot are stored nowhere, and a
+    sequence without a row (`query_start[s+1] == query_start[s]`) is skipped. The CPU backends have none of this.
+    """
+
+    def new_pool(self) -> Any:
+        """Memory that recordings can take turns in."""
+        ...
+
+    def record(self, run: Callable[[], object], pool: Any = None) -> Callable[[], None]:
+        """Run `run`; the result repeats its ops on the same tensors, whatever they hold by then. What `run`
+        allocates is overwritten by the next repetition of any recording of the same pool."""
         ...
 
 

@@ -5,7 +5,8 @@
 
 q [T, H, D], k, v [T, Hkv, D] in the compute dtype, rotated in place; cos, sin float32 [max positions, D/2], row
 `positions[t]`. Hugging Face's half-split layout (`rotate_half`), not the interleaved one of the paper
-(arXiv:2104.09864). CPU paths: `eager_backend.EagerBackend` and `native/`. Oracle: `rope_oracle`.
+(arXiv:2104.09864). A row with a negative slot is padding: it is stored nowhere.
+CPU paths (without padding): `eager_backend.EagerBackend` and `native/`. Oracle: `rope_oracle`.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -37,7 +38,7 @@ def rope_and_store_kernel(
     positions,  # int64 [T]
     k_cache,  # [NB · BS, Hkv, D]
     v_cache,
-    slots,  # int64 [T]
+    slots,  # int64 [T], negative: store nothing
     stride_q,
     stride_k,
     stride_v,
@@ -67,12 +68,14 @@ def rope_and_store_kernel(
     v_row = v + t * stride_v
     v_low = tl.load(v_row + offset, mask=mask, other=0.0)
     v_high = tl.load(v_row + offset + HALF, mask=mask, other=0.0)
-    slot = tl.load(slots + t) * HKV * 2 * HALF
+    slot = tl.load(slots + t)
+    stored = mask & (slot >= 0)
+    base = slot * HKV * 2 * HALF
     dtype = k_cache.dtype.element_ty
-    tl.store(k_cache + slot + offset, k_low.to(dtype), mask=mask)
-    tl.store(k_cache + slot + offset + HALF, k_high.to(dtype), mask=mask)
-    tl.store(v_cache + slot + offset, v_low.to(dtype), mask=mask)
-    tl.store(v_cache + slot + offset + HALF, v_high.to(dtype), mask=mask)
+    tl.store(k_cache + base + offset, k_low.to(dtype), mask=stored)
+    tl.store(k_cache + base + offset + HALF, k_high.to(dtype), mask=stored)
+    tl.store(v_cache + base + offset, v_low.to(dtype), mask=stored)
+    tl.store(v_cache + base + offset + HALF, v_high.to(dtype), mask=stored)
 
 
 def rope_and_store(
@@ -86,7 +89,8 @@ def rope_and_store(
     v_cache: Tensor,
     slots_T: Tensor,
 ) -> None:
-    """Rotate q and k in place, store k and v. q, k, v may be views of one qkv tensor; caches are contiguous."""
+    """Rotate q and k in place, store k and v where the slot is not negative. q, k, v may be views of one qkv tensor;
+    caches are contiguous."""
     num_rows, num_heads, head_dim = q_THD.shape
     if num_rows == 0:
         return

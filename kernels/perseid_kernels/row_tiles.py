@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.segments import PageList, Segments
+from perseid_kernels.upload import Layout, staging, upload
 
 SMALL_TILE_ROWS = 16  # decode: a few rows of each adapter; 16 is tl.dot's least side
 LARGE_TILE_ROWS = 64  # prefill: each page of A and B is read once for 64 rows
@@ -46,9 +47,9 @@ class RowTiles:
         """Cut each segment's rows into tiles. `tile_rows` is chosen by `choose_tile_rows` unless given."""
         height = tile_rows or choose_tile_rows(segments.max_rows)
         tiles, items = _cut(_sizes(segments), height)
-        device = segments.rows.device
-        counts = torch.tensor([len(tiles), len(items)], dtype=torch.int32)
-        return RowTiles(_table(tiles, 4).to(device), _table(items, 3).to(device), counts.to(device), height)
+        host = (_table(tiles, 4), _table(items, 3), _counts(tiles, items))
+        tiles_W4, items_I3, counts = upload(host, segments.rows.device)
+        return RowTiles(tiles_W4, items_I3, counts, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,73 +61,63 @@ class StaticSegments(Segments):
     """
 
     tiles: RowTiles = field(kw_only=True)
-    staging: "_Staging" = field(kw_only=True)
+    buffer: Tensor = field(kw_only=True)  # uint8: what all of them are views of
+    layout: Layout = field(kw_only=True)
 
     @staticmethod
     def allocate(max_rows: int, max_pages: int, device: torch.device) -> "StaticSegments":
         """Room for `max_rows` rows with an adapter whose segments' pages are `max_pages` together (a page counts
         once for each 16 rows of its segment). Empty until it is filled: an empty one adds nothing."""
-
-        def ints(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=device)
-
+        layout = Layout(
+            (
+                (torch.int32, (2,)),
+                (torch.int32, (max_rows,)),
+                (torch.int32, (max_pages,)),
+                (torch.float32, (max_pages,)),
+                (torch.int32, (max_rows, 4)),
+                (torch.int32, (max_pages, 3)),
+            )
+        )
+        buffer = torch.zeros(layout.nbytes, dtype=torch.uint8, device=device)
+        counts, rows, pages, weights, tiles, items = layout.views(buffer)
+        unused = torch.zeros(1, dtype=torch.int32, device=device)
         return StaticSegments(
-            rows=ints(max_rows),
-            indptr=ints(1),
-            pages=ints(max_pages),
-            weights=torch.zeros(max_pages, dtype=torch.float32, device=device),
-            page_indptr=ints(1),
+            rows=rows,
+            indptr=unused,
+            pages=pages,
+            weights=weights,
+            page_indptr=unused,
             max_pages=max_pages,
             max_rows=max_rows,
-            tiles=RowTiles(ints(max_rows, 4), ints(max_pages, 3), ints(2), SMALL_TILE_ROWS),
-            staging=_Staging(max_rows, max_pages, pin=device.type == "cuda"),
+            tiles=RowTiles(tiles, items, counts, SMALL_TILE_ROWS),
+            buffer=buffer,
+            layout=layout,
         )
 
     def fill(self, lists: Sequence[PageList | None]) -> None:
-        """`lists[t]` is what row t uses, None for the base. Copies without waiting for the device; the previous
-        fill's copies must be done (they are, once a later result was read back). Raises ValueError when it does
-        not fit."""
+        """`lists[t]` is what row t uses, None for the base: one copy, which does not wait for the device. Raises
+        ValueError when it does not fit."""
+        host = staging(self.layout.nbytes, self.buffer.device)
+        counts, rows, pages, weights, tiles, items = self.layout.views(host)
         built = Segments.build(lists)
-        host = self.staging
-        if built is None:
-            host.counts.zero_()
-        else:
-            tiles, items = _cut(built.sizes, SMALL_TILE_ROWS)
-            if built.rows.numel() > self.max_rows or len(items) > self.max_pages:
-                raise ValueError(
-                    f"{built.rows.numel()} rows and {len(items)} pages do not fit into "
-                    f"{self.max_rows} rows and {self.max_pages} pages"
-                )
-            host.counts.copy_(torch.tensor([len(tiles), len(items)], dtype=torch.int32))
+        cut_tiles, cut_items = _cut(built.sizes, SMALL_TILE_ROWS) if built is not None else ([], [])
+        num_rows = built.rows.numel() if built is not None else 0
+        if num_rows > self.max_rows or len(cut_items) > self.max_pages:
+            raise ValueError(
+                f"{num_rows} rows and {len(cut_items)} pages do not fit into "
+                f"{self.max_rows} rows and {self.max_pages} pages"
+            )
+        counts.copy_(_counts(cut_tiles, cut_items))  # what lies behind them is not read, whatever it is
+        if built is not None:
             for target, values in (
-                (host.rows, built.rows),
-                (host.pages, built.pages),
-                (host.weights, built.weights),
-                (host.tiles, _table(tiles, 4)),
-                (host.items, _table(items, 3)),
+                (rows, built.rows),
+                (pages, built.pages),
+                (weights, built.weights),
+                (tiles, _table(cut_tiles, 4)),
+                (items, _table(cut_items, 3)),
             ):
                 target[: values.shape[0]].copy_(values)
-        for device_tensor, host_tensor in (
-            (self.rows, host.rows),
-            (self.pages, host.pages),
-            (self.weights, host.weights),
-            (self.tiles.tiles, host.tiles),
-            (self.tiles.items, host.items),
-            (self.tiles.counts, host.counts),
-        ):
-            device_tensor.copy_(host_tensor, non_blocking=True)
-
-
-class _Staging:
-    """Page-locked host copies, from which an upload does not wait."""
-
-    def __init__(self, max_rows: int, max_pages: int, *, pin: bool) -> None:
-        self.rows = torch.zeros(max_rows, dtype=torch.int32, pin_memory=pin)
-        self.pages = torch.zeros(max_pages, dtype=torch.int32, pin_memory=pin)
-        self.weights = torch.zeros(max_pages, dtype=torch.float32, pin_memory=pin)
-        self.tiles = torch.zeros(max_rows, 4, dtype=torch.int32, pin_memory=pin)
-        self.items = torch.zeros(max_pages, 3, dtype=torch.int32, pin_memory=pin)
-        self.counts = torch.zeros(2, dtype=torch.int32, pin_memory=pin)
+        self.buffer.copy_(host, non_blocking=True)
 
 
 def choose_tile_rows(max_rows: int) -> int:
@@ -158,6 +149,10 @@ def _sizes(segments: Segments) -> list[tuple[int, int]]:
     rows = [end - start for start, end in pairwise(segments.indptr.tolist())]
     pages = [end - start for start, end in pairwise(segments.page_indptr.tolist())]
     return list(zip(rows, pages, strict=True))
+
+
+def _counts(tiles: Sequence[object], items: Sequence[object]) -> Tensor:
+    return torch.tensor([len(tiles), len(items)], dtype=torch.int32)
 
 
 def _table(values: Sequence[tuple[int, ...]], width: int) -> Tensor:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from perseid_kernels.upload import upload
+
 PAGE_RANK = 16
 """Rows of A (and of B) in one page. Ranks are padded with zeros to a multiple of it."""
 
@@ -61,16 +63,23 @@ class Segments:
             page_indptr.append(page_indptr[-1] + len(pages.pages))
 
         def ints(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=device)
+            return torch.tensor(values, dtype=torch.int32)
 
+        weights = [weight for pages in rows_of for weight in pages.weights]
+        host = (
+            ints([row for rows in rows_of.values() for row in rows]),
+            ints(indptr),
+            ints([page for pages in rows_of for page in pages.pages]),
+            torch.tensor(weights, dtype=torch.float32),
+            ints(page_indptr),
+        )
+        rows_R, starts, pages_J, weights_J, page_starts = upload(host, torch.device(device))
         return Segments(
-            rows=ints([row for rows in rows_of.values() for row in rows]),
-            indptr=ints(indptr),
-            pages=ints([page for pages in rows_of for page in pages.pages]),
-            weights=torch.tensor(
-                [weight for pages in rows_of for weight in pages.weights], dtype=torch.float32, device=device
-            ),
-            page_indptr=ints(page_indptr),
+            rows=rows_R,
+            indptr=starts,
+            pages=pages_J,
+            weights=weights_J,
+            page_indptr=page_starts,
             max_pages=max(len(pages.pages) for pages in rows_of),
             max_rows=max(len(rows) for rows in rows_of.values()),
             sizes=tuple((len(rows), len(pages.pages)) for pages, rows in rows_of.items()),

@@ -6,6 +6,7 @@ row-tile work list is built once for a step's `Segments`. Shape legend: backend.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class TritonBackend:
         self.device = device
         self.compute_dtype = compute_dtype
         self._step: tuple[Segments, RowTiles] | None = None
+        self._capture_stream: torch.cuda.Stream | None = None
 
     def pack(self, weight: Weight, device: torch.device) -> PackedWeight:
         """Lay the weight out as its kernel reads it."""
@@ -82,24 +84,32 @@ class TritonBackend:
             z = shrink(x_TK, pages, segments, tiles)
             expand(z, pages, segments, tiles, out_TN)
 
-    def record(self, run: Callable[[], object]) -> Callable[[], None]:
-        """Run `run` once, and return what repeats its ops on the same tensors: one replay of a CUDA graph.
+    def new_pool(self) -> Any:
+        """A pool of memory for `record`; None where there are no graphs."""
+        return torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    def record(self, run: Callable[[], object], pool: Any = None) -> Callable[[], None]:
+        """Run `run` (twice on a GPU), and return what repeats its ops on the same tensors: one replay of a CUDA graph.
 
         `run` may read tensors that are filled between replays (token ids, positions, block tables, an
         AttentionBatch of the longest context, `StaticSegments`), and must not read back from the device. What it
-        allocates belongs to the graph. On the CPU (the interpreter) the result is `run` itself.
+        allocates belongs to the graph, or to all that are recorded with the same `pool`: replay one at a time, and
+        keep nothing there that another's replay may overwrite. On the CPU (the interpreter) the result is `run`
+        itself.
         """
         if self.device.type != "cuda":
             run()
             return partial(_discard, run)
-        stream = torch.cuda.Stream(self.device)  # a graph is captured beside the default stream
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        if self._capture_stream is None:  # a graph is captured beside the default stream
+            self._capture_stream = torch.cuda.Stream(self.device)
+        stream, current = self._capture_stream, torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             run()  # compiles the kernels, and uploads what they cache
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: a loader thread may allocate and copy while this one captures
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 

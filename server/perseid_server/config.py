@@ -104,6 +104,9 @@ class ServeConfig:
     prefix_cache: Annotated[bool, Parameter(group=CAPACITY)] = True
     """Reuse the KV blocks of equal prompt beginnings."""
 
+    cuda_graphs: Annotated[bool, Parameter(group=OPERATION)] = True
+    """Record decode steps at start and replay them. Costs some seconds and memory; a CPU has no use for it."""
+
     threads: Annotated[int | None, Parameter(group=OPERATION, validator=POSITIVE)] = None
     """Threads for the forward pass on a CPU. Default: OMP_NUM_THREADS, else the physical cores."""
 

@@ -94,6 +94,18 @@ def test_rope_and_store(backend: Backend, rng: torch.Generator, heads: int, kv_h
     assert (v_slots[untouched] == SENTINEL).all()
 
 
+def test_a_row_of_padding_is_stored_nowhere(triton_backend: Backend, rng: torch.Generator) -> None:
+    """Slot −1 beside live rows: no block changes but theirs, not even the last one of the cache or the first."""
+    q, k, v = torch.randn(3, 3, 2, 16, generator=rng).to(DEVICE)
+    cos = sin = torch.ones(8, 8, device=DEVICE)
+    caches = [torch.full((3, 4, 2, 16), SENTINEL, device=DEVICE) for _ in range(2)]
+    slots = torch.tensor([5, -1, -1], device=DEVICE)
+    triton_backend.rope_and_store(q, k, v, cos, sin, torch.tensor([3, 0, 0], device=DEVICE), *caches, slots)
+    for cache in caches:
+        written = (cache.view(12, -1) != SENTINEL).any(dim=1).nonzero().flatten()
+        assert written.tolist() == [5]
+
+
 def test_no_rows_is_no_work(backend: Backend) -> None:
     nothing = torch.empty(0, 8, device=DEVICE)
     weight = torch.ones(8, device=DEVICE)

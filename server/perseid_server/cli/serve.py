@@ -168,6 +168,7 @@ def _engine_config(config: ServeConfig) -> EngineConfig:
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
         prefix_cache=config.prefix_cache,
+        cuda_graphs=config.cuda_graphs,
         threads=config.threads,
     )
 

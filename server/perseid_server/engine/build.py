@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from perseid_kernels.backend import Backend, backend_for
+from perseid_kernels.backend import Backend, Recorder, backend_for
+from perseid_kernels.segments import PAGE_RANK
+from perseid_server.adapters.lora_config import MAX_RANK
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
-from perseid_server.engine.config import MIB, EngineConfig, plan_capacity
+from perseid_server.engine.config import MIB, Capacity, EngineConfig, plan_capacity
 from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
@@ -18,8 +20,10 @@ from perseid_server.engine.runner import ModelRunner
 from perseid_server.errors import InvalidRequest
 from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import open_checkpoint
+from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.source import resolve_model
+from perseid_server.model.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,10 @@ class BuiltEngine:
 
 
 def build_engine(config: EngineConfig) -> BuiltEngine:
-    """Load the base, allocate KV blocks and adapter pages. Raises PerseidError with a message for the operator."""
+    """Load the base, allocate KV blocks and adapter pages, on a GPU compile the kernels and record decode steps.
+
+    Raises PerseidError with a message for the operator.
+    """
     device = _device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -53,11 +60,16 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
     pool = AdapterPool(spec, capacity.num_pages, device, backend.compute_dtype)
     residency = Residency(spec, pool, config.adapter_host_memory * MIB)
     kv = KVCache.allocate(spec, capacity.num_blocks, config.block_size, device, kv_dtype)
+    graphs = None
+    if isinstance(backend, Recorder):
+        warm_up(decoder, kv, pool, config.max_batch_tokens)
+        if config.cuda_graphs:
+            graphs = DecodeGraphs(decoder, kv, pool, backend, _graph_limits(config, capacity))
     engine = Engine(
         EngineLimits(capacity.max_model_len, config.max_batch_tokens, config.max_num_seqs, spec.eos_token_ids),
         BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache, base=spec.hash),
         residency,
-        ModelRunner(decoder, kv, pool, residency, config.block_size),
+        ModelRunner(decoder, kv, pool, residency, config.block_size, graphs),
     )
     ready = EngineReady(
         spec=spec,
@@ -67,6 +79,16 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         device=f"{device.type} ({backend.name})",
     )
     return BuiltEngine(engine, ready)
+
+
+def _graph_limits(config: EngineConfig, capacity: Capacity) -> GraphLimits:
+    return GraphLimits(
+        max_rows=config.max_num_seqs,
+        max_context=capacity.max_model_len,
+        block_size=config.block_size,
+        num_pages=capacity.num_pages,
+        pages_of_row=MAX_RANK // PAGE_RANK,
+    )
 
 
 def _slow_progress() -> Callable[[int, int], None]:

@@ -23,6 +23,7 @@ class EngineConfig:
     max_model_len: int | None = None
     block_size: int = 16
     prefix_cache: bool = True
+    cuda_graphs: bool = True
     threads: int | None = None
 
 

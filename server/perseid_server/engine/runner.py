@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from perseid_kernels.backend import AttentionBatch
-from perseid_kernels.segments import PageList, Segments
+from perseid_kernels.segments import PageList
 from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
-from perseid_server.model.batch import StepBatch
+from perseid_server.model.batch import HostBatch
+from perseid_server.model.decode_graphs import DecodeGraphs
 from perseid_server.model.decoder import AdapterPools, Decoder
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.sampling import SampleRequest, prompt_logprobs, sample
@@ -24,13 +23,23 @@ class PageTable(Protocol):
 
 
 class ModelRunner:
-    """Runs steps on one decoder, one KV cache and one pool of adapter pages."""
+    """Runs steps on one decoder, one KV cache and one pool of adapter pages; pure decode steps by `graphs`, where
+    there are any."""
 
-    def __init__(self, decoder: Decoder, kv: KVCache, pools: AdapterPools, table: PageTable, block_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv: KVCache,
+        pools: AdapterPools,
+        table: PageTable,
+        block_size: int,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._decoder = decoder
-        self._forward = decoder.bind(kv, pools)
+        self._ordinary = decoder.bind(kv, pools)
         self._table = table
         self._block_size = block_size
+        self._graphs = graphs
         self._eos_token_ids = decoder.config.eos_token_ids
 
     def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
@@ -56,7 +65,13 @@ class ModelRunner:
                 results.append(ChunkResult(token.token_id, token.logprob, judged, token.error))
         return tuple(results)
 
-    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int]) -> StepBatch:
+    def _forward(self, batch: HostBatch) -> Tensor:
+        """Next-token logits, float32 [L, V]."""
+        if self._graphs is not None and self._graphs.takes(batch):
+            return self._graphs.forward(batch)
+        return self._ordinary(batch.on(self._decoder.device))
+
+    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int]) -> HostBatch:
         size = self._block_size
         tokens: list[int] = []
         positions: list[int] = []
@@ -72,21 +87,15 @@ class ModelRunner:
             page_list = self._table.pages(sequence.adapter) if sequence.adapter is not None else None
             pages += [page_list] * chunk.count
             query_start.append(query_start[-1] + chunk.count)
-        device = self._decoder.device
-        context = [chunk.start + chunk.count for chunk in chunks]
-        return StepBatch(
-            token_ids_T=torch.tensor(tokens, dtype=torch.int64, device=device),
-            positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
-            slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
-            attention=AttentionBatch(
-                query_start=torch.tensor(query_start, dtype=torch.int32, device=device),
-                context_len=torch.tensor(context, dtype=torch.int32, device=device),
-                block_table=_block_table(chunks, device),
-                max_query_len=max(chunk.count for chunk in chunks),
-                max_context_len=max(context),
-            ),
-            segments=Segments.build(pages, device),
-            logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
+        return HostBatch(
+            token_ids=tokens,
+            positions=positions,
+            slots=slots,
+            query_start=query_start,
+            context_len=[chunk.start + chunk.count for chunk in chunks],
+            blocks=[chunk.sequence.blocks for chunk in chunks],
+            pages=pages,
+            logits_rows=logits_rows,
         )
 
     def _sample_request(self, chunk: Chunk) -> SampleRequest:
@@ -127,10 +136,3 @@ def _logits_spans(chunks: Sequence[Chunk]) -> list[range]:
             spans.append(range(end - 1, end) if chunk.samples else range(0))
         first = end
     return spans
-
-
-def _block_table(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
-    """int32 [S, most blocks], padded with zeros that nothing reads."""
-    width = max(len(chunk.sequence.blocks) for chunk in chunks)
-    rows = [chunk.sequence.blocks + [0] * (width - len(chunk.sequence.blocks)) for chunk in chunks]
-    return torch.tensor(rows, dtype=torch.int32, device=device)

@@ -1,11 +1,15 @@
-"""The tensors of one step, as the decoder reads them."""
+"""The rows of one step: as plain numbers on the host, and as the tensors the decoder reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
-from perseid_kernels.segments import Segments
+from perseid_kernels.segments import PageList, Segments
+from perseid_kernels.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +22,60 @@ class StepBatch:
     attention: AttentionBatch
     segments: Segments | None  # None: no row uses an adapter
     logits_rows: Tensor  # int64 [L], the rows whose next-token logits are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A `StepBatch` before it is on a device: T rows of S sequences, the logits of L rows wanted."""
+
+    token_ids: Sequence[int]  # [T]
+    positions: Sequence[int]  # [T]
+    slots: Sequence[int]  # [T]
+    query_start: Sequence[int]  # [S+1], first row of each sequence, and T
+    context_len: Sequence[int]  # [S]
+    blocks: Sequence[Sequence[int]]  # [S], cache blocks of each sequence, in order
+    pages: Sequence[PageList | None]  # [T]
+    logits_rows: Sequence[int]  # [L]
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence has one row and the logits of each are wanted."""
+        return len(self.token_ids) == len(self.context_len) == len(self.logits_rows)
+
+    def on(self, device: torch.device) -> StepBatch:
+        """The tensors on `device`, without waiting for it."""
+        host = (
+            _longs(self.token_ids),
+            _longs(self.positions),
+            _longs(self.slots),
+            _longs(self.logits_rows),
+            torch.tensor(self.query_start, dtype=torch.int32),
+            torch.tensor(self.context_len, dtype=torch.int32),
+            _block_table(self.blocks),
+        )
+        token_ids, positions, slots, logits_rows, query_start, context_len, block_table = upload(host, device)
+        return StepBatch(
+            token_ids_T=token_ids,
+            positions_T=positions,
+            slots_T=slots,
+            attention=AttentionBatch(
+                query_start=query_start,
+                context_len=context_len,
+                block_table=block_table,
+                max_query_len=max(end - start for start, end in pairwise(self.query_start)),
+                max_context_len=max(self.context_len),
+            ),
+            segments=Segments.build(self.pages, device),
+            logits_rows=logits_rows,
+        )
+
+
+def _longs(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _block_table(blocks: Sequence[Sequence[int]]) -> Tensor:
+    """int32 [S, most blocks], padded with zeros that nothing reads."""
+    width = max(len(of_sequence) for of_sequence in blocks)
+    rows = [[*of_sequence, *[0] * (width - len(of_sequence))] for of_sequence in blocks]
+    return torch.tensor(rows, dtype=torch.int32)

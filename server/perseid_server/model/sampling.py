@@ -50,17 +50,23 @@ def sample(logits_LV: Tensor, requests: Sequence[SampleRequest], find_best: Find
     """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
     if not requests:
         return []
-    values_L, indices_L = find_best(logits_LV)
+    values, indices = _read_back(*find_best(logits_LV))
     results = []
-    for row, (request, value, index) in enumerate(zip(requests, values_L.tolist(), indices_L.tolist(), strict=True)):
+    for row, (request, value, index) in enumerate(zip(requests, values, indices, strict=True)):
         if not math.isfinite(value):
             what = "NaN" if math.isnan(value) else f"no finite largest logit ({value})"
             results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
         elif _is_plain_greedy(request):
-            results.append(Sampled(index))
+            results.append(Sampled(int(index)))
         else:
             results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
     return results
+
+
+def _read_back(values_L: Tensor, indices_L: Tensor) -> list[list[float]]:
+    """Both as numbers by one copy from the device: float64 holds them exactly."""
+    both: list[list[float]] = torch.stack((values_L.double(), indices_L.double())).tolist()
+    return both
 
 
 def _is_plain_greedy(request: SampleRequest) -> bool:

@@ -6,14 +6,16 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from perseid_server.adapters.source import resolve_adapter
 from perseid_server.adapters.store import AdapterStore
-from perseid_server.cli.serve import _client_policy, _default_store
+from perseid_server.cli.serve import _client_policy, _default_store, _engine_config
 from perseid_server.config import ServeConfig
+from perseid_server.engine.config import EngineConfig
 from tests.server.cli.running import Done, Perseid
 from tests.server.stack import write_adapter
 
@@ -32,6 +34,16 @@ def told(done: Done) -> str:
     assert done.status == 1
     assert done.err.count("\n") == 1
     return done.err
+
+
+def test_every_setting_of_the_engine_reaches_it() -> None:
+    """Each in turn has a value that is not the default."""
+    shared = {field.name for field in fields(EngineConfig)} & {field.name for field in fields(ServeConfig)}
+    assert "cuda_graphs" in shared
+    for name in shared:
+        default = getattr(ServeConfig(), name)
+        other = not default if isinstance(default, bool) else "other" if isinstance(default, str) else 7
+        assert getattr(_engine_config(replace(ServeConfig(), **{name: other})), name) == other, name
 
 
 def test_a_taken_port(serve) -> None:
