@@ -3,18 +3,15 @@
 The Triton kernels promise it for every op; the eager backend only where torch does not choose a kernel by the
 number of rows (its products and low-rank sums are equal within rounding, which the other tests show).
 
-On a tensor core an element's sum over K does not depend on how wide the tile is. The interpreter's `tl.dot` is
-numpy's BLAS, which picks its loops by the shape: `ordered_dot` gives it the tensor core's property, so that what is
-tested is the kernels' own order: the splits of K, the chunks, the pages, the spans.
+`ordered_dot` makes the interpreter's `tl.dot` like a tensor core's, so that what is tested is the kernels' own order:
+the splits of K, the chunks, the pages, the spans.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from perseid_kernels import matmul_common, matmul_q4, matmul_q8
 from perseid_kernels.backend import Backend
@@ -26,7 +23,6 @@ from perseid_kernels.triton_backend import TritonBackend
 from perseid_kernels.weights import DenseWeight
 from tests.kernels.cases import (
     DEVICE,
-    INTERPRETED,
     attention_batch,
     int4_weight,
     int8_weight,
@@ -34,20 +30,7 @@ from tests.kernels.cases import (
     random_page_lists,
 )
 
-
-@pytest.fixture(autouse=True)
-def ordered_dot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tl.dot` that adds the products of an element one after the other, whatever the tile's shape."""
-
-    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        total = d.data.copy()
-        for k in range(a.data.shape[1]):
-            total += a.data[:, k : k + 1] * b.data[k : k + 1]
-        assert total.dtype == np.float32
-        return interpreter.TensorHandle(total, d.dtype.scalar)
-
-    if INTERPRETED:
-        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+pytestmark = pytest.mark.usefixtures("ordered_dot")
 
 
 @pytest.fixture(params=["parallel", "serial"])

@@ -23,7 +23,6 @@ constexpr int HALF = 16;                          // outputs of a register; a pa
 constexpr int TILE_ROWS = 2;
 constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;   // quantised rows that stay in the second cache while panels pass
 constexpr int64_t TASK_PRODUCTS = 1000 * 1000;    // of a task: several microseconds, so that handing over costs little
-constexpr int64_t FETCH_BYTES = 4096;             // how far ahead weights are asked for
 
 static_assert(PANEL == 2 * HALF, "AVX-512 has 16 lanes");
 
@@ -87,13 +86,6 @@ inline void block_sums(const uint8_t* codes, const int8_t* const bytes[ROWS], __
             const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(planes[t][n][0], PLANE_BITS), planes[t][n][1]);
             sums[t][n] = _mm512_add_epi32(_mm512_slli_epi32(upper, PLANE_BITS), planes[t][n][2]);
         }
-    }
-}
-
-template <int BYTES>
-inline void fetch(const void* from) {
-    for (int i = 0; i < BYTES; i += 64) {
-        _mm_prefetch(static_cast<const char*>(from) + i, _MM_HINT_T0);
     }
 }
 

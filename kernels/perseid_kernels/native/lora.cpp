@@ -26,10 +26,10 @@ struct RowBlock {
 };
 
 // Segments cut into blocks of rows. `z` is grown to hold every block's.
-std::vector<RowBlock> row_blocks(const int32_t* rows, const int32_t* indptr, const int32_t* pages,
-                                 const float* weights, const int32_t* page_indptr, int64_t num_segments,
-                                 int64_t columns, std::vector<float>& z) {
-    std::vector<RowBlock> blocks;
+void find_blocks(const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
+                 const int32_t* page_indptr, int64_t num_segments, int64_t columns, std::vector<float>& z,
+                 std::vector<RowBlock>& blocks) {
+    blocks.clear();
     int64_t used = 0;
     for (int64_t s = 0; s < num_segments; ++s) {
         const int64_t num_pages = page_indptr[s + 1] - page_indptr[s];
@@ -45,7 +45,6 @@ std::vector<RowBlock> row_blocks(const int32_t* rows, const int32_t* indptr, con
         block.z = next;
         next += block.count * block.num_pages * columns;
     }
-    return blocks;
 }
 
 struct Lora {
@@ -120,20 +119,40 @@ struct Lora {
     }
 };
 
-struct Columns {
+struct Shrink {  // one page's rows of one projection, for a block of rows
+    const RowBlock* block;
+    int64_t page, slice;
+};
+
+struct Expand {  // outputs [first, end) of one projection, for a block of rows
+    const RowBlock* block;
     int64_t slice, first, end;
 };
 
-std::vector<Columns> column_blocks(const int64_t* slice_ends, int64_t num_slices) {
-    std::vector<Columns> blocks;
-    int64_t first = 0;
-    for (int64_t slice = 0; slice < num_slices; ++slice) {
-        for (; first < slice_ends[slice]; first = std::min(first + COLUMN_BLOCK, slice_ends[slice])) {
-            blocks.push_back({slice, first, std::min(first + COLUMN_BLOCK, slice_ends[slice])});
+// What there is to do: nothing for a projection that the rows' adapters leave alone.
+struct Work {
+    std::vector<Shrink> shrinks;
+    std::vector<Expand> expands;
+
+    void find(const Lora& lora, const std::vector<RowBlock>& blocks, const int64_t* slice_ends) {
+        shrinks.clear();
+        expands.clear();
+        for (const RowBlock& block : blocks) {
+            for (int64_t slice = 0; slice < lora.num_slices; ++slice) {
+                const size_t before = shrinks.size();
+                for (int64_t j = 0; j < block.num_pages; ++j) {
+                    if (lora.rank(block, j, slice) > 0) {
+                        shrinks.push_back({&block, j, slice});
+                    }
+                }
+                const int64_t end = shrinks.size() > before ? slice_ends[slice] : 0;
+                for (int64_t n = slice ? slice_ends[slice - 1] : 0; n < end; n += COLUMN_BLOCK) {
+                    expands.push_back({&block, slice, n, std::min(end, n + COLUMN_BLOCK)});
+                }
+            }
         }
     }
-    return blocks;
-}
+};
 
 }  // namespace
 
@@ -142,25 +161,18 @@ PERSEID_OP void perseid_add_lora(
     const int64_t* slice_ends, int64_t num_slices, const int32_t* rows, const int32_t* indptr, const int32_t* pages, const float* weights,
     const int32_t* page_indptr, int64_t num_segments, float* out, int64_t stride_out) {
     static thread_local std::vector<float> z;  // the caller's, reused by every linear of every step
+    static thread_local std::vector<RowBlock> blocks;
+    static thread_local Work work;
     const int64_t columns = PAGE_RANK * num_slices;
-    const auto blocks = row_blocks(rows, indptr, pages, weights, page_indptr, num_segments, columns, z);
+    find_blocks(rows, indptr, pages, weights, page_indptr, num_segments, columns, z, blocks);
     const Lora lora{x,       stride_x, a,   b,         live, num_inputs, slice_ends[num_slices - 1], num_slices,
                     columns, out,      stride_out};
-
-    std::vector<int64_t> shrink_start{0};  // of each block's tasks: one for each page and each slice
-    for (const RowBlock& block : blocks) {
-        shrink_start.push_back(shrink_start.back() + block.num_pages * num_slices);
-    }
-    parallel_for(shrink_start.back(), [&](int64_t task) {
-        const int64_t i = std::upper_bound(shrink_start.begin(), shrink_start.end(), task) - shrink_start.begin() - 1;
-        const int64_t local = task - shrink_start[i];
-        lora.shrink(blocks[i], local / num_slices, local % num_slices);
-    });
-
-    const auto parts = column_blocks(slice_ends, num_slices);
-    parallel_for(blocks.size() * parts.size(), [&](int64_t task) {
-        const Columns& part = parts[task % parts.size()];
-        lora.expand(blocks[task / parts.size()], part.slice, part.first, part.end);
+    work.find(lora, blocks, slice_ends);
+    const auto& shrinks = work.shrinks;
+    const auto& expands = work.expands;
+    parallel_for(shrinks.size(), [&](int64_t i) { lora.shrink(*shrinks[i].block, shrinks[i].page, shrinks[i].slice); });
+    parallel_for(expands.size(), [&](int64_t i) {
+        lora.expand(*expands[i].block, expands[i].slice, expands[i].first, expands[i].end);
     });
 }
 

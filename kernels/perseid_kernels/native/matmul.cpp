@@ -21,6 +21,7 @@ constexpr int64_t ROW_TILE = 6;      // 12 accumulators, 2 weights, 1 input: 15 
 #endif
 constexpr int64_t CHUNK = 4096 / PANEL;  // inputs decoded at a time: a 16 kB buffer
 constexpr int64_t ROW_BLOCK = 192;   // rows that stay in the second cache while a panel's chunks pass
+constexpr int64_t FETCH_STEP = 16;   // inputs whose weights are asked for at once
 constexpr int64_t EMBED_ROWS = 8;    // of a task
 
 struct Product {
@@ -54,11 +55,14 @@ void few_rows(const Product& p, int64_t panel, int64_t row) {
         }
     }
     const float* x = p.x + row * p.stride_x;
-    for (int64_t k = 0, g = 0; k < p.w.num_inputs; ++g) {
+    for (int64_t k = 0; k < p.w.num_inputs;) {
         for (int i = 0; i < PANELS; ++i) {
-            readers[i].begin_group(g);
+            if (k % p.w.group == 0) {
+                readers[i].begin_group(k / p.w.group);
+            }
+            fetch<FETCH_STEP * Reader::BYTES>(static_cast<const char*>(readers[i].at(k)) + FETCH_BYTES);
         }
-        for (const int64_t end = k + p.w.group; k < end; ++k) {
+        for (const int64_t end = std::min(k + FETCH_STEP, (k / p.w.group + 1) * p.w.group); k < end; ++k) {
             for (int i = 0; i < PANELS; ++i) {
                 V a, b;
                 readers[i].read(k, a, b);

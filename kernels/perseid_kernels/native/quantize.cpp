@@ -15,7 +15,7 @@ namespace {
 
 constexpr float ROOM = 128.0f / 127.0f;   // up to 127 / 128 of the range the high byte is a signed byte
 constexpr float SMALLEST = 1e-30f;        // below it a block counts as zeros: 1 / scale would overflow
-constexpr int64_t TASK_ELEMENTS = 16384;  // fewer are done by the caller: handing over costs more
+constexpr int64_t TASK_ELEMENTS = 4608;  // fewer are done by the caller: handing over costs more
 
 inline float power_of_two(uint32_t biased_exponent) {
     const uint32_t bits = biased_exponent << 23;

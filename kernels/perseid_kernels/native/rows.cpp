@@ -10,7 +10,7 @@
 namespace perseid {
 namespace {
 
-constexpr int64_t TASK_ELEMENTS = 8192;  // fewer are done by the caller: handing over costs more
+constexpr int64_t TASK_ELEMENTS = 4608;  // fewer are done by the caller: handing over costs more
 
 template <class F>
 void for_rows(int64_t count, int64_t width, F row) {

@@ -270,6 +270,14 @@ inline void sum_each(const V rows[4], float* sums) {
 
 inline float to_float(float a) { return a; }
 
+// Asks for BYTES that will soon be read. Past the end of an array it does nothing.
+template <int BYTES>
+inline void fetch(const void* from) {
+    for (int i = 0; i < BYTES; i += 64) {
+        __builtin_prefetch(static_cast<const char*>(from) + i);
+    }
+}
+
 // The first n < LANES floats, zeros after them.
 inline V load_some(const float* p, int64_t n) {
     float values[LANES] = {};

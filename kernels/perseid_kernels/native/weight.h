@@ -20,6 +20,9 @@ namespace perseid {
 
 constexpr int PANEL = 2 * LANES;
 
+// How far ahead weights are asked for: the hardware's own prefetching stops at the end of a page.
+constexpr int64_t FETCH_BYTES = 4096;
+
 enum Kind : int32_t { AFFINE4 = 0, CODEBOOK4 = 1, INT8 = 2, DENSE = 3, QUADS4 = 4, QUADS8 = 5 };
 enum Type : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 
@@ -37,8 +40,9 @@ struct Weight {  // the same fields as `pack._Weight` in Python
     int64_t quad_block() const { return group % 32 == 0 ? 32 : 16; }
 };
 
-// The readers below decode a panel: `begin_group(g)`, then `read(k, low, high)` for each input of it. They round as
-// the canonical form's definition does (product, then sum), so the decoded weights are its values bit by bit.
+// The readers below decode a panel: `begin_group(g)`, then `read(k, low, high)` for each input of it; `at(k)` is where
+// input k lies, in BYTES. They round as the canonical form's definition does (product, then sum), so the decoded weights
+// are its values bit by bit.
 
 template <class S>
 struct ScaleReader {
@@ -66,6 +70,7 @@ struct ScaleReader {
 // Codes that are numbers need no table: codebook[q] = codebook[0] + q.
 template <class S, bool OFFSET>
 struct Affine4Reader : ScaleReader<S> {
+    static constexpr int BYTES = LANES;
     const uint8_t* codes;
     V first;
 
@@ -73,6 +78,7 @@ struct Affine4Reader : ScaleReader<S> {
         : ScaleReader<S>(w, panel),
           codes(static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs * LANES),
           first(set1(w.codebook[0])) {}
+    const void* at(int64_t k) const { return codes + k * LANES; }
     void begin_group(int64_t g) { this->template begin<OFFSET>(g); }
     void read(int64_t k, V& low, V& high) const {
         VI a, b;
@@ -89,6 +95,7 @@ struct Affine4Reader : ScaleReader<S> {
 
 template <class S, bool OFFSET>
 struct Codebook4Reader : ScaleReader<S> {
+    static constexpr int BYTES = LANES;
     const uint8_t* codes;
     Table table;
 
@@ -96,6 +103,7 @@ struct Codebook4Reader : ScaleReader<S> {
         : ScaleReader<S>(w, panel),
           codes(static_cast<const uint8_t*>(w.codes) + panel * w.num_inputs * LANES),
           table(w.codebook) {}
+    const void* at(int64_t k) const { return codes + k * LANES; }
     void begin_group(int64_t g) { this->template begin<OFFSET>(g); }
     void read(int64_t k, V& low, V& high) const {
         VI a, b;
@@ -112,10 +120,12 @@ struct Codebook4Reader : ScaleReader<S> {
 
 template <class S>
 struct Int8Reader : ScaleReader<S> {
+    static constexpr int BYTES = PANEL;
     const int8_t* codes;
 
     Int8Reader(const Weight& w, int64_t panel)
         : ScaleReader<S>(w, panel), codes(static_cast<const int8_t*>(w.codes) + panel * w.num_inputs * PANEL) {}
+    const void* at(int64_t k) const { return codes + k * PANEL; }
     void begin_group(int64_t g) { this->template begin<false>(g); }
     void read(int64_t k, V& low, V& high) const {
         low = mul(load(codes + k * PANEL), this->scale_low);
@@ -125,10 +135,12 @@ struct Int8Reader : ScaleReader<S> {
 
 template <class T>
 struct DenseReader {
+    static constexpr int BYTES = PANEL * sizeof(T);
     const T* values;
 
     DenseReader(const Weight& w, int64_t panel)
         : values(static_cast<const T*>(w.codes) + panel * w.num_inputs * PANEL) {}
+    const void* at(int64_t k) const { return values + k * PANEL; }
     void begin_group(int64_t) {}
     void read(int64_t k, V& low, V& high) const {
         low = load(values + k * PANEL);
