@@ -23,6 +23,7 @@ from perseid_kernels.triton_backend import TritonBackend
 from perseid_kernels.weights import DenseWeight
 from tests.kernels.cases import (
     DEVICE,
+    INTERPRETED,
     attention_batch,
     int4_weight,
     int8_weight,
