@@ -23,6 +23,9 @@ ENGINE = "engine alone"
 OWN = (PERSEID, BARE, GRPC, ENGINE)
 """Our own engines; all others are peers."""
 
+_VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+"""What the kernel calls them → what they are called; the best first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -137,9 +140,11 @@ def _summary(summary: Summary) -> dict[str, float]:
 
 
 def machine() -> str:
-    """The processor and how many cores of it are ours."""
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
-    return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
+    """The processor, how many cores of it are ours, and its widest vectors."""
+    about = Path("/proc/cpuinfo").read_text()
+    names = re.findall(r"model name\s*:\s*(.+)", about) or [platform.machine()]
+    vectors = next((name for flag, name in _VECTORS.items() if re.search(rf"\b{flag}\b", about)), "no AVX2")
+    return f"{names[0]}, {len(os.sched_getaffinity(0))} cores, {vectors}"
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> Path:

@@ -77,8 +77,8 @@ class ServeConfig:
     grpc_port: Annotated[int, Parameter(group=NETWORK, validator=PORT)] = 50051
     """gRPC port; 0 picks a free one and prints it."""
 
-    kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 384
-    """Memory for the KV cache, MiB."""
+    kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 360
+    """Memory for the KV cache, MiB. The default holds one request of the embedded base's longest context on a CPU."""
 
     kv_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=CAPACITY)] = "auto"
     """Element type of the KV cache. "auto": float32 on a CPU, bfloat16 on a GPU."""

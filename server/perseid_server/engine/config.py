@@ -15,7 +15,7 @@ class EngineConfig:
     served_name: str | None = None
     device: str = "auto"
     kv_dtype: str = "auto"
-    kv_memory: int = 384
+    kv_memory: int = 360
     adapter_memory: int = 512
     adapter_host_memory: int = 1024
     max_batch_tokens: int = 512
