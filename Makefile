@@ -17,7 +17,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir 
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench bench-kernels bench-gpu examples examples-eval clean
+.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-eval clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ protos: $(DEV_READY)  ## generate the gRPC stubs anew
 
 bench: $(DEV_READY)  ## decode and prefill speed here, PEFT (and --peer NAME=URL) beside it in the same rounds (ARGS="…")
 	$(BIN)/python -m perseid_loadtest.offline $(ARGS)
+
+profile: $(DEV_READY)  ## where each millisecond of a decode step goes, on a CPU (ARGS="…")
+	$(BIN)/python -m perseid_loadtest.step_profile $(ARGS)
 
 bench-kernels: $(DEV_READY)  ## each op against its roofline on this machine (ARGS="…")
 	$(BIN)/python -m perseid_kernels.bench.kernels $(ARGS)

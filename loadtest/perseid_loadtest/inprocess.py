@@ -1,13 +1,14 @@
 """Perseid's engine without API, sockets and client: what a step costs by itself.
 
 Run as a process of its own (`python -m perseid_loadtest.inprocess`). The difference to what a client sees is the
-API's overhead. The only file of the benchmark that imports the server.
+API's overhead. `step_profile` uses it too; no other file of the benchmark imports the server.
 """
 
 import argparse
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from perseid_loadtest.lines import serve
@@ -20,11 +21,35 @@ from perseid_server.engine.messages import Submit
 from perseid_server.model.sampling_params import SamplingParams
 
 
-def decode_rate(engine: Engine, jobs: Sequence[Job], versions: dict[str, str]) -> float:
-    """Tokens a second from the step in which the last request got its first token to the first request's end."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An engine that knows adapters."""
+
+    engine: Engine
+    versions: Mapping[str, str]  # by name, in the order given
+
+
+def load_engine(adapters: Sequence[str]) -> Loaded:
+    """The engine as the server builds it, with NAME=FOLDER adapters."""
+    folders = {name: Path(folder) for name, _, folder in (named.partition("=") for named in adapters)}
+    engine = build_engine(EngineConfig()).engine
+    versions = {name: version_of(folder) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        engine.register_adapter(versions[name], str(folder.resolve()))
+    return Loaded(engine, versions)
+
+
+def submit(loaded: Loaded, jobs: Sequence[Job]) -> None:
+    """All requests at once, named by their place."""
     for row, job in enumerate(jobs):
         sampling = SamplingParams(max_tokens=job.tokens, temperature=0.0, ignore_eos=True)
-        engine.submit(Submit(str(row), job.prompt, sampling, versions.get(job.adapter)))
+        loaded.engine.submit(Submit(str(row), job.prompt, sampling, loaded.versions.get(job.adapter)))
+
+
+def decode_rate(loaded: Loaded, jobs: Sequence[Job]) -> float:
+    """Tokens a second from the step in which the last request got its first token to the first request's end."""
+    submit(loaded, jobs)
+    engine = loaded.engine
     answered: Counter[str] = Counter()
     while len(answered) < len(jobs):
         _step(engine, answered)
@@ -52,13 +77,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
-    folders = {name: Path(folder) for name, _, folder in (named.partition("=") for named in options.adapter)}
-    engine = build_engine(EngineConfig()).engine
-    versions = {name: version_of(folder) for name, folder in folders.items()}
-    for name, folder in folders.items():
-        engine.register_adapter(versions[name], str(folder.resolve()))
-    workload = Workload(options.prompt, options.tokens, tuple(folders))
-    serve(lambda case, turn: decode_rate(engine, workload.jobs(case, turn), versions))
+    loaded = load_engine(options.adapter)
+    workload = Workload(options.prompt, options.tokens, tuple(loaded.versions))
+    serve(lambda case, turn: decode_rate(loaded, workload.jobs(case, turn)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ results are the same, bit by bit, in any batch. Shape legend: backend.py of the 
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
 from perseid_kernels.native.pack import Layout, NativeWeight, pack
+from perseid_kernels.native.profile import Profile, profiling
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
@@ -32,6 +34,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "attention": (_POINTER, _INT, *[_POINTER] * 5, *[_INT] * 6, _FLOAT, _POINTER, _INT),
     "best": (_POINTER, _INT, _INT, _POINTER, _POINTER),
     "forward": (_POINTER, _POINTER),
+    "set_profile": (_POINTER,),
     "set_num_threads": (_INT,),
 }
 
@@ -61,6 +64,7 @@ class NativeBackend:
         self._attention = _function(functions, "attention")
         self._best = _function(functions, "best")
         self._forward = _function(functions, "forward")
+        self._set_profile = _function(functions, "set_profile")
         self._layout = Layout(
             panel=_constant(functions, "panel"),
             integer=integer_matmul and bool(_constant(functions, "has_integer_matmul")),
@@ -207,6 +211,10 @@ class NativeBackend:
     def fuse(self, model: FusedDecoder) -> FusedForward:
         """The whole forward pass in one call."""
         return NativeForward(self._forward, model)
+
+    def profiling(self) -> AbstractContextManager[Profile]:
+        """Count the seconds of each op of every whole pass, whichever backend object runs it: the library counts."""
+        return profiling(self._set_profile)
 
 
 def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:

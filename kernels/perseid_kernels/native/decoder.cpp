@@ -3,6 +3,7 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <vector>
 
@@ -10,6 +11,19 @@
 
 namespace perseid {
 namespace {
+
+double* profile = nullptr;
+
+// Runs an op, and counts its time if somebody wants to know.
+template <class F>
+void timed(Op op, F run) {
+    if (!profile) {
+        return run();
+    }
+    const auto started = std::chrono::steady_clock::now();
+    run();
+    profile[op] += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
 
 // Activations, kept from step to step. They grow to the largest step's size.
 struct Buffers {
@@ -32,9 +46,11 @@ class Pass {
     }
 
     void run() {
-        perseid_embed(d_.embedding, s_.token_ids, s_.num_rows, residual_);
-        perseid_rms_norm(residual_, s_.num_rows, 1, d_.hidden_size, d_.hidden_size, d_.hidden_size,
-                         d_.layers[0].input_norm, d_.norm_eps, x_);
+        timed(EMBED, [&] { perseid_embed(d_.embedding, s_.token_ids, s_.num_rows, residual_); });
+        timed(NORM, [&] {
+            perseid_rms_norm(residual_, s_.num_rows, 1, d_.hidden_size, d_.hidden_size, d_.hidden_size,
+                             d_.layers[0].input_norm, d_.norm_eps, x_);
+        });
         for (int64_t i = 0; i < d_.num_layers; ++i) {
             const Layer& layer = d_.layers[i];
             attend(layer);
@@ -42,11 +58,22 @@ class Pass {
             feed_forward(layer);
             add_norm(i + 1 < d_.num_layers ? d_.layers[i + 1].input_norm : d_.final_norm);
         }
-        logits();
+        timed(LM_HEAD, [&] { logits(); });
     }
 
   private:
-    void linear(const Linear& w, const float* x, float* out) const {
+    void linear(Op op, const Linear& w, const float* x, float* out) const {
+        timed(op, [&] { product(w, x, out); });
+        if (w.a && s_.num_segments > 0) {
+            timed(LORA, [&] {
+                perseid_add_lora(x, w.num_inputs, w.num_inputs, w.a, w.b, w.live, w.slice_ends, w.num_slices,
+                                 s_.segment_rows, s_.indptr, s_.pages, s_.weights, s_.page_indptr, s_.num_segments,
+                                 out, w.num_outputs);
+            });
+        }
+    }
+
+    void product(const Linear& w, const float* x, float* out) const {
         for (int64_t i = 0; i < w.num_parts; ++i) {
             perseid_matmul(w.parts[i], x, s_.num_rows, w.num_inputs, out + w.first_outputs[i], w.num_outputs);
         }
@@ -55,48 +82,62 @@ class Pass {
                 out[t * w.num_outputs + n] += w.bias[n];
             }
         }
-        if (w.a && s_.num_segments > 0) {
-            perseid_add_lora(x, w.num_inputs, w.num_inputs, w.a, w.b, w.live, w.slice_ends, w.num_slices,
-                             s_.segment_rows, s_.indptr, s_.pages, s_.weights, s_.page_indptr, s_.num_segments, out,
-                             w.num_outputs);
+    }
+
+    // Queries, keys and values of all rows, and how far apart rows lie.
+    struct Projected {
+        float *q, *k;
+        const float* v;
+        int64_t stride_q, stride_k, stride_v;
+    };
+
+    Projected project(const Layer& layer) {
+        const int64_t rows = s_.num_rows, dim = d_.head_dim, heads = d_.num_heads, kv_heads = d_.num_kv_heads;
+        const int64_t width = layer.qkv.num_outputs;
+        float* q = room(buffers_.qkv, rows * width);
+        float* k = q + heads * dim;
+        linear(QKV, layer.qkv, x_, q);
+        if (!layer.q_norm) {
+            return {q, k, k + kv_heads * dim, width, width, width};
         }
+        float* normed_q = room(buffers_.q, rows * heads * dim);
+        float* normed_k = room(buffers_.k, rows * kv_heads * dim);
+        timed(NORM, [&] {
+            perseid_rms_norm(q, rows, heads, dim, width, dim, layer.q_norm, d_.norm_eps, normed_q);
+            perseid_rms_norm(k, rows, kv_heads, dim, width, dim, layer.k_norm, d_.norm_eps, normed_k);
+        });
+        return {normed_q, normed_k, k + kv_heads * dim, heads * dim, kv_heads * dim, width};
     }
 
     void attend(const Layer& layer) {
         const int64_t rows = s_.num_rows, dim = d_.head_dim, heads = d_.num_heads, kv_heads = d_.num_kv_heads;
-        int64_t stride_q = layer.qkv.num_outputs, stride_k = stride_q;
-        float* q = room(buffers_.qkv, rows * layer.qkv.num_outputs);
-        float* k = q + heads * dim;
-        const float* v = k + kv_heads * dim;
-        linear(layer.qkv, x_, q);
-        if (layer.q_norm) {
-            float* normed_q = room(buffers_.q, rows * heads * dim);
-            float* normed_k = room(buffers_.k, rows * kv_heads * dim);
-            perseid_rms_norm(q, rows, heads, dim, stride_q, dim, layer.q_norm, d_.norm_eps, normed_q);
-            perseid_rms_norm(k, rows, kv_heads, dim, stride_k, dim, layer.k_norm, d_.norm_eps, normed_k);
-            q = normed_q, stride_q = heads * dim;
-            k = normed_k, stride_k = kv_heads * dim;
-        }
-        perseid_rope_and_store(q, stride_q, k, stride_k, v, layer.qkv.num_outputs, rows, heads, kv_heads, dim, d_.cos,
-                               d_.sin, s_.positions, layer.k_cache, layer.v_cache, s_.slots);
+        const Projected p = project(layer);
+        timed(ROPE, [&] {
+            perseid_rope_and_store(p.q, p.stride_q, p.k, p.stride_k, p.v, p.stride_v, rows, heads, kv_heads, dim,
+                                   d_.cos, d_.sin, s_.positions, layer.k_cache, layer.v_cache, s_.slots);
+        });
         float* attended = room(buffers_.attended, rows * heads * dim);
-        perseid_attention(q, stride_q, layer.k_cache, layer.v_cache, s_.query_start, s_.context_len, s_.block_table,
-                          s_.stride_table, s_.num_sequences, heads, kv_heads, dim, d_.block_size, d_.attention_scale,
-                          attended, heads * dim);
-        linear(layer.o, attended, out_);
+        timed(ATTENTION, [&] {
+            perseid_attention(p.q, p.stride_q, layer.k_cache, layer.v_cache, s_.query_start, s_.context_len,
+                              s_.block_table, s_.stride_table, s_.num_sequences, heads, kv_heads, dim, d_.block_size,
+                              d_.attention_scale, attended, heads * dim);
+        });
+        linear(O, layer.o, attended, out_);
     }
 
     void feed_forward(const Layer& layer) {
         const int64_t width = layer.down.num_inputs;
         float* gate_up = room(buffers_.gate_up, s_.num_rows * 2 * width);
         float* activated = room(buffers_.activated, s_.num_rows * width);
-        linear(layer.gate_up, x_, gate_up);
-        perseid_silu_mul(gate_up, s_.num_rows, width, 2 * width, activated);
-        linear(layer.down, activated, out_);
+        linear(GATE_UP, layer.gate_up, x_, gate_up);
+        timed(SILU, [&] { perseid_silu_mul(gate_up, s_.num_rows, width, 2 * width, activated); });
+        linear(DOWN, layer.down, activated, out_);
     }
 
     void add_norm(const float* weight) const {
-        perseid_add_rms_norm(out_, residual_, s_.num_rows, d_.hidden_size, weight, d_.norm_eps, x_);
+        timed(NORM, [&] {
+            perseid_add_rms_norm(out_, residual_, s_.num_rows, d_.hidden_size, weight, d_.norm_eps, x_);
+        });
     }
 
     void logits() const {
@@ -119,5 +160,7 @@ PERSEID_OP void perseid_forward(const Decoder* decoder, const Step* step) {
     static thread_local Buffers buffers;
     Pass(*decoder, *step, buffers).run();
 }
+
+PERSEID_OP void perseid_set_profile(double* seconds) { profile = seconds; }
 
 }  // namespace perseid

@@ -67,4 +67,7 @@ struct Step {  // names as in backend.py (AttentionBatch) and segments.py
     float* logits;  // [num_logits, V]
 };
 
+// What a forward pass spends its time on, in the order of `profile.OPS` in Python.
+enum Op { EMBED, NORM, QKV, ROPE, ATTENTION, O, GATE_UP, SILU, DOWN, LORA, LM_HEAD, NUM_OPS };
+
 }  // namespace perseid

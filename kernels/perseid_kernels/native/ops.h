@@ -56,6 +56,9 @@ PERSEID_OP void perseid_best(const float* logits, int64_t rows, int64_t width, f
 // A whole forward pass.
 PERSEID_OP void perseid_forward(const Decoder* decoder, const Step* step);
 
+// From now on forward passes add the seconds of each op to `seconds` [NUM_OPS]; null ends that.
+PERSEID_OP void perseid_set_profile(double* seconds);
+
 PERSEID_OP void perseid_set_num_threads(int64_t count);
 
 // Outputs of a weight's panel: 2 · LANES.
