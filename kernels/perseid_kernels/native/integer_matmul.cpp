@@ -22,7 +22,7 @@ namespace {
 constexpr int HALF = 16;                          // outputs of a register; a panel has two
 constexpr int TILE_ROWS = 2;
 constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;   // quantised rows that stay in the second cache while panels pass
-constexpr int64_t TASK_PRODUCTS = 1000 * 1000;    // of a task: several microseconds, so that handing over costs little
+constexpr int64_t TASK_PRODUCTS = 300 * 1000;     // of a task: a microsecond or more, so that taking it costs little
 
 static_assert(PANEL == 2 * HALF, "AVX-512 has 16 lanes");
 

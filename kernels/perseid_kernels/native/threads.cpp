@@ -18,6 +18,7 @@ namespace {
 
 constexpr int SPINS = 4000;  // tens of microseconds: longer than the Python between two ops of a layer
 constexpr int64_t MOST_TASKS = int64_t(1) << 20;  // of one round
+constexpr int MOST_SHARES = 64;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -27,27 +28,30 @@ inline void relax() {
 #endif
 }
 
-// Round, number of tasks and next task in one word, so that whoever takes a task knows which round it belongs to.
+// Round, end and next task of a share in one word, so that whoever takes a task knows which round it belongs to.
 class Ticket {
   public:
-    uint64_t word;  // round: 22 bits, count: 21, task: 21
+    uint64_t word;  // round: 22 bits, end: 21, task: 21
 
-    static Ticket first(uint64_t round, int64_t count) { return {round << 42 | uint64_t(count) << 21}; }
+    static Ticket first(uint64_t round, int64_t task, int64_t end) {
+        return {round << 42 | uint64_t(end) << 21 | uint64_t(task)};
+    }
     uint64_t round() const { return word >> 42; }
-    int64_t count() const { return word >> 21 & MASK; }
+    int64_t end() const { return word >> 21 & MASK; }
     int64_t task() const { return word & MASK; }
 
   private:
     static constexpr uint64_t MASK = (uint64_t(1) << 21) - 1;
 };
 
-// The caller waits for tasks that a worker has taken, never for a worker: one that sleeps, or has no core to run on,
-// costs nothing. It comes late, finds no task and waits for the next round.
+// Each thread has a share of neighbouring tasks, as it finds their data where it has just been, and then takes from
+// the others' shares. The caller waits for tasks that a worker has taken, never for a worker: one that sleeps, or has no
+// core to run on, costs nothing. It comes late, finds no task and waits for the next round.
 class Pool {
   public:
-    explicit Pool(int num_threads) {
+    explicit Pool(int num_threads) : num_shares_(std::min(num_threads, MOST_SHARES)) {
         for (int i = 1; i < num_threads; ++i) {
-            workers_.emplace_back([this] { work(); });
+            workers_.emplace_back([this, i] { work(i); });
         }
     }
 
@@ -67,39 +71,57 @@ class Pool {
     void run(int64_t count, const std::function<void(int64_t)>& task) {
         task_ = &task;
         done_.store(0, std::memory_order_relaxed);
-        const uint64_t round = Ticket{next_.load(std::memory_order_relaxed)}.round() + 1;
-        next_.store(Ticket::first(round, count).word, std::memory_order_seq_cst);
+        ++round_;
+        for (int64_t i = 0; i < num_shares_; ++i) {
+            const Ticket ticket = Ticket::first(round_, count * i / num_shares_, count * (i + 1) / num_shares_);
+            shares_[i].next.store(ticket.word, std::memory_order_seq_cst);
+        }
         if (sleeping_.load(std::memory_order_seq_cst) > 0) {
             { std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep is asleep, or sees the round
             wake_.notify_all();
         }
-        take_tasks();
+        take_tasks(0);
         for (int spin = 0; done_.load(std::memory_order_acquire) < count; ++spin) {
             spin < SPINS ? relax() : std::this_thread::yield();
         }
     }
 
   private:
-    // Runs tasks until there are none left.
-    void take_tasks() {
-        uint64_t word = next_.load(std::memory_order_acquire);
-        while (Ticket{word}.task() < Ticket{word}.count()) {
-            if (next_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) {
+    struct alignas(64) Share {  // on a cache line of its own
+        std::atomic<uint64_t> next{0};  // a Ticket
+    };
+
+    // Runs tasks until there are none left: those of the thread's own share, then those of the shares after it.
+    void take_tasks(int thread) {
+        for (int i = 0; i < num_shares_; ++i) {
+            take_share(shares_[(thread + i) % num_shares_].next);
+        }
+    }
+
+    void take_share(std::atomic<uint64_t>& next) {
+        uint64_t word = next.load(std::memory_order_acquire);
+        while (Ticket{word}.task() < Ticket{word}.end()) {
+            if (next.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) {
                 (*task_)(Ticket{word}.task());
                 done_.fetch_add(1, std::memory_order_release);
-                word = next_.load(std::memory_order_acquire);
+                word = next.load(std::memory_order_acquire);
             }
         }
     }
 
     bool has_tasks() const {
-        const Ticket ticket{next_.load(std::memory_order_seq_cst)};  // in one order with `sleeping_`: see run()
-        return ticket.task() < ticket.count();
+        for (int i = 0; i < num_shares_; ++i) {
+            const Ticket ticket{shares_[i].next.load(std::memory_order_seq_cst)};  // in one order with `sleeping_`
+            if (ticket.task() < ticket.end()) {
+                return true;
+            }
+        }
+        return false;
     }
 
-    void work() {
+    void work(int thread) {
         while (wait_for_tasks()) {
-            take_tasks();
+            take_tasks(thread);
         }
     }
 
@@ -118,13 +140,15 @@ class Pool {
         return !stopping_;
     }
 
+    const int num_shares_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
     bool stopping_ = false;
+    uint64_t round_ = 0;
     std::atomic<int> sleeping_{0};
-    std::atomic<uint64_t> next_{0};  // a Ticket
-    std::atomic<int64_t> done_{0};   // tasks of this round that are finished
+    Share shares_[MOST_SHARES];
+    std::atomic<int64_t> done_{0};  // tasks of this round that are finished
     const std::function<void(int64_t)>* task_ = nullptr;
 };
 
