@@ -14,7 +14,7 @@ P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS toke
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -138,7 +138,13 @@ class Recorder(Protocol):
         ...
 
 
-def backend_for(device: torch.device, compute_dtype: torch.dtype | None = None) -> Backend:
+Activations = Literal["exact", "int16", "int8"]
+"""How a CPU's 4- and 8-bit products hold activations: as exactly as float32, or in so many bits (lossy, faster)."""
+
+
+def backend_for(
+    device: torch.device, compute_dtype: torch.dtype | None = None, activations: Activations = "exact"
+) -> Backend:
     """The fastest backend for a device: Triton on CUDA; on the CPU the native library, eager without a compiler.
 
     `compute_dtype` defaults to bfloat16 on CUDA; the CPU computes in float32 only. Backends are imported here, so
@@ -157,7 +163,7 @@ def backend_for(device: torch.device, compute_dtype: torch.dtype | None = None) 
         raise ValueError(f"compute_dtype {compute_dtype}: the CPU backends compute in float32")
     from perseid_kernels.native import load_native_backend  # noqa: PLC0415  (compiles a library at first use)
 
-    native = load_native_backend()
+    native = load_native_backend(activations)
     if native is not None:
         return native
     from perseid_kernels.eager_backend import EagerBackend  # noqa: PLC0415

@@ -29,10 +29,10 @@ class Loaded:
     versions: Mapping[str, str]  # by name, in the order given
 
 
-def load_engine(adapters: Sequence[str]) -> Loaded:
+def load_engine(adapters: Sequence[str], config: EngineConfig | None = None) -> Loaded:
     """The engine as the server builds it, with NAME=FOLDER adapters."""
     folders = {name: Path(folder) for name, _, folder in (named.partition("=") for named in adapters)}
-    engine = build_engine(EngineConfig()).engine
+    engine = build_engine(config or EngineConfig()).engine
     versions = {name: version_of(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
         engine.register_adapter(versions[name], str(folder.resolve()))

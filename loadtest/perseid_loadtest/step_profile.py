@@ -23,6 +23,7 @@ from perseid_loadtest.inprocess import Loaded, load_engine, submit
 from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.report import machine
 from perseid_loadtest.workload import KINDS, Case, Workload
+from perseid_server.engine.config import EngineConfig
 
 OUTSIDE = "outside the pass"
 PROMPT, TOKENS = 64, 64
@@ -77,9 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", action="append", metavar="NAME=FOLDER", help="default: examples/adapters/*")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="concurrent requests")
+    parser.add_argument("--activations", choices=("exact", "int16", "int8"), default="exact")
     options = parser.parse_args(arguments)
     adapters = options.adapter or example_adapters()
-    loaded = load_engine(adapters)
+    loaded = load_engine(adapters, EngineConfig(activations=options.activations))
     workload = Workload(PROMPT, TOKENS, tuple(loaded.versions))
     cases = [Case(kind, batch) for kind in (KINDS if adapters else KINDS[:1]) for batch in options.batches]
     with NativeBackend(build_library()).profiling() as profile:

@@ -50,6 +50,10 @@ class ServeConfig:
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=MODEL)] = "auto"
     """Where to run. "auto" takes a CUDA device when there is one."""
 
+    activations: Annotated[Literal["exact", "int16", "int8"], Parameter(group=MODEL)] = "exact"
+    """How a CPU with AVX-512 VNNI multiplies 4- and 8-bit weights. "exact": as exactly as float32. "int16" and "int8"
+    round what goes into each linear to so many bits, as other CPU servers do: faster, but answers may change."""
+
     adapter: Annotated[
         tuple[str, ...],
         Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE", show_default=False),

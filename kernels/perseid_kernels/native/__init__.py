@@ -11,10 +11,10 @@
 import os
 import warnings
 
-from perseid_kernels.backend import Backend
+from perseid_kernels.backend import Activations, Backend
 
 
-def load_native_backend() -> Backend | None:
+def load_native_backend(activations: Activations = "exact") -> Backend | None:
     """The native backend; None where it is turned off, or (with a warning) where no library can be made."""
     if os.environ.get("PERSEID_NATIVE") == "0":
         return None
@@ -22,7 +22,7 @@ def load_native_backend() -> Backend | None:
     from perseid_kernels.native.build import BuildError, build_library  # noqa: PLC0415
 
     try:
-        return NativeBackend(build_library())
+        return NativeBackend(build_library(), activations=activations)
     except (BuildError, OSError) as error:
         advice = "install g++ (Debian: apt-get install g++) or 'perseid[compiler]' for a server many times faster"
         warnings.warn(f"CPU kernels not available, falling back to plain torch: {error}; {advice}", stacklevel=2)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.backend import Activations, AttentionBatch
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
 from perseid_kernels.native.pack import Layout, NativeWeight, pack
@@ -22,6 +23,7 @@ from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
+_PLANES = {"float32": 0, "int8": 1, "int16": 2, "exact": 3}
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
@@ -46,12 +48,15 @@ class NativeBackend:
     compute_dtype = torch.float32
     kv_dtypes = (torch.float32,)
 
-    def __init__(self, library: Path, num_threads: int | None = None, *, integer_matmul: bool = True) -> None:
+    def __init__(
+        self, library: Path, num_threads: int | None = None, activations: Activations | Literal["float32"] = "exact"
+    ) -> None:
         """Load the library. `num_threads` defaults to torch's (OMP_NUM_THREADS, else the physical cores).
 
-        `integer_matmul` multiplies whole-number codes with activations of three bytes where the CPU has products of
-        bytes (AVX-512 VNNI): several times faster, and as exact as float32 (errors: `native/quantize.h`). Without it,
-        or for other codes, the product runs in float32.
+        `activations` is how products with whole-number codes hold them on a CPU that multiplies bytes (AVX-512 VNNI):
+        "exact" in three bytes, as exact as float32 and several times faster; "int16" and "int8" in two and one, faster
+        still and no longer exact (`native/quantize.h` has the errors); "float32" not as integers. Other codes and other
+        CPUs take the float32 product, whatever is asked for.
         """
         functions = ctypes.CDLL(str(library))
         self._matmul = _function(functions, "matmul")
@@ -67,9 +72,14 @@ class NativeBackend:
         self._set_profile = _function(functions, "set_profile")
         self._layout = Layout(
             panel=_constant(functions, "panel"),
-            integer=integer_matmul and bool(_constant(functions, "has_integer_matmul")),
+            planes=_PLANES[activations] if _constant(functions, "has_integer_matmul") else 0,
         )
         _function(functions, "set_num_threads")(num_threads or torch.get_num_threads())
+
+    @property
+    def has_integer_matmul(self) -> bool:
+        """Whether this CPU, and the activations asked for, have it."""
+        return self._layout.planes > 0
 
     def pack(self, weight: Weight, device: torch.device) -> NativeWeight:
         """Panels of outputs."""

@@ -1,11 +1,11 @@
 // out[t, o] = Σ_b scale_w(o, b) · scale_x(t, b) · Σ_i∈b q_w(o, i) · q_x(t, i)  +  offset(o, b) · Σ_i∈b x(t, i)
 //
-// The inner sum is exact: 4- or 8-bit codes times integers of three bytes (quantize.h), in 32 bits. It may pass them on
+// The inner sum is exact: 4- or 8-bit codes times integers of up to three bytes (quantize.h), in 32 bits. It may pass them on
 // the way, since what wraps comes back; its end never does. The blocks are added in ascending order in float32, so a
 // result is the same bits beside any other rows.
 //
-// A tile is a panel and two rows: two registers of weights hold 32 outputs × 4 inputs, and each meets the three bytes of
-// both rows. So every load is used twice, and twelve sums run side by side: no product waits for the one before it.
+// A tile is a panel and two rows: two registers of weights hold 32 outputs × 4 inputs, and each meets the bytes of both
+// rows. So every load is used twice, and with three bytes twelve sums run side by side: no product waits for another.
 // (Eight rows × 16 outputs need no fewer loads, and their 24 sums leave no registers for the rest.)
 #include "integer_matmul.h"
 
@@ -67,7 +67,7 @@ inline __m512i four(const int8_t* bytes) {
 }
 
 // sums[t][n] = Σ codes · q over a block, for half n of the panel's outputs.
-template <int BITS, int QUADS, int ROWS>
+template <int BITS, int QUADS, int PLANES, int ROWS>
 inline void block_sums(const uint8_t* codes, const int8_t* const bytes[ROWS], __m512i sums[ROWS][2]) {
     __m512i planes[ROWS][2][PLANES] = {};
 #pragma GCC unroll 8
@@ -83,8 +83,10 @@ inline void block_sums(const uint8_t* codes, const int8_t* const bytes[ROWS], __
     }
     for (int t = 0; t < ROWS; ++t) {
         for (int n = 0; n < 2; ++n) {
-            const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(planes[t][n][0], PLANE_BITS), planes[t][n][1]);
-            sums[t][n] = _mm512_add_epi32(_mm512_slli_epi32(upper, PLANE_BITS), planes[t][n][2]);
+            sums[t][n] = planes[t][n][0];
+            for (int p = 1; p < PLANES; ++p) {
+                sums[t][n] = _mm512_add_epi32(_mm512_slli_epi32(sums[t][n], PLANE_BITS), planes[t][n][p]);
+            }
         }
     }
 }
@@ -119,7 +121,7 @@ inline void add_block(const BlockSums& x, int32_t first_code, const __m512 scale
 // it: the hardware's own prefetching stops at the end of a page, which a panel soon reaches.
 template <class Form, int ROWS, bool FETCH>
 void multiply_tile(const Product& p, int64_t panel, int64_t row) {
-    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 16 * Form::BITS, ROW_BYTES = QUADS * 4 * PLANES;
+    constexpr int QUADS = Form::QUADS, BYTES = QUADS * 16 * Form::BITS, ROW_BYTES = QUADS * 4 * Form::PLANES;
     using S = typename Form::Scale;
     const int64_t blocks = p.x.num_blocks, groups = p.w.num_inputs / p.w.group;
     const int64_t blocks_in_group = blocks / groups;
@@ -143,7 +145,7 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
         }
         for (int64_t b = 0; b < blocks_in_group; ++b, codes += BYTES) {
             __m512i sums[ROWS][2];
-            block_sums<Form::BITS, QUADS, ROWS>(codes, bytes, sums);
+            block_sums<Form::BITS, QUADS, Form::PLANES, ROWS>(codes, bytes, sums);
             for (int t = 0; t < ROWS; ++t) {
                 add_block<Form>(*x[t], first_code, scale, offset, sums[t], total[t]);
                 bytes[t] += ROW_BYTES;
@@ -173,22 +175,31 @@ void multiply_rows(const Product& p, int64_t panel, int64_t row, int64_t end) {
     }
 }
 
-template <class S, int BITS_, bool OFFSET_, int QUADS_>
+template <class S, int BITS_, bool OFFSET_, int QUADS_, int PLANES_>
 struct FormOf {
     using Scale = S;
-    static constexpr int BITS = BITS_, QUADS = QUADS_;
+    static constexpr int BITS = BITS_, QUADS = QUADS_, PLANES = PLANES_;
     static constexpr bool OFFSET = OFFSET_;
 };
 
 // Calls f(FormOf<…>{}) for the weight's form.
+template <class S, int QUADS, int PLANES, class F>
+void with_coded_form(const Weight& w, F f) {
+    if (w.kind == QUADS8) {
+        f(FormOf<S, 8, false, QUADS, PLANES>{});
+    } else if (w.offset) {
+        f(FormOf<S, 4, true, QUADS, PLANES>{});
+    } else {
+        f(FormOf<S, 4, false, QUADS, PLANES>{});
+    }
+}
+
 template <class S, int QUADS, class F>
 void with_scaled_form(const Weight& w, F f) {
-    if (w.kind == QUADS8) {
-        f(FormOf<S, 8, false, QUADS>{});
-    } else if (w.offset) {
-        f(FormOf<S, 4, true, QUADS>{});
-    } else {
-        f(FormOf<S, 4, false, QUADS>{});
+    switch (w.planes) {
+        case 1: return with_coded_form<S, QUADS, 1>(w, f);
+        case 2: return with_coded_form<S, QUADS, 2>(w, f);
+        default: return with_coded_form<S, QUADS, 3>(w, f);
     }
 }
 
@@ -205,9 +216,10 @@ void with_form(const Weight& w, F f) {
 
 void integer_matmul(const Weight& w, const float* x, int64_t num_rows, int64_t stride_x, float* out,
                     int64_t stride_out) {
-    const int magnitude_bits = w.kind == QUADS8 ? 19 : 21;  // 32 products with codes of 8 or 4 bits fit 32 bits
-    const Product p{w, quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block(), magnitude_bits), out, stride_out};
-    const int64_t row_block = std::max<int64_t>(TILE_ROWS, ROW_BLOCK_BYTES / (PLANES * w.num_inputs) / TILE_ROWS * TILE_ROWS);
+    const int most_bits = w.kind == QUADS8 ? 19 : 21;  // 32 products with codes of 8 or 4 bits fit 32 bits
+    const auto rows = quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block(), w.planes, most_bits);
+    const Product p{w, rows, out, stride_out};
+    const int64_t row_block = std::max<int64_t>(TILE_ROWS, ROW_BLOCK_BYTES / (w.planes * w.num_inputs) / TILE_ROWS * TILE_ROWS);
     const int64_t row_blocks = (num_rows + row_block - 1) / row_block;
     const int64_t panel_products = PANEL * w.num_inputs * std::min(num_rows, row_block);
     const int64_t grain = std::clamp<int64_t>(TASK_PRODUCTS / panel_products, 1, 8);  // panels of a task

@@ -26,6 +26,7 @@ class _Weight(ctypes.Structure):
         ("num_outputs", ctypes.c_int64),
         ("num_inputs", ctypes.c_int64),
         ("group", ctypes.c_int64),
+        ("planes", ctypes.c_int64),
         ("codes", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
@@ -57,28 +58,34 @@ class Layout:
     """What the library's products want."""
 
     panel: int  # outputs of a panel
-    integer: bool  # whether codes that are whole numbers go to the integer product
+    planes: int  # bytes of an activation in the integer product, for codes that are whole numbers; 0: float32 for all
 
 
 def pack(weight: Weight, layout: Layout) -> NativeWeight:
     """The packed form; decoding it gives the canonical values bit by bit."""
     match weight:
         case Int4Weight():
-            return _pack_int4(weight, layout)
+            packed = _pack_int4(weight, layout)
         case Int8Weight():
-            scale = _panels(_smallest(weight.scale), layout.panel)
-            if layout.integer and weight.group_size % _QUAD_GROUP == 0:
-                codes = _quads((weight.codes.to(torch.int16) + 128).to(torch.uint8), weight.group_size, layout.panel)
-                return _finish(_QUADS8, weight, weight.group_size, codes, scale, None, torch.arange(16.0) - 128)
-            return _finish(_INT8, weight, weight.group_size, _panels(weight.codes, layout.panel), scale)
+            packed = _pack_int8(weight, layout)
         case DenseWeight():
             values = weight.values if weight.values.dtype in _TYPES else weight.values.float()
-            return _finish(_DENSE, weight, weight.shape[1], _panels(values, layout.panel))
+            packed = _finish(_DENSE, weight, weight.shape[1], _panels(values, layout.panel))
+    packed.struct.planes = layout.planes
+    return packed
+
+
+def _pack_int8(weight: Int8Weight, layout: Layout) -> NativeWeight:
+    scale = _panels(_smallest(weight.scale), layout.panel)
+    if layout.planes and weight.group_size % _QUAD_GROUP == 0:
+        codes = _quads((weight.codes.to(torch.int16) + 128).to(torch.uint8), weight.group_size, layout.panel)
+        return _finish(_QUADS8, weight, weight.group_size, codes, scale, None, torch.arange(16.0) - 128)
+    return _finish(_INT8, weight, weight.group_size, _panels(weight.codes, layout.panel), scale)
 
 
 def _pack_int4(weight: Int4Weight, layout: Layout) -> NativeWeight:
     kind = _AFFINE4 if _is_affine(weight) else _CODEBOOK4
-    if layout.integer and kind == _AFFINE4 and weight.group_size % _QUAD_GROUP == 0:
+    if layout.planes and kind == _AFFINE4 and weight.group_size % _QUAD_GROUP == 0:
         kind, nibbles = _QUADS4, _quads(_codes(weight), weight.group_size, layout.panel)
     else:
         nibbles = _panels(_codes(weight), layout.panel)

@@ -30,6 +30,7 @@ struct Weight {  // the same fields as `pack._Weight` in Python
     int32_t kind;
     int32_t type;  // of scale and offset; of the values where dense
     int64_t num_outputs, num_inputs, group;
+    int64_t planes;  // QUADS4, QUADS8: bytes of an activation, 1 to MOST_PLANES (quantize.h)
     const void* codes;
     const void* scale;   // [panels][groups][outputs of a panel]
     const void* offset;  // the same, or null

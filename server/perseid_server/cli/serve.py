@@ -161,6 +161,7 @@ def _engine_config(config: ServeConfig) -> EngineConfig:
         served_name=config.served_name,
         device=config.device,
         kv_dtype=config.kv_dtype,
+        activations=config.activations,
         kv_memory=config.kv_memory,
         adapter_memory=config.adapter_memory,
         adapter_host_memory=config.adapter_host_memory,

@@ -48,7 +48,7 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         torch.set_num_threads(config.threads)
     checkpoint = open_checkpoint(resolve_model(config.model))
     spec = checkpoint.spec if config.served_name is None else replace(checkpoint.spec, name=config.served_name)
-    backend = backend_for(device)
+    backend = backend_for(device, activations=config.activations)
     kv_dtype = _kv_dtype(config.kv_dtype, backend)
     capacity = plan_capacity(
         config,

@@ -1,6 +1,7 @@
 """What the engine is built with. "auto" values are resolved once, by a pure function."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from perseid_server.errors import InvalidRequest
 
@@ -15,6 +16,7 @@ class EngineConfig:
     served_name: str | None = None
     device: str = "auto"
     kv_dtype: str = "auto"
+    activations: Literal["exact", "int16", "int8"] = "exact"
     kv_memory: int = 360
     adapter_memory: int = 512
     adapter_host_memory: int = 1024

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def native_backend() -> NativeBackend:
     """With the float32 product, which CPUs without products of bytes take for all weights."""
-    return NativeBackend(build_library(), integer_matmul=False)
+    return NativeBackend(build_library(), activations="float32")
 
 
 def half_scales(weight: Weight) -> Weight:

@@ -103,7 +103,7 @@ def test_the_portable_lanes_agree(cache: Path, monkeypatch: pytest.MonkeyPatch, 
     """A CPU without AVX2 takes plain loops. What adds no lanes up is the same bits; a norm does, and so may differ by
     the rounding of its sum."""
     require_tool("g++", "Debian: g++")
-    here = NativeBackend(build_library(), num_threads=1, integer_matmul=False)
+    here = NativeBackend(build_library(), num_threads=1, activations="float32")
     monkeypatch.setenv("CXX", "g++ -mno-avx512f -mno-avx2 -mno-fma -mno-f16c -O1")
     monkeypatch.setattr(build, "_OPTIONS", tuple(option for option in build._OPTIONS if option != "-O3"))
     portable = NativeBackend(build_library(), num_threads=1)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def backend() -> NativeBackend:
-    return NativeBackend(build_library(), integer_matmul=True)
+    return NativeBackend(build_library())
 
 
 def weights(rng: torch.Generator) -> list[Weight]:
@@ -47,20 +47,42 @@ def test_weights_are_exact(backend: NativeBackend, rng: torch.Generator) -> None
         assert torch.equal(product(backend, weight, torch.eye(weight.shape[1])), expected.T)
 
 
+def bound(weight: Weight, x: torch.Tensor, share: float) -> torch.Tensor:
+    """Σ_blocks share · max |x of the block| · Σ |W of the block|, plus float32's rounding of the sums (18 blocks, each
+    added within half an ULP of the whole)."""
+    num_outputs, _ = weight.shape
+    block = 32 if weight.group_size % 32 == 0 else 16
+    values = weight.dequantize().double()
+    largest = x.abs().view(len(x), -1, block).amax(dim=2).double()
+    return share * largest @ values.abs().view(num_outputs, -1, block).sum(dim=2).T + 2e-6 * (
+        x.abs().double() @ values.abs().T
+    )
+
+
+def spread_rows(weight: Weight, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(9, weight.shape[1], generator=rng) * torch.logspace(-3, 3, weight.shape[1])
+
+
 def test_activations_keep_their_bits(backend: NativeBackend, rng: torch.Generator) -> None:
-    """|error| ≤ Σ_blocks 2^-bits · max |x of the block| · Σ |W of the block| with 21 bits beside 4-bit codes and 19
-    beside 8-bit ones, plus float32's rounding of the sums (18 blocks, each added within half an ULP of the whole)."""
+    """21 bits beside 4-bit codes, 19 beside 8-bit ones."""
     for weight in weights(rng):
-        num_outputs, num_inputs = weight.shape
-        block = 32 if weight.group_size % 32 == 0 else 16
-        bits = 21 if isinstance(weight, Int4Weight) else 19
-        x = torch.randn(9, num_inputs, generator=rng) * torch.logspace(-3, 3, num_inputs)
-        values = weight.dequantize()
-        exact = x.double() @ values.double().T
-        largest = x.abs().view(9, -1, block).amax(dim=2).double()
-        bound = 2**-bits * largest @ values.abs().view(num_outputs, -1, block).sum(dim=2).double().T
-        rounding = 2e-6 * (x.abs().double() @ values.abs().double().T)
-        assert ((product(backend, weight, x) - exact).abs() <= bound + rounding).all()
+        x = spread_rows(weight, rng)
+        exact = x.double() @ weight.dequantize().double().T
+        share = 2**-21 if isinstance(weight, Int4Weight) else 2**-19
+        assert ((product(backend, weight, x) - exact).abs() <= bound(weight, x, share)).all()
+
+
+@pytest.mark.parametrize(("activations", "share"), [("int16", 2**-15), ("int8", 1 / 254)])
+def test_fewer_bytes_err_as_much_as_they_say(activations: str, share: float, rng: torch.Generator) -> None:
+    backend = NativeBackend(build_library(), activations=activations)
+    for weight in weights(rng):
+        x = spread_rows(weight, rng)
+        exact = x.double() @ weight.dequantize().double().T
+        together = product(backend, weight, x)
+        assert ((together - exact).abs() <= bound(weight, x, share)).all()
+        assert torch.equal(product(backend, weight, x[4:5])[0], together[4])
+        if backend.has_integer_matmul:
+            assert ((together - exact).abs() > bound(weight, x, share / 64)).any(), "no byte was left out"
 
 
 def test_sums_that_pass_32_bits_on_the_way(backend: NativeBackend) -> None:
