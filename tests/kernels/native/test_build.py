@@ -13,7 +13,9 @@ from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.native import build, load_native_backend
 from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import BuildError, build_library
-from tests.kernels.cases import int4_weight, int8_weight
+from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.segments import PageList, Segments
+from tests.kernels.cases import attention_batch, int4_weight, int8_weight, lora_pool
 from tests.tools import require_tool
 
 CPU = torch.device("cpu")
@@ -99,19 +101,31 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_native_backend() is None
 
 
-def test_the_portable_lanes_agree(cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
-    """A CPU without AVX2 takes plain loops. What adds no lanes up is the same bits; a norm does, and so may differ by
-    the rounding of its sum."""
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-fma -mno-f16c"])
+def test_narrower_lanes_agree(without: str, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    """CPUs without AVX-512 take eight lanes, those without AVX2 plain loops. What adds no lanes up is the same bits; a
+    norm and a dot product do, and so may differ by the rounding of their sums."""
     require_tool("g++", "Debian: g++")
     here = NativeBackend(build_library(), num_threads=1, activations="float32")
-    monkeypatch.setenv("CXX", "g++ -mno-avx512f -mno-avx2 -mno-fma -mno-f16c -O1")
+    monkeypatch.setenv("CXX", f"g++ {without} -O1")
     monkeypatch.setattr(build, "_OPTIONS", tuple(option for option in build._OPTIONS if option != "-O3"))
-    portable = NativeBackend(build_library(), num_threads=1)
+    narrow = NativeBackend(build_library(), num_threads=1)
+    assert not narrow.has_integer_matmul
+    assert_same_products(here, narrow, rng)
     gate_up, weight_N = torch.randn(3, 62, generator=rng) * 20, torch.randn(62, generator=rng)
-    assert torch.equal(portable.silu_mul(gate_up), here.silu_mul(gate_up))
-    torch.testing.assert_close(
-        portable.rms_norm(gate_up, weight_N, 1e-5), here.rms_norm(gate_up, weight_N, 1e-5), rtol=5e-7, atol=0
-    )
+    assert torch.equal(narrow.silu_mul(gate_up), here.silu_mul(gate_up))
+    assert all(map(torch.equal, narrow.best(gate_up), here.best(gate_up)))
+    assert_close(narrow.rms_norm(gate_up, weight_N, 1e-5), here.rms_norm(gate_up, weight_N, 1e-5))
+    assert_close(*(attended(backend) for backend in (narrow, here)))
+    assert_close(*(adapted(backend) for backend in (narrow, here)))
+
+
+def assert_close(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Sums of some dozen terms of size 1 in two orders."""
+    torch.testing.assert_close(one, other, rtol=2e-6, atol=4e-6)
+
+
+def assert_same_products(here: NativeBackend, narrow: NativeBackend, rng: torch.Generator) -> None:
     for weight in (
         int4_weight(rng, 35, 96, 32, "nf4"),
         int4_weight(rng, 35, 96, 32, "q4_1"),
@@ -121,5 +135,28 @@ def test_the_portable_lanes_agree(cache: Path, monkeypatch: pytest.MonkeyPatch, 
             x = torch.randn(num_rows, 96, generator=rng)
             ours, theirs = torch.empty(num_rows, 35), torch.empty(num_rows, 35)
             here.matmul(x, here.pack(weight, CPU), ours)
-            portable.matmul(x, portable.pack(weight, CPU), theirs)
+            narrow.matmul(x, narrow.pack(weight, CPU), theirs)
             assert torch.equal(ours, theirs)
+
+
+def attended(backend: NativeBackend) -> torch.Tensor:
+    """A prompt's chunk and a decode, heads of a width that fills no vector."""
+    rng = torch.Generator().manual_seed(3)
+    batch, num_blocks = attention_batch(rng, [19, 1], [71, 34], 16)
+    k_cache, v_cache = torch.randn(2, num_blocks, 16, 2, 40, generator=rng)
+    q = torch.randn(20, 6, 40, generator=rng)
+    out = torch.empty_like(q)
+    backend.attention(q, k_cache, v_cache, batch, 0.15, out)
+    return out
+
+
+def adapted(backend: NativeBackend) -> torch.Tensor:
+    """Two adapters, one of them with two pages, beside a base row."""
+    rng = torch.Generator().manual_seed(4)
+    slices = (24, 40)
+    pages = RankPages.of(*lora_pool(rng, 3, 70, slices), slices)
+    segments = Segments.build([PageList.of((0, 2)), None, PageList.of((1,)), PageList.of((0, 2))])
+    assert segments is not None
+    out = torch.randn(4, 64, generator=rng)
+    backend.add_lora(torch.randn(4, 70, generator=rng) / 8, pages, segments, out)
+    return out
