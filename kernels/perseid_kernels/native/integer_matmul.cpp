@@ -1,8 +1,8 @@
 // out[t, o] = Σ_b scale_w(o, b) · scale_x(t, b) · Σ_i∈b q_w(o, i) · q_x(t, i)  +  offset(o, b) · Σ_i∈b x(t, i)
 //
-// The inner sum is exact: 4- or 8-bit codes times integers of up to three bytes (quantize.h), in 32 bits. It may pass them on
-// the way, since what wraps comes back; its end never does. The blocks are added in ascending order in float32, so a
-// result is the same bits beside any other rows.
+// The inner sum is exact: 4- or 8-bit codes times integers of up to three bytes (quantize.h), in 32 bits. It may pass
+// them on the way, since what wraps comes back; its end never does. The blocks are added in ascending order in float32,
+// so a result is the same bits beside any other rows.
 //
 // A tile is a panel and two rows: two registers of weights hold 32 outputs × 4 inputs, and each meets the bytes of both
 // rows. So every load is used twice, and with three bytes twelve sums run side by side: no product waits for another.
@@ -107,7 +107,8 @@ inline void add_block(const BlockSums& x, int32_t first_code, const __m512 scale
                       __m512i sums[2], __m512 total[2]) {
     for (int n = 0; n < 2; ++n) {
         if constexpr (!Form::OFFSET) {
-            sums[n] = _mm512_add_epi32(sums[n], _mm512_set1_epi32(first_code * x.total));
+            const auto correction = int32_t(uint32_t(first_code) * uint32_t(x.total));  // wraps, as the sum does
+            sums[n] = _mm512_add_epi32(sums[n], _mm512_set1_epi32(correction));
         }
         const __m512 both_scales = _mm512_mul_ps(scale[n], _mm512_set1_ps(x.scale));
         total[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[n]), both_scales, total[n]);
