@@ -12,17 +12,26 @@ from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.triton_backend import TritonBackend
 
 
-def install_native(monkeypatch: pytest.MonkeyPatch, native: object) -> None:
-    """As if the native library's loader returned `native`."""
+def install_native(monkeypatch: pytest.MonkeyPatch, native: object) -> list[str]:
+    """As if the native library's loader returned `native`. What it is asked for is put into the list returned."""
+    asked: list[str] = []
+
+    def load(activations: str) -> object:
+        asked.append(activations)
+        return native
+
     module = ModuleType("perseid_kernels.native")
-    module.load_native_backend = lambda: native
+    module.load_native_backend = load
     monkeypatch.setitem(sys.modules, "perseid_kernels.native", module)
+    return asked
 
 
 def test_cpu_gets_the_native_library_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     native = object()
-    install_native(monkeypatch, native)
+    asked = install_native(monkeypatch, native)
     assert backend_for(torch.device("cpu")) is native
+    assert backend_for(torch.device("cpu"), activations="int8") is native
+    assert asked == ["exact", "int8"]
 
 
 def test_cpu_without_a_compiler_gets_eager(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine
     """Builds an engine for a backend, by name."""
 
     def make(backend: str = "triton", **options: bool) -> Engine:
-        monkeypatch.setattr(build, "backend_for", lambda device: backend_named(backend))
+        monkeypatch.setattr(build, "backend_for", lambda device, activations: backend_named(backend))
         config = EngineConfig(
             str(folder), device="cpu", kv_memory=1, adapter_memory=1, max_batch_tokens=24, max_num_seqs=3, **options
         )
