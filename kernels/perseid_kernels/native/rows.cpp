@@ -1,4 +1,5 @@
-// The ops that look at one row at a time: norms, SiLU, rotary embedding, the largest logit. Each row's sums have a fixed order.
+// The ops that look at one row at a time: norms, SiLU, rotary embedding, the largest logit. Each row's sums have a fixed
+// order.
 #include <algorithm>
 #include <cmath>
 #include <limits>
