@@ -12,6 +12,7 @@ from hashlib import blake2b
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.engine.adaptation import BASE, Adaptation
 from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
@@ -59,6 +60,14 @@ def next_token(adapter: str | None, tokens: tuple[int, ...]) -> int:
     return 97 + int.from_bytes(digest, "little") % 26
 
 
+def name_of(adaptation: Adaptation) -> str | None:
+    """What the fake model takes for the adapter: its version; for anything else than one adapter, the KV key."""
+    if adaptation == BASE:
+        return None
+    plain = len(adaptation.weights) == 1 and adaptation.weights[0][1] == 1.0
+    return adaptation.weights[0][0] if plain else adaptation.key
+
+
 def expected(prompt: tuple[int, ...], adapter: str | None, num_tokens: int) -> tuple[int, ...]:
     """What the fake model answers, computed alone."""
     tokens = prompt
@@ -92,7 +101,10 @@ class FakeRunner:
         for chunk in step.chunks:
             sequence = chunk.sequence
             for position in range(chunk.start, chunk.start + chunk.count):
-                self._slots[self._slot(sequence.blocks, position)] = (sequence.adapter, sequence.token_ids[position])
+                self._slots[self._slot(sequence.blocks, position)] = (
+                    name_of(sequence.adaptation),
+                    sequence.token_ids[position],
+                )
             results.append(self._result(chunk))
         return tuple(results)
 
@@ -107,14 +119,14 @@ class FakeRunner:
         if not chunk.samples:
             return ChunkResult(prompt_logprobs=judged)
         context = [self._slots[self._slot(sequence.blocks, i)] for i in range(chunk.start + chunk.count)]
-        assert all(entry is not None and entry[0] == sequence.adapter for entry in context), "foreign KV"
+        assert all(entry is not None and entry[0] == name_of(sequence.adaptation) for entry in context), "foreign KV"
         tokens = tuple(entry[1] for entry in context if entry is not None)
         token = self._next(sequence, tokens)
         return ChunkResult(token, _logprob(token, sequence.request.sampling.logprobs), prompt_logprobs=judged)
 
     def _next(self, sequence: Sequence, tokens: tuple[int, ...]) -> int:
         if self.says is None:
-            return self.choose(sequence.adapter, tokens)
+            return self.choose(name_of(sequence.adaptation), tokens)
         said = self.says.encode()
         return said[sequence.num_output] if sequence.num_output < len(said) else EOS
 
@@ -159,14 +171,19 @@ class FakeResidency:
 
     def prefetch(self, version: str) -> None: ...
 
-    def acquire(self, version: str) -> Admission:
-        if version in self.failed:
-            return "failed"
-        if version in self.device:
+    def acquire(self, *versions: str, evict_wanted: bool = True) -> Admission:
+        found = [self._bring(version) for version in versions if version not in self.device]
+        if found:
+            return min(found, key=["failed", "no_room", "loading"].index)
+        for version in versions:
             self.device.remove(version)
             self.device.append(version)
             self.users[version] = self.users.get(version, 0) + 1
-            return "ready"
+        return "ready"
+
+    def _bring(self, version: str) -> Admission:
+        if version in self.failed:
+            return "failed"
         if version not in self.loading:
             if len(self.device) + len(self.loading) >= self.room and not self._evict():
                 return "no_room"
@@ -180,9 +197,10 @@ class FakeResidency:
                 return True
         return False
 
-    def release(self, version: str) -> None:
-        self.users[version] -= 1
-        assert self.users[version] >= 0
+    def release(self, *versions: str) -> None:
+        for version in versions:
+            self.users[version] -= 1
+            assert self.users[version] >= 0
 
     def poll(self) -> ResidencyEvents:
         failed = {}

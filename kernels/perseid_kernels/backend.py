@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
@@ -67,6 +68,11 @@ class Backend(Protocol):
 
     def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
         """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j] for the pages p_j of row t (equation in segments.py)."""
+        ...
+
+    def add_routed(self, x_TK: Tensor, gates: Gates, pages: RankPages, routed: RoutedRows, out_TN: Tensor) -> None:
+        """Choose adapters for the routed rows by their gates and add their products, as `routing.py` says; adds to
+        `routed.tally`. A row's numbers do not depend on the other rows."""
         ...
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:

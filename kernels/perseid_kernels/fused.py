@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import Segments
 
 
@@ -68,6 +69,7 @@ class FusedForward(Protocol):
         attention: AttentionBatch,
         segments: Segments | None,
         logits_rows_L: Tensor,
+        routed: Sequence[RoutedRows] = (),
     ) -> Tensor:
         """Float32 logits [L, V] of the rows named. Writes every row's K and V into the caches."""
         ...

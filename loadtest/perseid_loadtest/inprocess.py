@@ -14,6 +14,7 @@ from pathlib import Path
 from perseid_loadtest.lines import serve
 from perseid_loadtest.workload import Job, Workload
 from perseid_server.adapters.store import version_of
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.build import build_engine
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
@@ -43,7 +44,7 @@ def submit(loaded: Loaded, jobs: Sequence[Job]) -> None:
     """All requests at once, named by their place."""
     for row, job in enumerate(jobs):
         sampling = SamplingParams(max_tokens=job.tokens, temperature=0.0, ignore_eos=True)
-        loaded.engine.submit(Submit(str(row), job.prompt, sampling, loaded.versions.get(job.adapter)))
+        loaded.engine.submit(Submit(str(row), job.prompt, sampling, Adaptation.of(loaded.versions.get(job.adapter))))
 
 
 def decode_rate(loaded: Loaded, jobs: Sequence[Job]) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from perseid_server.adapters.store import version_of
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.build import build_engine
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
@@ -87,7 +88,7 @@ def requests(prompts: list[tuple[int, ...]], versions: dict[str, tuple[str, str]
             max_tokens=NUM_TOKENS, temperature=0.9 * (index % 2), seed=index, ignore_eos=True, logprobs=0
         )
         adapter = versions[name][0] if name else None
-        return Submit(f"request-{index}", prompts[index + 1], sampling, adapter)
+        return Submit(f"request-{index}", prompts[index + 1], sampling, Adaptation.of(adapter))
 
     return [request(index) for index in range(12)]
 
@@ -134,7 +135,7 @@ def test_a_prefix_is_not_shared_between_adapters(
     longest = max(range(len(requests)), key=lambda index: len(requests[index].prompt_token_ids))
     for request in requests[: len(NAMES)]:
         prompt = requests[longest].prompt_token_ids
-        run(engine, [Submit("other", prompt, request.sampling, request.adapter)])
+        run(engine, [Submit("other", prompt, request.sampling, request.adaptation)])
     assert same(run(engine, [requests[longest]]), [alone[longest]])
 
 

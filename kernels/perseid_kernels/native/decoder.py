@@ -10,6 +10,7 @@ from torch import Tensor
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
 from perseid_kernels.native.pack import NativeWeight
+from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import Segments
 
 MOST_PARTS = 3
@@ -123,8 +124,10 @@ class NativeForward:
         attention: AttentionBatch,
         segments: Segments | None,
         logits_rows_L: Tensor,
+        routed: Sequence[RoutedRows] = (),
     ) -> Tensor:
         """Float32 logits [L, V]."""
+        assert not routed, "to come"
         logits_LV = torch.empty((logits_rows_L.shape[0], self._vocab_size))
         step = _Step(
             num_rows=token_ids_T.shape[0],

@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,28 +169,39 @@ class Residency:
 
     # --- use ----------------------------------------------------------------------------------------------------
 
-    def acquire(self, version: str) -> Admission:
-        """Take a reference if the version is on the device; otherwise see that it comes there."""
-        adapter = self._adapters[version]
-        if adapter.error is not None:
-            return "failed"
-        first_ask = not adapter.wanted
-        if adapter.on_device:
-            adapter.users += 1
-            adapter.wanted = False
-            self._device_order.move_to_end(version)
-            self._lookups += 1
-            self._hits += first_ask
-            return "ready"
-        adapter.wanted = True
-        return "loading" if self._advance(adapter) else "no_room"
+    def acquire(self, *versions: str, evict_wanted: bool = True) -> Admission:
+        """Take a reference to each version if all are on the device; otherwise see that they come there.
 
-    def release(self, version: str) -> None:
-        """Give a reference back."""
-        adapter = self._adapters[version]
-        assert adapter.users > 0, "released more often than acquired"
-        adapter.users -= 1
-        self._drop_if_forgotten(adapter)
+        `evict_wanted`: also in place of versions that came for a request and wait for it. Only the oldest waiting
+        request may do that; so it gets all it needs in the end, however many that are.
+        """
+        adapters = [self._adapters[version] for version in versions]
+        if any(adapter.error is not None for adapter in adapters):
+            return "failed"
+        missing = [adapter for adapter in adapters if not adapter.on_device]
+        first_ask = not any(adapter.wanted for adapter in adapters)
+        for adapter in adapters:
+            adapter.wanted = bool(missing)
+        if missing:
+            # all are asked for, so that they are read meanwhile, whether there is room for the first or not
+            advanced = [self._advance(each, spare_wanted=not evict_wanted, spared=versions) for each in missing]
+            if any(adapter.error is not None for adapter in adapters):
+                return "failed"
+            return "loading" if all(advanced) else "no_room"
+        for adapter in adapters:
+            adapter.users += 1
+            self._device_order.move_to_end(adapter.version)
+        self._lookups += len(adapters)
+        self._hits += len(adapters) if first_ask else 0
+        return "ready"
+
+    def release(self, *versions: str) -> None:
+        """Give references back."""
+        for version in versions:
+            adapter = self._adapters[version]
+            assert adapter.users > 0, "released more often than acquired"
+            adapter.users -= 1
+            self._drop_if_forgotten(adapter)
 
     def prefetch(self, version: str) -> None:
         """Bring a version to the host, so that only the copy to the device is left when its turn comes."""
@@ -216,11 +228,11 @@ class Residency:
 
     # --- on the engine's thread ---------------------------------------------------------------------------------
 
-    def _advance(self, adapter: _Adapter, *, spare_wanted: bool = False) -> bool:
+    def _advance(self, adapter: _Adapter, *, spare_wanted: bool = False, spared: Sequence[str] = ()) -> bool:
         """Take the next step towards the device; False when there is no room because everything is in use.
 
         `spare_wanted`: nobody asks just now, so nothing is evicted that came for a request and waits to be acquired.
-        Otherwise two requests could take the same room from each other for ever.
+        Otherwise two requests could take the same room from each other for ever. `spared`: what belongs together.
         """
         if adapter.on_device or adapter.writing or adapter.error is not None:
             return True
@@ -235,7 +247,7 @@ class Residency:
                 "raise --adapter-memory",
             )
             return True
-        if not self._make_room(num_pages, spare_wanted=spare_wanted):
+        if not self._make_room(num_pages, spare_wanted=spare_wanted, spared=spared):
             return False
         pages = self._pool.allocate(num_pages)
         assert pages is not None, "_make_room() said there is room"
@@ -245,10 +257,12 @@ class Residency:
         self._hand_over(_Write(adapter.version, pages, adapter.host))
         return True
 
-    def _make_room(self, num_pages: int, *, spare_wanted: bool) -> bool:
+    def _make_room(self, num_pages: int, *, spare_wanted: bool, spared: Sequence[str]) -> bool:
         """Evict idle adapters, least recently used first, until enough pages are free; none if that cannot be."""
         idle = [self._adapters[version] for version in self._device_order]
-        idle = [adapter for adapter in idle if adapter.users == 0 and not adapter.pinned]
+        idle = [
+            adapter for adapter in idle if adapter.users == 0 and not adapter.pinned and adapter.version not in spared
+        ]
         if spare_wanted:
             idle = [adapter for adapter in idle if not adapter.wanted]
         if self._pool.num_free + sum(len(adapter.pages or ()) for adapter in idle) < num_pages:

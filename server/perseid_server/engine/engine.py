@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from perseid_server.engine.kv_blocks import BlockAllocator
@@ -10,11 +10,12 @@ from perseid_server.engine.messages import (
     AdapterState,
     EngineStats,
     FinishReason,
+    RoutingReport,
     SequenceOutput,
     StepOutputs,
     Submit,
 )
-from perseid_server.engine.ports import Chunk, ChunkResult, Residency, Runner, ScheduledStep
+from perseid_server.engine.ports import Chunk, ChunkResult, Residency, RoutedChunk, Runner, ScheduledStep
 from perseid_server.engine.scheduler import Scheduler, SchedulerLimits
 from perseid_server.engine.sequence import Sequence
 
@@ -47,6 +48,8 @@ class Engine:
         self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
         self._num_arrivals = 0
         self._failed_in_a_row = 0
+        self._routed: dict[str, float] = {}  # shares of routed rows by adapter version, BASE_COLUMN the base
+        self._gate_entropy = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -122,8 +125,10 @@ class Engine:
             adapter_pages_total=adapters.pages_total,
             adapter_lookups=adapters.lookups,
             adapter_hits=adapters.hits,
-            running_adapters=tuple(sorted({s.adapter for s in scheduler.running if s.adapter})),
-            waiting_adapters=tuple(sorted({s.adapter for s in scheduler.waiting if s.adapter})),
+            running_adapters=_adapters_of(scheduler.running),
+            waiting_adapters=_adapters_of(scheduler.waiting),
+            routed_tokens=tuple(self._routed.items()),
+            gate_entropy=self._gate_entropy,
         )
 
     def adapter_state(self, version: str) -> AdapterState:
@@ -140,8 +145,9 @@ class Engine:
             return "the prompt has no tokens"
         if length + min(request.sampling.max_tokens, 1) > self._limits.max_model_len:
             return f"the prompt has {length} tokens; prompt and completion may have {self._limits.max_model_len}"
-        if request.adapter is not None and not self._residency.knows(request.adapter):
-            return f"adapter version {request.adapter[:12]} is not registered"
+        for version in request.adaptation.versions:
+            if not self._residency.knows(version):
+                return f"version {version[:12]} is not registered"
         return None
 
     # --- step ---------------------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ class Engine:
         events = self._residency.poll()
         for version, why in events.failed.items():
             logger.error("adapter %s cannot be loaded: %s", version[:12], why)
-            waiting = [sequence for sequence in self._scheduler.waiting if sequence.adapter == version]
+            waiting = [sequence for sequence in self._scheduler.waiting if version in sequence.adaptation.versions]
             outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
         changed = {*events.moved, *events.failed}
         return tuple(self.adapter_state(version) for version in sorted(changed) if self._residency.knows(version))
@@ -158,8 +164,8 @@ class Engine:
     def _drop_failed(self) -> Iterator[SequenceOutput]:
         failed, self._scheduler.failed = self._scheduler.failed, []
         for sequence in failed:
-            assert sequence.adapter is not None, "only adapters fail to load"
-            why = self._residency.error(sequence.adapter) or "unknown"
+            errors = [self._residency.error(version) for version in sequence.adaptation.versions]
+            why = next((error for error in errors if error is not None), "unknown")
             yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:
@@ -193,6 +199,7 @@ class Engine:
             return
         self._scheduler.computed(chunk)
         self._keep_prompt_logprobs(chunk, result)
+        self._count_routed(chunk, result)
         if not chunk.samples:
             return
         output = SequenceOutput(sequence.id)
@@ -202,6 +209,8 @@ class Engine:
             output = self._accept(sequence, result.token_id, result)
         if not sequence.has_answered:
             output = self._with_beginnings(output, sequence)
+        if sequence.request.report_routing and result.routed is not None:
+            output = replace(output, routing=_routing_report(sequence, output, result.routed))
         if output.finish_reason is not None:
             self._end(sequence)
         yield output
@@ -243,6 +252,16 @@ class Engine:
             kept = sequence.prompt_logprobs or [None]
             sequence.prompt_logprobs = [*kept[: chunk.start + 1], *result.prompt_logprobs]
 
+    def _count_routed(self, chunk: Chunk, result: ChunkResult) -> None:
+        routed, routing = result.routed, chunk.sequence.adaptation.routing
+        if routed is None or routing is None:
+            return
+        for column, share in zip(routing.columns, routed.shares, strict=True):
+            if column is not None:
+                self._routed[column] = self._routed.get(column, 0.0) + share
+        self._gate_entropy += routed.entropy
+        chunk.sequence.add_prompt_shares(routed.prompt_shares)
+
     def _end_with_error(self, sequence: Sequence, error: str) -> SequenceOutput:
         self._end(sequence)
         return _failure(sequence.id, error)
@@ -252,5 +271,17 @@ class Engine:
         self._sequences.pop(sequence.id, None)
 
 
+def _adapters_of(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    return tuple(sorted({version for sequence in sequences for version in sequence.adaptation.adapters}))
+
+
 def _failure(request_id: str, error: str) -> SequenceOutput:
     return SequenceOutput(request_id, finish_reason="error", error=error)
+
+
+def _routing_report(sequence: Sequence, output: SequenceOutput, routed: RoutedChunk) -> RoutingReport:
+    """The prompt's mean shares once, and those of the row from which a token was sampled."""
+    is_first = output.prefill_s is not None
+    total = sum(sequence.prompt_shares)  # a token's shares sum to 1
+    prompt = tuple(share / total for share in sequence.prompt_shares) if is_first else None
+    return RoutingReport(prompt, tuple(routed.last for _ in output.token_ids))

@@ -13,9 +13,9 @@ from struct import pack
 KEY_BYTES = 16
 
 
-def root_key(adapter: str | None, base: str = "") -> bytes:
-    """The key before the first block of a sequence: the content hashes of the base and of what adapts it."""
-    return blake2b(f"base {base} adapter {adapter or 'none'}".encode(), digest_size=KEY_BYTES).digest()
+def root_key(adaptation: str, base: str = "") -> bytes:
+    """The key before the first block of a sequence: the base's content hash, and the key of what adapts it."""
+    return blake2b(f"base {base} adapted by {adaptation}".encode(), digest_size=KEY_BYTES).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

@@ -7,6 +7,7 @@ library, so that the engine runs without the API's packages.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perseid_server.engine.adaptation import BASE, Adaptation
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 from perseid_server.model.spec import BaseSpec
 
@@ -18,13 +19,14 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """One sequence to generate. `adapter` is a version (content hash) registered before, or None for the base."""
+    """One sequence to generate. The versions that `adaptation` names were registered before."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
-    adapter: str | None = None
+    adaptation: Adaptation = BASE
     priority: int = 0
+    report_routing: bool = False  # tell what the gates chose
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,45 @@ class ForgetAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class RegisterGateSet:
+    """Make a gate set known to the engine. Its columns are `adapters`, then the base if `null`.
+
+    `path` is a folder in the store, already checked, with the gates of the first adapters (and of the null column);
+    adapters beyond those it names, and all of them without a path, get training-free gates, computed when the set is
+    loaded. Registering a version again changes nothing but the pin.
+    """
+
+    version: str
+    path: str | None
+    adapters: tuple[str, ...]  # versions
+    null: bool
+    pinned: bool = False  # load it at once, not when it is first needed
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetGateSet:
+    """No new sequence will name this gate set. It leaves memory when the last one that uses it has ended."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End the engine process."""
 
 
-ToEngine = Submit | Abort | RegisterAdapter | PinAdapter | ForgetAdapter | Shutdown
+ToEngine = Submit | Abort | RegisterAdapter | PinAdapter | ForgetAdapter | RegisterGateSet | ForgetGateSet | Shutdown
 
 
 # --- engine → API process ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingReport:
+    """What the gates chose, as shares per column: Σ of w over all gates of a forward pass ÷ gates."""
+
+    prompt: tuple[float, ...] | None = None  # mean over the prompt's tokens that were computed; with the first output
+    tokens: tuple[tuple[float, ...], ...] = ()  # for each of token_ids: of the row it was sampled from
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +116,7 @@ class SequenceOutput:
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
+    routing: RoutingReport | None = None  # when asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +145,10 @@ class EngineStats:
     adapter_hits: int = 0  # ... whose adapter was on the device already
     running_adapters: tuple[str, ...] = ()  # versions
     waiting_adapters: tuple[str, ...] = ()
+    routed_tokens: tuple[
+        tuple[str, float], ...
+    ] = ()  # by adapter version, "" the base: Σ over routed rows of its share
+    gate_entropy: float = 0.0  # Σ over routed rows of the mean entropy of their gates, nats
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,16 @@ class ScheduledStep:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedChunk:
+    """What the gates chose for a chunk's rows. Shares per column of a row sum to 1."""
+
+    shares: tuple[float, ...]  # summed over the rows
+    prompt_shares: tuple[float, ...]  # of those, summed over rows of the prompt
+    last: tuple[float, ...]  # of the last row
+    entropy: float  # summed over the rows: the mean entropy of a row's gates, nats
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkResult:
     """What the forward pass brought one chunk. `token_id` is None where nothing is sampled."""
 
@@ -42,6 +52,7 @@ class ChunkResult:
     logprob: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of tokens start + 1 … start + count, as far as the prompt goes
     error: str | None = None
+    routed: RoutedChunk | None = None
 
 
 class Runner(Protocol):
@@ -64,11 +75,12 @@ class Residency(Protocol):
 
     def pin(self, version: str, pinned: bool) -> None: ...
 
-    def acquire(self, version: str) -> Admission:
-        """Take a reference if the adapter is on the device ("ready"); otherwise start bringing it there."""
+    def acquire(self, *versions: str, evict_wanted: bool = True) -> Admission:
+        """Take a reference to each if all are on the device ("ready"); otherwise none, and start bringing them there.
+        `evict_wanted`: also in place of what came for a request that waits for more."""
         ...
 
-    def release(self, version: str) -> None: ...
+    def release(self, *versions: str) -> None: ...
 
     def prefetch(self, version: str) -> None:
         """Bring it to host memory ahead of its turn."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from perseid_kernels.segments import PageList
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
 from perseid_server.model.batch import HostBatch
 from perseid_server.model.decode_graphs import DecodeGraphs
@@ -84,8 +85,7 @@ class ModelRunner:
             tokens += sequence.token_ids[chunk.start : chunk.start + chunk.count]
             positions += span
             slots += [sequence.blocks[position // size] * size + position % size for position in span]
-            page_list = self._table.pages(sequence.adapter) if sequence.adapter is not None else None
-            pages += [page_list] * chunk.count
+            pages += [self._page_list(sequence.adaptation)] * chunk.count
             query_start.append(query_start[-1] + chunk.count)
         return HostBatch(
             token_ids=tokens,
@@ -96,6 +96,16 @@ class ModelRunner:
             blocks=[chunk.sequence.blocks for chunk in chunks],
             pages=pages,
             logits_rows=logits_rows,
+        )
+
+    def _page_list(self, adaptation: Adaptation) -> PageList | None:
+        """The pages of one adapter, or of a blend's, one adapter after the other."""
+        if not adaptation.weights:
+            return None
+        lists = [(self._table.pages(version), weight) for version, weight in adaptation.weights]
+        return PageList(
+            tuple(page for pages, _ in lists for page in pages.pages),
+            tuple(weight * each for pages, weight in lists for each in pages.weights),
         )
 
     def _sample_request(self, chunk: Chunk) -> SampleRequest:

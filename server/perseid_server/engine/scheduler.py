@@ -116,27 +116,29 @@ class Scheduler:
         sequence.blocks = []
         sequence.block_keys = []
         sequence.num_computed = 0
-        if sequence.adapter is not None:
-            self._residency.release(sequence.adapter)
+        sequence.prompt_shares = ()
+        self._residency.release(*sequence.adaptation.versions)
 
     def _admit(self, budget: int) -> Iterator[Chunk]:
         """Start waiting sequences, oldest first, as long as tokens, places, blocks and adapters are there."""
-        starved = False  # an older sequence found no room for its adapter
+        starved = False  # an older sequence found no room for its adapters
+        is_first = True  # no older sequence waits for adapters
         for sequence in list(self.waiting):
             if budget == 0 or len(self.running) >= self._limits.max_num_seqs:
                 return
-            if starved and sequence.adapter is not None:
+            versions = sequence.adaptation.versions
+            if starved and versions:
                 continue  # do not take the room that will become free for the older one
             if not self._fits(sequence):
                 return
-            if sequence.adapter is not None:
-                admission = self._residency.acquire(sequence.adapter)
-                starved = starved or admission == "no_room"
-                if admission == "failed":
-                    self.waiting.remove(sequence)
-                    self.failed.append(sequence)
-                if admission != "ready":
-                    continue
+            admission = self._residency.acquire(*versions, evict_wanted=is_first)
+            starved = starved or admission == "no_room"
+            is_first = is_first and admission == "ready"
+            if admission == "failed":
+                self.waiting.remove(sequence)
+                self.failed.append(sequence)
+            if admission != "ready":
+                continue
             chunk = self._start(sequence, budget)
             budget -= chunk.count
             yield chunk
@@ -172,18 +174,18 @@ class Scheduler:
 
     def _keys(self, sequence: Sequence) -> Iterator[bytes]:
         size = self._blocks.block_size
-        key = root_key(sequence.adapter, self._blocks.base)
+        key = root_key(sequence.adaptation.key, self._blocks.base)
         for start in range(0, len(sequence.token_ids) - size + 1, size):
             key = chain_key(key, sequence.token_ids[start : start + size])
             yield key
 
     def _key_after(self, sequence: Sequence, index: int) -> bytes:
         """Key of block `index`, all before it being known."""
-        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adapter, self._blocks.base)
+        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adaptation.key, self._blocks.base)
         size = self._blocks.block_size
         return chain_key(parent, sequence.token_ids[index * size : (index + 1) * size])
 
     def _prefetch(self) -> None:
         for sequence in self.waiting[:PREFETCH_DEPTH]:
-            if sequence.adapter is not None:
-                self._residency.prefetch(sequence.adapter)
+            for version in sequence.adaptation.versions:
+                self._residency.prefetch(version)

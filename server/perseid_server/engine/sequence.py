@@ -4,6 +4,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.messages import Submit
 from perseid_server.model.sampling_params import TokenLogprobs
 
@@ -20,6 +21,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose K and V are in the blocks
     num_cached: int = 0  # of those, found in the prefix cache at first admission
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_shares: tuple[float, ...] = ()  # what the gates chose for the prompt: shares per column, summed over tokens
     uniform: float = field(init=False)  # the draw for the next token; stays until that token is accepted
     arrived_at: float = field(default_factory=time.perf_counter)
     scheduled_at: float | None = None
@@ -37,9 +39,9 @@ class Sequence:
         return self.request.request_id
 
     @property
-    def adapter(self) -> str | None:
-        """Version of the adapter, None for the base."""
-        return self.request.adapter
+    def adaptation(self) -> Adaptation:
+        """What adapts the base."""
+        return self.request.adaptation
 
     @property
     def num_prompt(self) -> int:
@@ -70,6 +72,11 @@ class Sequence:
     def rank(self) -> tuple[int, int]:
         """Order of service: priority (smaller first), then arrival."""
         return self.request.priority, self.arrival
+
+    def add_prompt_shares(self, shares: tuple[float, ...]) -> None:
+        """Count what the gates chose for further tokens of the prompt."""
+        before = self.prompt_shares or (0.0,) * len(shares)
+        self.prompt_shares = tuple(map(sum, zip(before, shares, strict=True)))
 
     def append(self, token_id: int) -> None:
         """Accept a sampled token and draw the next random number."""

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.messages import EngineReady, SequenceOutput, Submit
 from perseid_server.errors import GenerationFailed, InvalidRequest, QueueFull, Unavailable
 from perseid_server.frontend.detokenizer import Detokenizer, Piece
@@ -222,7 +223,7 @@ class _Choice:
             request_id=service.sequence_id(request.request_id),
             prompt_token_ids=generation.prompt_token_ids,
             sampling=params,
-            adapter=generation.adapter.version if generation.adapter else None,
+            adaptation=Adaptation.of(generation.adapter.version if generation.adapter else None),
         )
         self._detokenizer = Detokenizer(
             service.text.tokenizer,

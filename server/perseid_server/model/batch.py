@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.upload import upload
 
@@ -22,6 +23,7 @@ class StepBatch:
     attention: AttentionBatch
     segments: Segments | None  # None: no row uses an adapter
     logits_rows: Tensor  # int64 [L], the rows whose next-token logits are wanted
+    routed: tuple[RoutedRows, ...] = ()  # one for each gate set in use
 
 
 @dataclass(frozen=True, slots=True)

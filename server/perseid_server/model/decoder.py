@@ -17,11 +17,15 @@ from torch import Tensor
 from perseid_kernels.backend import Backend
 from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import Segments
 from perseid_server.model.batch import StepBatch
 from perseid_server.model.config import DecoderConfig
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.linear import AdaptedLinear
+
+Observer = Callable[[int, str, Tensor], None]
+"""Is shown (layer, fused linear, its input [T, K])."""
 
 
 class AdapterPools(Protocol):
@@ -79,7 +83,13 @@ class Decoder:
         if fused is None:
             return lambda batch: self.forward(batch, kv, adapters)
         return lambda batch: fused(
-            batch.token_ids_T, batch.positions_T, batch.slots_T, batch.attention, batch.segments, batch.logits_rows
+            batch.token_ids_T,
+            batch.positions_T,
+            batch.slots_T,
+            batch.attention,
+            batch.segments,
+            batch.logits_rows,
+            batch.routed,
         )
 
     @torch.inference_mode()
@@ -88,12 +98,15 @@ class Decoder:
         return self.logits(self.hidden(batch, kv, adapters)[batch.logits_rows])
 
     @torch.inference_mode()
-    def hidden(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Tensor:
-        """The last layer's output of every row after the final norm, [T, E]. Writes the rows' K and V."""
+    def hidden(
+        self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None, observe: Observer | None = None
+    ) -> Tensor:
+        """The last layer's output of every row after the final norm, [T, E]. Writes the rows' K and V. `observe` is
+        shown the input of every fused linear."""
         residual = self.backend.embed(self.embedding, batch.token_ids_T)
         x = self.backend.rms_norm(residual, self.layers[0].input_norm_E, self.config.rms_norm_eps)
         for index, layer in enumerate(self.layers):
-            pages = _LayerPages.of(adapters, index, batch.segments)
+            pages = _LayerPages.of(adapters, index, batch, observe)
             attended = self._attend(layer, index, pages, x, batch, kv)
             x = self._add_norm(attended, residual, layer.post_attention_norm_E)
             fed = self._feed_forward(layer, pages, x)
@@ -173,19 +186,23 @@ def fused_decoder(decoder: Decoder, kv: KVCache, adapters: AdapterPools | None) 
 
 @dataclass(frozen=True, slots=True)
 class _LayerPages:
-    """One layer's adapter pages and the step's segments: what an AdaptedLinear needs beside its input."""
+    """One layer's adapter pages and the rows that use them: what an AdaptedLinear needs beside its input."""
 
+    layer: int
     pages: Mapping[str, RankPages]
     segments: Segments | None
+    routed: tuple[RoutedRows, ...]
+    observe: Observer | None
 
     @staticmethod
-    def of(adapters: AdapterPools | None, layer: int, segments: Segments | None) -> "_LayerPages":
-        if adapters is None or segments is None:
-            return _NO_PAGES
-        return _LayerPages(adapters.layers[layer], segments)
+    def of(adapters: AdapterPools | None, layer: int, batch: StepBatch, observe: Observer | None) -> "_LayerPages":
+        pages = adapters.layers[layer] if adapters is not None else {}
+        return _LayerPages(layer, pages, batch.segments, batch.routed, observe)
 
     def apply(self, fused: str, linear: AdaptedLinear, x_TK: Tensor) -> Tensor:
-        return linear(x_TK, self.pages.get(fused), self.segments)
-
-
-_NO_PAGES = _LayerPages({}, None)
+        if self.observe is not None:
+            self.observe(self.layer, fused, x_TK)
+        routed = [
+            (rows, gates) for rows in self.routed if (gates := rows.table.layers[self.layer].get(fused)) is not None
+        ]
+        return linear(x_TK, self.pages.get(fused), self.segments, routed)

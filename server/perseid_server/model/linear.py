@@ -15,6 +15,7 @@ from torch import Tensor
 
 from perseid_kernels.backend import Backend
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight, merge_outputs
 
@@ -61,8 +62,14 @@ class AdaptedLinear:
         bias = 0 if self.bias_N is None else self.bias_N.nbytes
         return int(bias + sum(part.weight.nbytes for part in self.parts))
 
-    def __call__(self, x_TK: Tensor, pages: RankPages | None = None, segments: Segments | None = None) -> Tensor:
-        """y, [T, N]. The pages are read only when `segments` is given."""
+    def __call__(
+        self,
+        x_TK: Tensor,
+        pages: RankPages | None = None,
+        segments: Segments | None = None,
+        routed: Sequence[tuple[RoutedRows, Gates]] = (),
+    ) -> Tensor:
+        """y, [T, N]. The pages are read only when rows are given that use them: `segments`, or `routed` ones."""
         out_TN = x_TK.new_empty((x_TK.shape[0], self.num_outputs))
         if len(self.parts) == 1:
             self.backend.matmul(x_TK, self.parts[0].weight, out_TN)
@@ -73,6 +80,9 @@ class AdaptedLinear:
             out_TN += self.bias_N
         if segments is not None and pages is not None:
             self.backend.add_lora(x_TK, pages, segments, out_TN)
+        if pages is not None:
+            for rows, gates in routed:
+                self.backend.add_routed(x_TK, gates, pages, rows, out_TN)
         return out_TN
 
 

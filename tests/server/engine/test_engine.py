@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.engine import MOST_FAILED_STEPS, Engine
 from perseid_server.engine.messages import SequenceOutput, Submit
 from perseid_server.model.sampling_params import SamplingParams
-from tests.fakes import EOS, FakeResidency, FakeRunner, expected, fake_engine, next_token
+from tests.fakes import EOS, FakeResidency, FakeRunner, expected, fake_engine, name_of, next_token
 
 
 def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -16,7 +17,9 @@ def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def request(name: str, prompt: tuple[int, ...], num_tokens: int = 6, adapter: str | None = None, **sampling) -> Submit:
-    return Submit(name, prompt, SamplingParams(max_tokens=num_tokens, temperature=0.0, **sampling), adapter)
+    return Submit(
+        name, prompt, SamplingParams(max_tokens=num_tokens, temperature=0.0, **sampling), Adaptation.of(adapter)
+    )
 
 
 def run(engine: Engine, limit: int = 2000) -> dict[str, list[SequenceOutput]]:
@@ -53,7 +56,9 @@ def test_sixteen_mixed_requests_answer_as_each_alone():
         engine.submit(job)
     outputs = run(engine)
     for job in jobs:
-        assert tokens(outputs[job.request_id]) == expected(job.prompt_token_ids, job.adapter, job.sampling.max_tokens)
+        assert tokens(outputs[job.request_id]) == expected(
+            job.prompt_token_ids, name_of(job.adaptation), job.sampling.max_tokens
+        )
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_decodes():
@@ -257,11 +262,11 @@ def test_five_hundred_adapters_with_room_for_eight():
     engine = fake_engine(residency=residency, num_blocks=256, max_num_seqs=16)
     jobs = [request(f"r{i}", prompt_of(6, i), 3, adapter=f"v{i}") for i in range(500)]
     for job in jobs:
-        engine.register_adapter(job.adapter, "")
+        engine.register_adapter(name_of(job.adaptation), "")
         engine.submit(job)
     outputs = run(engine, 20000)
     for job in jobs:
-        assert tokens(outputs[job.request_id]) == expected(job.prompt_token_ids, job.adapter, 3)
+        assert tokens(outputs[job.request_id]) == expected(job.prompt_token_ids, name_of(job.adaptation), 3)
     assert len(residency.device) <= 8
 
 
@@ -333,7 +338,7 @@ def test_random_traffic_always_answers_as_alone():
             adapter = source.choice([None, *(f"v{i}" for i in range(6))])
             # Few prompts, so that prefixes meet.
             job = request(f"j{step}", prompt_of(source.randrange(1, 40), source.randrange(3)), source.randrange(1, 20))
-            job = Submit(job.request_id, job.prompt_token_ids, job.sampling, adapter)
+            job = Submit(job.request_id, job.prompt_token_ids, job.sampling, Adaptation.of(adapter))
             jobs[job.request_id] = job
             engine.submit(job)
         if jobs and source.random() < 0.05:
@@ -346,7 +351,7 @@ def test_random_traffic_always_answers_as_alone():
         outputs.setdefault(name, []).extend(told)
     assert len(jobs) > 80
     for name, job in jobs.items():
-        wanted = expected(job.prompt_token_ids, job.adapter, job.sampling.max_tokens)
+        wanted = expected(job.prompt_token_ids, name_of(job.adaptation), job.sampling.max_tokens)
         got = tokens(outputs.get(name, []))
         assert got == wanted or (name in aborted and got == wanted[: len(got)])
     assert engine.stats().kv_blocks_used == 0

@@ -20,7 +20,7 @@ def test_allocate_takes_all_or_nothing():
 def test_a_released_block_is_found_by_its_key_until_it_is_reused():
     blocks = BlockAllocator(2, 2)
     (block,) = blocks.allocate(1)
-    key = chain_key(root_key(None), [1, 2])
+    key = chain_key(root_key("none"), [1, 2])
     blocks.publish(block, key)
     blocks.release([block])
     assert blocks.find([key]) == [block]
@@ -31,7 +31,7 @@ def test_a_released_block_is_found_by_its_key_until_it_is_reused():
 def test_least_recently_released_goes_first_and_blocks_without_a_key_before_it():
     blocks = BlockAllocator(3, 2)
     first, second, third = blocks.allocate(3)
-    keys = [chain_key(root_key(None), [i, i]) for i in range(2)]
+    keys = [chain_key(root_key("none"), [i, i]) for i in range(2)]
     blocks.publish(first, keys[0])
     blocks.publish(second, keys[1])
     for block in (first, second, third):
@@ -44,7 +44,7 @@ def test_least_recently_released_goes_first_and_blocks_without_a_key_before_it()
 def test_find_stops_at_the_first_unknown_key():
     blocks = BlockAllocator(3, 2)
     held = blocks.allocate(3)
-    keys = [chain_key(root_key(None), [i, i]) for i in range(3)]
+    keys = [chain_key(root_key("none"), [i, i]) for i in range(3)]
     blocks.publish(held[0], keys[0])
     blocks.publish(held[2], keys[2])
     assert blocks.find(keys) == [held[0]]
@@ -65,20 +65,20 @@ def test_a_shared_block_is_free_only_when_the_last_holder_lets_go():
 def test_without_caching_nothing_is_found():
     blocks = BlockAllocator(1, 2, caching=False)
     held = blocks.allocate(1)
-    key = chain_key(root_key(None), [1, 2])
+    key = chain_key(root_key("none"), [1, 2])
     blocks.publish(held[0], key)
     assert blocks.find([key]) == []
 
 
 def test_keys_depend_on_base_adapter_prefix_and_tokens():
     keys = {
-        chain_key(root_key(None), [1, 2]),
+        chain_key(root_key("none"), [1, 2]),
         chain_key(root_key("a"), [1, 2]),
         chain_key(root_key("b"), [1, 2]),
-        chain_key(root_key(None, "other base"), [1, 2]),
+        chain_key(root_key("none", "other base"), [1, 2]),
         chain_key(root_key("a", "other base"), [1, 2]),
-        chain_key(root_key(None), [2, 1]),
-        chain_key(chain_key(root_key(None), [1, 2]), [1, 2]),
+        chain_key(root_key("none"), [2, 1]),
+        chain_key(chain_key(root_key("none"), [1, 2]), [1, 2]),
     }
     assert len(keys) == 7
 
@@ -96,7 +96,7 @@ def test_random_use_keeps_every_block_accounted_for(operations):
         elif operation == "release" and held:
             blocks.release([held.pop(number % len(held))])
         elif operation == "publish" and held:
-            blocks.publish(held[number % len(held)], chain_key(root_key(None), [step, number]))
+            blocks.publish(held[number % len(held)], chain_key(root_key("none"), [step, number]))
         assert blocks.num_free == 8 - len(set(held))
     blocks.release(held)
     assert blocks.num_free == 8

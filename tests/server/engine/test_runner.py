@@ -12,6 +12,7 @@ import torch
 
 from perseid_server.adapters.store import version_of
 from perseid_server.engine import build
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import Submit
@@ -70,7 +71,7 @@ def answers(engine: Engine, adapters: dict[str, Path]) -> dict[str, tuple[int, .
         if step in {3, 4}:
             name, adapter = late.pop(0)
             sampling = SamplingParams(max_tokens=6, temperature=0.0 if name == "b" else 0.8, seed=7)
-            engine.submit(Submit(name, tuple(random_prompt(ord(name), 30)), sampling, adapter))
+            engine.submit(Submit(name, tuple(random_prompt(ord(name), 30)), sampling, Adaptation.of(adapter)))
         for output in engine.step().outputs:
             assert output.error is None
             told[output.request_id] = (*told.get(output.request_id, ()), *output.token_ids)

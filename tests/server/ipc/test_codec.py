@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.messages import (
     Abort,
     AdapterState,
     EngineFailed,
     EngineStats,
     ForgetAdapter,
+    ForgetGateSet,
     FromEngine,
     PinAdapter,
     RegisterAdapter,
+    RegisterGateSet,
     SequenceOutput,
     Shutdown,
     StepOutputs,
@@ -34,7 +37,10 @@ FULL_PARAMS = SamplingParams(
     min_tokens=3, logprobs=5, prompt_logprobs=0,
 )  # fmt: skip
 TO_ENGINE = [
-    Submit("é", (1, 2, 3), FULL_PARAMS, "v" * 64, -1),
+    Submit("é", (1, 2, 3), FULL_PARAMS, Adaptation.of("v" * 64), -1),
+    Submit("g", (1,), FULL_PARAMS, Adaptation((), Routing("g", ("a", None, BASE_COLUMN), 2, 0.5)), report_routing=True),
+    RegisterGateSet("g", None, ("a",), null=True),
+    ForgetGateSet("g"),
     Submit("r", (), SamplingParams(max_tokens=1, seed=-(2**63))),
     Abort("r"),
     RegisterAdapter("v", "/a b/é", pinned=True),

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import uvloop
 
+from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import SequenceOutput, Shutdown, StepOutputs, Submit
 from perseid_server.errors import InvalidRequest, Unavailable
@@ -45,7 +46,7 @@ async def running(build: str = "build", **config: object) -> AsyncIterator[Engin
 def submit(
     name: str = "r", num_tokens: int = 6, adapter: str | None = None, prompt: tuple[int, ...] = PROMPT
 ) -> Submit:
-    return Submit(name, prompt, SamplingParams(max_tokens=num_tokens, temperature=0.0), adapter)
+    return Submit(name, prompt, SamplingParams(max_tokens=num_tokens, temperature=0.0), Adaptation.of(adapter))
 
 
 async def collect(engine: EngineProcess, request: Submit) -> list[SequenceOutput]:

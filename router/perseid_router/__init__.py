@@ -1,0 +1,1 @@
+"""MeteoRA-style routing: gate sets, their files, training-free gates, training. See ARCHITECTURE.md."""
