@@ -10,7 +10,7 @@ import pytest
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.adapters.store import AdapterStore, version_of
+from perseid_server.adapters.store import AdapterStore, Naming, version_of
 from perseid_server.errors import AdapterRejected, Conflict, TooLarge
 
 
@@ -37,7 +37,9 @@ def source_of(root: Path, content: str) -> AdapterFolder:
 
 def load(store: AdapterStore, root: Path, name: str, content: str, *, pinned: bool = False) -> str:
     """Store content under a name; its version."""
-    return store.commit(store.stage(source_of(root, content)), name, f"from/{content}", pinned=pinned).version
+    staged = store.stage(source_of(root, content))
+    [entry] = store.commit([Naming(name, staged, f"from/{content}", pinned)])
+    return entry.version
 
 
 def reopened(store: AdapterStore, root: Path) -> AdapterStore:
@@ -70,7 +72,7 @@ def test_both_files_count(file, store, root):
     before = load(store, root, "a", "x")
     source = source_of(root, "x")
     (source.path / file).write_text("another")
-    assert store.commit(store.stage(source), "a", "s").version != before
+    assert store.stage(source).version != before
 
 
 def test_bytes_that_move_from_one_file_to_the_other_are_another_version(tmp_path):
@@ -265,7 +267,7 @@ def test_a_failed_write_changes_nothing(store, root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            store.commit(staged, "a", "s")
+            store.commit([Naming("a", staged, "s")])
         with pytest.raises(OSError, match="No space"):
             store.remove("a")
     assert names(store) == {"a": version}

@@ -14,7 +14,7 @@ import pytest
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.adapters.store import AdapterStore, version_of
+from perseid_server.adapters.store import AdapterStore, Naming, version_of
 
 ROUNDS = 15
 CONTENTS = "uvwxyz"
@@ -37,7 +37,7 @@ def script(sources: dict[str, AdapterFolder]) -> Iterator[tuple[Operation, State
     """Loads, replacements, pins and removals without end, each with the state it leads to."""
 
     def load(name: str, content: str) -> Operation:
-        return lambda store: store.commit(store.stage(sources[content]), name, content)
+        return lambda store: store.commit([Naming(name, store.stage(sources[content]), content)])
 
     def remove(name: str) -> Operation:
         def run(store: AdapterStore) -> None:
