@@ -13,7 +13,7 @@ from perseid_server.engine.messages import EngineReady, EngineStats, SequenceOut
 from perseid_server.errors import Unavailable
 
 if TYPE_CHECKING:
-    from perseid_server.frontend.service import Generation
+    from perseid_server.frontend.generation import Generation
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MAX_ADAPTER_LABELS = 50

@@ -9,7 +9,8 @@ import grpc
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc
 from perseid_server.api.grpc.errors import abort
-from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
+from perseid_server.frontend.loaded import LoadedAdapter
+from perseid_server.frontend.registry import AdapterRegistry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")

@@ -7,7 +7,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from perseid_server.api.http.errors import model_not_found
 from perseid_server.api.http.schemas import LoadAdapterBody, UnloadAdapterBody
-from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
+from perseid_server.frontend.loaded import LoadedAdapter
+from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
 _OWNER = "perseid"
