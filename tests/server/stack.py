@@ -21,6 +21,7 @@ from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.frontend.adaptation import Resolver
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -60,7 +61,15 @@ class Stack:
         return (await self.registry.load(name, str(folder), replace=replace)).version
 
 
-def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len: int = 256) -> Stack:
+def make_stack(
+    folder: Path,
+    *,
+    max_queue: int = 100,
+    bundle=None,
+    max_model_len: int = 256,
+    num_pages: int | None = None,
+    default_gate_set: str | None = None,
+) -> Stack:
     """A server that is not listening."""
     runner = FakeRunner(512)
     built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
@@ -68,13 +77,14 @@ def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len
     root = folder / "adapters"
     root.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder / "store")
-    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)))
+    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)), num_pages)
     metrics = Metrics(8)
     engine.on_step = lambda step: metrics.engine_stepped(step, registry.names())
     registry.on_load(metrics.adapter_load_ended)
     metrics.watch_adapters(registry.locations)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
-    service = GenerationService(engine, registry, text, metrics, max_queue)
+    resolver = Resolver(registry, engine, default_gate_set)
+    service = GenerationService(engine, resolver, text, metrics, max_queue)
     status = ServerStatus(service, lambda: engine.status)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake")
     return Stack(engine, store, registry, metrics, service, status, app, root)

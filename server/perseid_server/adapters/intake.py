@@ -7,15 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.gate_set_file import CheckedGateSet, check_gate_set
+from perseid_router.gate_set import GateSetConfig
+from perseid_router.request_router import RequestRouter
+from perseid_server.adapters.gate_set_file import GateSetInfo, check_gate_set
 from perseid_server.adapters.layout import Kind
-from perseid_server.adapters.lora import CheckedAdapter, check_adapter
+from perseid_server.adapters.lora import AdapterInfo, check_adapter
 from perseid_server.adapters.source import AdapterFolder
 from perseid_server.adapters.store import AdapterStore, Staged
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
 
-Checked = CheckedAdapter | CheckedGateSet
+
+@dataclass(frozen=True, slots=True)
+class GateSetContent:
+    """What the API process keeps of a gate set."""
+
+    config: GateSetConfig
+    info: GateSetInfo
+    router: RequestRouter | None  # chooses once for a whole request
+
+
+Content = AdapterInfo | GateSetContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +36,7 @@ class Arrival:
 
     name: str
     staged: Staged
-    checked: Checked
+    content: Content
 
 
 class Intake:
@@ -59,18 +71,19 @@ class Intake:
         for arrival in arrivals:
             self._store.discard(arrival.staged)
 
-    def check(self, folder: Path, kind: Kind) -> Checked:
+    def check(self, folder: Path, kind: Kind) -> Content:
         """Hold a folder of the store against the base."""
         if kind == "gates":
-            return check_gate_set(folder, self._base)
-        checked = check_adapter(folder, self._base)
-        needed = checked.info.num_pages
+            checked = check_gate_set(folder, self._base)
+            return GateSetContent(checked.config, checked.info, checked.request_router())
+        info = check_adapter(folder, self._base).info
+        needed = info.num_pages
         if self._num_pages is not None and needed > self._num_pages:
             raise AdapterRejected(
-                f"rank {checked.info.rank} needs {needed} pages of adapter memory, the server has {self._num_pages}; "
+                f"rank {info.rank} needs {needed} pages of adapter memory, the server has {self._num_pages}; "
                 "raise --adapter-memory"
             )
-        return checked
+        return info
 
     def _stage(self, name: str, source: AdapterFolder) -> Iterator[tuple[str, Staged]]:
         yield name, self._store.stage(source)

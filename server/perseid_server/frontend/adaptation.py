@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from perseid_router.request_router import BASE as ROUTED_TO_BASE
 from perseid_server.engine.adaptation import BASE, BASE_COLUMN, Adaptation, Routing
 from perseid_server.errors import InvalidRequest, NotFound
 from perseid_server.frontend.adaptation_options import AdaptationOptions, AutoOptions, BlendOf, Named
 from perseid_server.frontend.gate_sets import Choices, GateSets, JoinedSets
-from perseid_server.frontend.loaded import LoadedAdapter, LoadedGateSet
+from perseid_server.frontend.loaded import EngineAdapters, LoadedAdapter, LoadedGateSet
 from perseid_server.frontend.registry import AdapterRegistry
 
 ChosenTier = Literal["request", "token"]
@@ -44,10 +45,13 @@ Decide = Callable[[Sequence[int]], Resolved]
 class Resolver:
     """Resolves the adaptation of requests. All methods run on the registry's event loop."""
 
-    def __init__(self, registry: AdapterRegistry, gate_sets: GateSets, joined: JoinedSets) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, engine: EngineAdapters, default_gate_set: str | None = None
+    ) -> None:
+        """`default_gate_set`: what `auto` alone means where several are loaded."""
         self._registry = registry
-        self._gate_sets = gate_sets
-        self._joined = joined
+        self._joined = JoinedSets(registry, engine)
+        self.gate_sets = GateSets(registry, default_gate_set)
 
     @property
     def base_name(self) -> str:
@@ -111,8 +115,8 @@ class Resolver:
     # --- auto ---------------------------------------------------------------------------------------------------
 
     def _auto(self, options: AutoOptions, leases: ExitStack) -> Decide:
-        gate_set = self._gate_sets.find(options.gate_set)
-        choices = self._gate_sets.choices(gate_set, options)
+        gate_set = self.gate_sets.find(options.gate_set)
+        choices = self.gate_sets.choices(gate_set, options)
         num_columns = len(choices.columns) + gate_set.config.null
         if options.k is not None and options.k > num_columns:
             raise InvalidRequest(
@@ -135,7 +139,7 @@ class Resolver:
         column = _choose_once(prompt_token_ids, gate_set, choices, options)
         if column is not None:
             auto = AutoChoice(gate_set, "request")
-            adapter = choices.columns[column] if column < len(gate_set.config.adapters) else None
+            adapter = None if column == ROUTED_TO_BASE else choices.columns[column]
             return Resolved(Adaptation.of(adapter.version if adapter else None), adapter, auto=auto)
         self._refuse_too_large(choices.adapters, "auto")
         version = gate_set.version
@@ -170,12 +174,19 @@ def _refuse_without_router(gate_set: LoadedGateSet, choices: Choices) -> None:
 def _choose_once(
     prompt_token_ids: Sequence[int], gate_set: LoadedGateSet, choices: Choices, options: AutoOptions
 ) -> int | None:
-    """The request-level router's column; None where the gates shall choose. It does not know adapters that join, so
-    it is asked only where none has."""
-    if gate_set.router is None or options.tier == "token" or (choices.joined and options.tier == "auto"):
+    """The request-level router's column, ROUTED_TO_BASE for the base; None where the gates shall choose.
+
+    It does not know adapters that join, and takes what is theirs for the base's: where some do, it is asked only when
+    forced.
+    """
+    router = gate_set.router
+    if router is None or options.tier == "token" or (choices.joined and options.tier == "auto"):
         return None
-    known = len(gate_set.config.adapters)
-    allowed = [place for place, adapter in enumerate(choices.columns[:known]) if adapter is not None]
-    if gate_set.config.null and options.null:
-        allowed.append(known)
-    return gate_set.router.decide(prompt_token_ids, allowed, confident=options.tier == "auto")
+    own = choices.columns[: len(gate_set.config.adapters)]
+    allowed = [place for place, adapter in enumerate(own) if adapter is not None]
+    base_allowed = gate_set.config.null and options.null
+    if options.tier == "auto":
+        return router.decide(prompt_token_ids, [*allowed, ROUTED_TO_BASE] if base_allowed else allowed)
+    shares = router.evidence(prompt_token_ids).probabilities  # one class for each adapter, then the base
+    guess = max([*allowed, len(own)] if base_allowed else allowed, key=lambda column: float(shares[column]))
+    return ROUTED_TO_BASE if guess == len(own) else guess

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from perseid_server.adapters.names import MAX_LENGTH
-from perseid_server.errors import InvalidRequest, NotFound
+from perseid_server.errors import InvalidRequest, NotFound, PerseidError
 from perseid_server.frontend.adaptation_options import AutoOptions
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import EngineAdapters, LoadedAdapter, LoadedGateSet
@@ -29,6 +29,26 @@ class Choices:
         return tuple(adapter for adapter in self.columns if adapter is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnState:
+    """An adapter of a gate set, for people."""
+
+    name: str  # as it is loaded; as the gate set calls it where it is not
+    version: str
+    loaded: bool  # in the version that the gates were made for
+    training_free: bool  # whether its gates were computed from the adapter
+
+
+def columns_of(gate_set: LoadedGateSet, registry: AdapterRegistry) -> tuple[ColumnState, ...]:
+    """The adapters of a gate set as they are now."""
+    names = {adapter.version: adapter.name for adapter in registry.adapters()}
+    training_free = gate_set.config.method == "arrow"
+    return tuple(
+        ColumnState(names.get(column.version, column.name), column.version, column.version in names, training_free)
+        for column in gate_set.config.adapters
+    )
+
+
 class GateSets:
     """Finds gate sets for requests. `default`: the one that `auto` alone means where several are loaded."""
 
@@ -48,6 +68,13 @@ class GateSets:
         if loaded is not None:
             raise InvalidRequest(f"{field}: {shown} is an adapter, not a gate set", field=field)
         raise NotFound(f"{field}: no gate set {shown} is loaded", field=field)
+
+    def meant_by_auto(self) -> LoadedGateSet | None:
+        """The gate set that `auto` alone means now, if it means one."""
+        try:
+            return self.find(None)
+        except PerseidError:
+            return None
 
     def choices(self, gate_set: LoadedGateSet, options: AutoOptions) -> Choices:
         """Adapters that are allowed and loaded in the version the gates were made for.

@@ -1,10 +1,12 @@
 """What a name stands for: an adapter, or a gate set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from perseid_router.gate_set import GateSetConfig
+from perseid_router.request_router import RequestRouter
+from perseid_server.adapters.gate_set_file import GateSetInfo
+from perseid_server.adapters.intake import Content, GateSetContent
 from perseid_server.adapters.lora import AdapterInfo
 from perseid_server.adapters.manifest import Entry
 from perseid_server.engine.messages import AdapterState
@@ -28,23 +30,14 @@ class LoadedAdapter:
         return self.entry.version
 
 
-class RequestRouter(Protocol):
-    """Chooses once for a whole request (`perseid_router.request_router`)."""
-
-    def decide(
-        self, prompt_token_ids: Sequence[int], allowed_columns: Sequence[int], *, confident: bool = True
-    ) -> int | None:
-        """A column of the gate set, the null column among them; None when it is not sure and had to be."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedGateSet:
     """Gates that `auto` can be served by. Adapters it names may be loaded or not."""
 
     entry: Entry
     config: GateSetConfig
-    nbytes: int  # of the tensor file
-    router: RequestRouter | None = None
+    info: GateSetInfo
+    router: RequestRouter | None = None  # chooses once for a whole request
 
     @property
     def name(self) -> str:
@@ -76,6 +69,13 @@ class EngineAdapters(Protocol):
     ) -> None: ...
 
     def forget_gate_set(self, version: str) -> None: ...
+
+
+def loaded_from(entry: Entry, content: Content) -> Loaded:
+    """What has been checked and has a name."""
+    if isinstance(content, GateSetContent):
+        return LoadedGateSet(entry, content.config, content.info, content.router)
+    return LoadedAdapter(entry, content)
 
 
 def register(engine: EngineAdapters, loaded: Loaded, path: str, *, pinned: bool) -> None:

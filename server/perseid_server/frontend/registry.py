@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from perseid_server.adapters.intake import Arrival, Checked, Intake
-from perseid_server.adapters.lora import CheckedAdapter
+from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.manifest import Entry
 from perseid_server.adapters.names import MAX_LENGTH, check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
@@ -29,6 +28,7 @@ from perseid_server.frontend.loaded import (
     LoadedAdapter,
     LoadedGateSet,
     forget,
+    loaded_from,
     pin,
     register,
 )
@@ -84,11 +84,11 @@ class AdapterRegistry:
         """Serve what the store holds. What does not fit this base stays in the store, unserved."""
         for entry in self._store.entries().values():
             try:
-                checked = await asyncio.to_thread(self._intake.check, self._store.folder(entry.version), entry.kind)
+                content = await asyncio.to_thread(self._intake.check, self._store.folder(entry.version), entry.kind)
             except AdapterRejected as error:
                 logger.warning("%r of the store is not served with this base: %s", entry.name, error.message)
                 continue
-            self._serve(_loaded(entry, checked))
+            self._serve(loaded_from(entry, content))
 
     async def load(
         self, name: str, source: str, *, replace: bool = False, pin: bool = False, policy: SourcePolicy | None = None
@@ -197,7 +197,7 @@ class AdapterRegistry:
         namings = [Naming(arrival.name, arrival.staged, source, pinned) for arrival in arrivals]
         entries = await self._on_disk(self._store.commit, namings)
         for entry, arrival in zip(entries, arrivals, strict=True):
-            self._serve(_loaded(entry, arrival.checked))
+            self._serve(loaded_from(entry, arrival.content))
         self._changed()
         for loaded in before:
             await self._retire(loaded.version)
@@ -278,9 +278,3 @@ class AdapterRegistry:
         except OSError as error:
             logger.exception("the adapter store failed")
             raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
-
-
-def _loaded(entry: Entry, checked: Checked) -> Loaded:
-    if isinstance(checked, CheckedAdapter):
-        return LoadedAdapter(entry, checked.info)
-    return LoadedGateSet(entry, checked.config, checked.nbytes)

@@ -18,6 +18,7 @@ from perseid_server.engine.messages import EngineReady, SequenceOutput, Submit
 from perseid_server.errors import InvalidRequest, QueueFull, Unavailable
 from perseid_server.frontend.adaptation import Resolved, Resolver
 from perseid_server.frontend.choice import Choice
+from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.requests import NUM_SEEDS, GenerationRequest, SamplingOptions, check_request
@@ -58,6 +59,11 @@ class GenerationService:
         if self._engine.ready is None:
             raise Unavailable("the engine is starting; try again")
         return self._engine.ready.max_model_len
+
+    @property
+    def gate_sets(self) -> GateSets:
+        """What `auto` can mean."""
+        return self._resolver.gate_sets
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generation]:

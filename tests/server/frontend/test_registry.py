@@ -26,7 +26,7 @@ def known(stack: Stack) -> set[str]:
 
 async def background(stack: Stack) -> None:
     """Let what the registry left for later finish."""
-    await asyncio.gather(*stack.registry._tasks)
+    await asyncio.gather(*stack.registry._background.tasks)
 
 
 async def test_a_loaded_adapter_is_listed_known_to_the_engine_and_stored(stack: Stack) -> None:
@@ -203,7 +203,7 @@ async def test_a_refusal_nobody_waits_for_is_not_logged(stack: Stack, caplog: py
     stack.registry._writing.release()
     await settle()
     gc.collect()
-    assert not stack.registry._tasks
+    assert not stack.registry._background.tasks
     assert not caplog.records
 
 
