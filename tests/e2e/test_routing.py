@@ -25,15 +25,7 @@ from tests.e2e.reference import Reference, ReferenceAnswer, ReferenceGates
 
 NUM_TOKENS = 20
 LAYERS = 30
-WIDTHS = {
-    "q_proj": 576,
-    "k_proj": 576,
-    "v_proj": 576,
-    "o_proj": 576,
-    "gate_proj": 576,
-    "up_proj": 576,
-    "down_proj": 1536,
-}
+WIDTHS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"), 576) | {"down_proj": 1536}
 UNGATED = ("layers.3.k_proj", "layers.4.q_proj", "layers.4.k_proj", "layers.4.v_proj", "layers.5.down_proj")
 MARGIN_TOLERANCE = 2e-3  # as in test_fidelity; a near-tie of two gates is as rare and shows the same way
 

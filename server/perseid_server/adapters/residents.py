@@ -65,20 +65,15 @@ class Residents:
     def acquire(self, *versions: str, evict_wanted: bool = True) -> Admission:
         """Take a reference to each if all are on the device; otherwise none, and see that they come there."""
         gate_sets, adapters = self._sorted(versions)
-        found = [self._gates.acquire(version) for version in gate_sets]
-        missing = [admission for admission in found if admission != "ready"]
-        if missing:  # adapters are brought meanwhile, but not held
-            found_adapters = self._adapters.acquire(*adapters, evict_wanted=evict_wanted)
-            if found_adapters == "ready":
-                self._adapters.release(*adapters)
-            missing.append(found_adapters)
-        else:
-            missing.append(self._adapters.acquire(*adapters, evict_wanted=evict_wanted))
-        worst: Admission = min(missing, key=_WORST_FIRST.index)
+        found: dict[str, Admission] = {version: self._gates.acquire(version) for version in gate_sets}
+        of_adapters = self._adapters.acquire(*adapters, evict_wanted=evict_wanted)
+        worst = min((*found.values(), of_adapters), key=_WORST_FIRST.index)
         if worst != "ready":
-            for version, admission in zip(gate_sets, found, strict=True):
+            for version, admission in found.items():
                 if admission == "ready":
                     self._gates.release(version)
+            if of_adapters == "ready":
+                self._adapters.release(*adapters)
         return worst
 
     def release(self, *versions: str) -> None:
