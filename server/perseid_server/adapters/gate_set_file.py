@@ -203,9 +203,7 @@ def _check_router(checked: CheckedGateSet) -> None:
         raise AdapterRejected(str(error)) from error
 
 
-def _info(
-    config: GateSetConfig, gates: Mapping[Site, GateTensors], file: TensorFile, base: BaseSpec
-) -> GateSetInfo:
+def _info(config: GateSetConfig, gates: Mapping[Site, GateTensors], file: TensorFile, base: BaseSpec) -> GateSetInfo:
     warnings = []
     if config.base and config.base.rstrip("/").rsplit("/", 1)[-1].lower() != base.name.lower():
         warnings.append(f"trained on {config.base}, served on {base.name}")
