@@ -7,15 +7,15 @@ base, and "several" (a prompt that asks for more than one of them). For a prompt
     p   = softmax(Σ_f x_f · W_f + b)
     known = Σ_{f seen} x_f²                                    of the training's prompts
 
-u_f is 1 minus the share of prompts, averaged over the classes, that have the bucket: n-grams of the chat template, which
-every prompt has, tell nothing. A bucket that training did not see has W_f = 0 but u_f = 1: what is unknown about a
-prompt takes its share of x and so flattens p. The likeliest class c is chosen if p_c reaches the threshold and `known`
-reaches what is usual for prompts of that class (`floor`); otherwise token gates decide.
+u_f is 1 minus the share of prompts, averaged over the classes, that have the bucket: n-grams of the chat template,
+which every prompt has, tell nothing. A bucket that training did not see has W_f = 0 but u_f = 1: what is unknown about
+a prompt takes its share of x and so flattens p. The likeliest class c is chosen if p_c reaches the threshold and
+`known` reaches what is usual for prompts of that class (`floor`); otherwise token gates decide.
 
 NumPy only: the API process routes. Training stands in request_router_training.py.
 
     gate_set.json      request_router: {hash_bits, threshold, calibration (for people)}
-    gates.safetensors  request_router.weight [F, N + 2], .bias [N + 2], .floor [N + 2], .telling [F] (u), .seen [F] (0, 1)
+    gates.safetensors  request_router.weight [F, N + 2], .bias [N + 2], .floor [N + 2], .telling [F] (u), .seen [F]
 
 Shape legend: F = 2^hash_bits buckets, N adapters; class N is the base, class N + 1 is "several".
 """
@@ -133,8 +133,8 @@ def _check_tensors(tensors: Mapping[str, NDArray[np.float32]], shapes: Mapping[s
         values = tensors[name]
         if values.shape != shape:
             raise GateSetError(
-                f"tensor 'request_router.{name}' has the shape {list(values.shape)}; expected {list(shape)}: a class for "
-                "each adapter, one for the base, one for several, and 2^hash_bits buckets"
+                f"tensor 'request_router.{name}' has the shape {list(values.shape)}; expected {list(shape)}: a class "
+                "for each adapter, one for the base, one for several, and 2^hash_bits buckets"
             )
         if not np.isfinite(values).all():
             raise GateSetError(f"tensor 'request_router.{name}' holds a value that is not finite")

@@ -1,4 +1,4 @@
-"""Training the request-level router (request_router.py): seconds on a CPU, the same result for the same seed. NumPy only.
+"""Training the request-level router (request_router.py): seconds on a CPU, the same for the same seed. NumPy only.
 
 1. A fifth of each class's prompts is held out. Prompts of "several" are made, in both parts, by joining the
    prompts of two or three adapters within the template that all prompts have.
@@ -170,7 +170,7 @@ def _regress(
     w = np.zeros((len(seen_buckets), len(by_class)), np.float32)
     b = np.zeros(len(by_class), np.float32)
     b[[index for index, of_class in enumerate(rows) if not of_class]] = -30.0  # a class without prompts is never chosen
-    optimizer = _Adam([w, b])
+    descend_w, descend_b = _Adam(w), _Adam(b)
     for step in range(_STEPS):
         labels = random.choice(classes, _BATCH)
         x = np.zeros((_BATCH, len(seen_buckets)), np.float32)
@@ -181,7 +181,8 @@ def _regress(
         residual[np.arange(_BATCH), labels] -= 1
         residual /= _BATCH
         rate = _LEARNING_RATE * (1 - step / _STEPS)
-        optimizer.step([x.T @ residual + _WEIGHT_DECAY * w, residual.sum(axis=0)], rate)
+        descend_w.step(x.T @ residual + _WEIGHT_DECAY * w, rate)
+        descend_b.step(residual.sum(axis=0), rate)
     weight = np.zeros((1 << hash_bits, len(by_class)), np.float32)
     weight[seen_buckets] = w
     return weight, b
@@ -198,24 +199,21 @@ def _row(
 
 
 class _Adam:
-    """Kingma & Ba (arXiv:1412.6980), in place."""
+    """Kingma & Ba (arXiv:1412.6980), on one parameter, in place."""
 
-    def __init__(self, parameters: list[NDArray[np.float32]]) -> None:
-        self._parameters = parameters
-        self._first = [np.zeros_like(parameter) for parameter in parameters]
-        self._second = [np.zeros_like(parameter) for parameter in parameters]
+    def __init__(self, parameter: NDArray[np.float32]) -> None:
+        self._parameter = parameter
+        self._mean = np.zeros_like(parameter)
+        self._square = np.zeros_like(parameter)
         self._count = 0
 
-    def step(self, gradients: list[NDArray[np.float32]], rate: float) -> None:
+    def step(self, gradient: NDArray[np.float32], rate: float) -> None:
         """One step down."""
         self._count += 1
-        for parameter, gradient, first, second in zip(
-            self._parameters, gradients, self._first, self._second, strict=True
-        ):
-            first += 0.1 * (gradient - first)
-            second += 0.001 * (np.square(gradient) - second)
-            unbiased = second / (1 - 0.999**self._count)
-            parameter -= rate * first / (1 - 0.9**self._count) / (np.sqrt(unbiased) + 1e-8)
+        self._mean += 0.1 * (gradient - self._mean)
+        self._square += 0.001 * (np.square(gradient) - self._square)
+        spread = np.sqrt(self._square / (1 - 0.999**self._count)) + 1e-8
+        self._parameter -= rate / (1 - 0.9**self._count) * self._mean / spread
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
