@@ -4,7 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from perseid_server.engine.engine import Engine
-from perseid_server.engine.messages import AdapterState, EngineReady, RegisterGateSet, SequenceOutput, StepOutputs, Submit
+from perseid_server.engine.messages import (
+    AdapterState,
+    EngineReady,
+    RegisterGateSet,
+    SequenceOutput,
+    StepOutputs,
+    Submit,
+)
 from perseid_server.errors import Unavailable
 from tests.fakes import fake_engine, fake_ready
 
@@ -101,10 +108,9 @@ class FakeEngineProcess:
     def register_gate_set(
         self, version: str, path: str | None, adapters: tuple[str, ...], *, null: bool, pinned: bool = False
     ) -> None:
-        """To the fake model a gate set is one more version that has to be there."""
         self.gate_sets[version] = RegisterGateSet(version, path, adapters, null, pinned)
-        self.engine.register_adapter(version, path or "", pinned=pinned)
+        self.engine.register_gate_set(version, path, adapters, null=null, pinned=pinned)
 
     def forget_gate_set(self, version: str) -> None:
         del self.gate_sets[version]
-        self.engine.forget_adapter(version)
+        self.engine.forget_gate_set(version)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import openai
 from fastapi import FastAPI
 from safetensors.numpy import save_file
 
+from perseid_router.gate_set import Column, Gate, GateSet, GateSetConfig
+from perseid_router.request_router import RequestRouter, count_buckets
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.grpc.server import GrpcServer
@@ -54,6 +56,12 @@ class Stack:
     def runner(self) -> FakeRunner:
         """The fake model."""
         return self.engine.engine._runner
+
+    async def load_gates(self, name: str, *adapters: str, replace: bool = False, **options) -> str:
+        """Write a gate set for loaded adapters and load it; returns its version."""
+        versions = {adapter: self.registry.get(adapter).version for adapter in adapters}
+        folder = write_gate_set(self.root / f"{name}-gates", versions, **options)
+        return (await self.registry.load(name, str(folder), replace=replace)).version
 
     async def load(self, name: str, *, seed: int = 0, replace: bool = False) -> str:
         """Write an adapter and load it; returns its version."""
@@ -172,6 +180,43 @@ def write_adapter(folder: Path, *, seed: int = 0, rank: int = 2, base: BaseSpec 
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_gate_set(
+    folder: Path,
+    adapters: Mapping[str, str],
+    *,
+    seed: int = 0,
+    router: RequestRouter | None = None,
+    base: BaseSpec | None = None,
+    **config: object,
+) -> Path:
+    """A gate set for the tiny base: q_proj of every layer. `adapters`: name → version."""
+    base = base or tiny_spec()
+    columns = tuple(Column(name, version) for name, version in adapters.items())
+    told = GateSetConfig(columns, base=base.name, request_router=router.config() if router else None, **config)
+    random = np.random.default_rng(seed)
+    inputs = base.projections["q_proj"].in_features
+
+    def gate() -> Gate:
+        weight = random.standard_normal((told.num_columns, inputs)).astype(np.float32)
+        return Gate(weight, np.zeros(told.num_columns, np.float32))
+
+    gates = {(layer, "q_proj"): gate() for layer in range(base.num_layers)}
+    GateSet(told, gates, request_router=router.tensors() if router else {}).write(folder)
+    return folder
+
+
+def certain_router(*columns: str) -> RequestRouter:
+    """A request-level router that is sure of prompts of one letter over and over: `aaaa` is column 0, `bbbb` column 1,
+    …, and the base's is the letter behind the last."""
+    size, classes = 1 << 10, len(columns) + 2
+    weight, seen = np.zeros((size, classes), np.float32), np.zeros(size, np.float32)
+    for column in range(len(columns) + 1):
+        buckets, _ = count_buckets([ord("a") + column] * 4, 10)
+        weight[buckets, column], seen[buckets] = 20.0, 1.0
+    none = np.zeros(classes, np.float32)
+    return RequestRouter(weight, none, none + np.float32(0.9), np.ones(size, np.float32), seen, 10, 0.9)
 
 
 async def settle() -> None:

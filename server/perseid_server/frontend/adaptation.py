@@ -45,9 +45,7 @@ Decide = Callable[[Sequence[int]], Resolved]
 class Resolver:
     """Resolves the adaptation of requests. All methods run on the registry's event loop."""
 
-    def __init__(
-        self, registry: AdapterRegistry, engine: EngineAdapters, default_gate_set: str | None = None
-    ) -> None:
+    def __init__(self, registry: AdapterRegistry, engine: EngineAdapters, default_gate_set: str | None = None) -> None:
         """`default_gate_set`: what `auto` alone means where several are loaded."""
         self._registry = registry
         self._joined = JoinedSets(registry, engine)

@@ -78,9 +78,7 @@ class Choice:
             finish = "length" if output.finish_reason == "length" and last.stop is None else "stop"
             stop_reason = last.stop if last.stop is not None else self._stop_token(output)
         routing = self._routing(output)
-        return Delta(
-            self._index, piece.text, output.token_ids, output.logprobs, finish, stop_reason, routing=routing
-        )
+        return Delta(self._index, piece.text, output.token_ids, output.logprobs, finish, stop_reason, routing=routing)
 
     def _routing(self, output: SequenceOutput) -> tuple[Shares, ...]:
         """Also adds the tokens to the generation's summary."""

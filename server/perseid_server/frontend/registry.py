@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from perseid_server.adapters.intake import Arrival, Intake
-from perseid_server.adapters.manifest import Entry
 from perseid_server.adapters.names import MAX_LENGTH, check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore, Naming

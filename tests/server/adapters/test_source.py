@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.layout import ALL_FILES
+from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import OPERATOR, SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore

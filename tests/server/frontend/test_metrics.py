@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perseid_server.engine.messages import AdapterState, EngineReady, EngineStats, StepOutputs
 from perseid_server.errors import Unavailable
+from perseid_server.frontend.adaptation_options import Named
 from perseid_server.frontend.metrics import MAX_ADAPTER_LABELS, Metrics
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
 from tests.fakes import fake_ready
@@ -15,16 +16,18 @@ from tests.server.stack import Stack
 from tests.tools import require_tool
 
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
-    "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters"
+    "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters",
+    "gate_null_share",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
-    "adapter_loads", "engine_restarts", "request_failure",
+    "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
     "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
     "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens", "iteration_tokens",
+    "gate_entropy_nats",
 }  # fmt: skip
 
 
@@ -36,7 +39,8 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 async def run(stack: Stack, adapter: str | None = None, **sampling) -> None:
     options = SamplingOptions(**{"max_tokens": 4} | sampling)
-    async with stack.service.generate(GenerationRequest("r", TextInput("say"), adapter, options)) as generation:
+    asked = GenerationRequest("r", TextInput("say"), Named(adapter) if adapter else None, options)
+    async with stack.service.generate(asked) as generation:
         async for _ in generation:
             pass
 

@@ -36,9 +36,7 @@ class AutoBody(BaseModel):
     def options(self, gate_set: str | None) -> AutoOptions:
         """`gate_set`: as `model` names it."""
         allow = None if self.allow is None else tuple(self.allow)
-        return AutoOptions(
-            gate_set or self.gate_set, allow, self.k, self.temperature, self.tier, self.null, self.join
-        )
+        return AutoOptions(gate_set or self.gate_set, allow, self.k, self.temperature, self.tier, self.null, self.join)
 
 
 def adaptation_of(

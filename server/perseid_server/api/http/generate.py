@@ -12,7 +12,14 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from perseid_server.api.http.answers import ChatShape, CompletionShape, Shape, perseid_json, token_routing_json, usage_json
+from perseid_server.api.http.answers import (
+    ChatShape,
+    CompletionShape,
+    Shape,
+    perseid_json,
+    token_routing_json,
+    usage_json,
+)
 from perseid_server.api.http.errors import ModelNotFound, body_of, model_not_found
 from perseid_server.api.http.schemas import ChatBody, CompletionBody, SamplingFields
 from perseid_server.errors import InvalidRequest, NotFound, PerseidError
