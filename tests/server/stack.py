@@ -223,3 +223,18 @@ async def settle() -> None:
     """Let everything that can run now, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def stored(stack: Stack) -> set[str]:
+    """Versions on disk."""
+    return {folder.name for folder in (stack.root.parent / "store" / "versions").iterdir()}
+
+
+def known(stack: Stack) -> set[str]:
+    """Versions the engine knows."""
+    return set(stack.engine.engine._residency.known)
+
+
+async def background(stack: Stack) -> None:
+    """Let what the registry left for later finish."""
+    await asyncio.gather(*stack.registry._background.tasks)
