@@ -156,7 +156,7 @@ async def test_refusals_say_why(live: LiveStack) -> None:
     assert (await refused(live, model="auto", auto={"allow": ["a", "x"]}))[:2] == (400, "auto.allow.1")
     assert (await refused(live, model="auto", auto={"k": 4}))[:2] == (400, "auto.k")
     assert (await refused(live, model="auto", auto={"tier": "request"}))[:2] == (400, "auto.tier")
-    assert (await refused(live, model="g"))[:2] == (400, "name")
+    assert (await refused(live, model="g"))[:2] == (400, "model")
     assert (await refused(live, model="tiny", adapters=[{"name": "x"}]))[:2] == (404, "adapters.0.name")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from perseid_server.adapters.store import version_of
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.errors import AdapterRejected, Conflict
 from perseid_server.frontend.adaptation_options import AutoOptions
@@ -20,7 +21,8 @@ async def test_a_gate_set_is_loaded_listed_and_told_with_its_columns(stack: Stac
     assert stack.registry.get("g").config.k == 1
     told = stack.engine.gate_sets[version]
     assert (told.adapters, told.null, told.pinned) == ((versions[1], versions[0]), True, False)
-    assert sorted(path.name for path in Path(told.path).iterdir()) == ["gate_set.json", "gates.safetensors"]
+    assert told.path == str(stack.store.folder(version))
+    assert version_of(stack.store.folder(version)) == version
 
 
 async def test_names_are_shared_by_adapters_and_gate_sets(stack: Stack) -> None:

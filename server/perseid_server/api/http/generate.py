@@ -83,13 +83,20 @@ class GenerationRoutes:
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
         try:
             return await stack.enter_async_context(self._service.generate(request))
-        except NotFound as error:
-            match request.adaptation:
-                case Named(name):
-                    raise model_not_found(name) from error
-                case AutoOptions():
-                    raise ModelNotFound(error.message, field=error.field) from error
-            raise
+        except (NotFound, InvalidRequest) as error:
+            raise _as_model(error, request) from error
+
+
+def _as_model(error: PerseidError, request: GenerationRequest) -> PerseidError:
+    """What the frontend says of a name, said of `model`, which is where this transport has it."""
+    match request.adaptation:
+        case Named(name) if isinstance(error, NotFound):
+            return model_not_found(name)
+        case Named() if error.field == "name":
+            return InvalidRequest(f"model: {error.message}", field="model")
+        case AutoOptions() if isinstance(error, NotFound):
+            return ModelNotFound(error.message, field=error.field)
+    return error
 
 
 async def _numbered(place: int, generation: Generation) -> AsyncGenerator[Delta]:
