@@ -146,8 +146,8 @@ def serving_in_thread(folder: Path, *adapters: str) -> Iterator[LiveStack]:
     async def main() -> None:
         stopping = asyncio.Event()
         stack = make_stack(folder)
-        for name in adapters:
-            await stack.load(name)
+        for seed, name in enumerate(adapters):
+            await stack.load(name, seed=seed)
         async with serving(stack) as live:
             live.stop = lambda: loop.call_soon_threadsafe(stopping.set)
             started.set_result(live)

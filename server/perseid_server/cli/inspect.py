@@ -88,7 +88,7 @@ def _gate_set_rows(info: GateSetInfo) -> dict[str, str]:
         "adapters": ", ".join(info.adapters),
         "base": "may be chosen" if info.num_columns > len(info.adapters) else "cannot be chosen",
         "targets": f"{', '.join(info.targets)} in {info.num_layers} layers",
-        "request router": "yes" if info.has_request_router else "no",
+        "router": "chooses for whole requests too" if info.has_request_router else "none for whole requests",
     }
 
 
