@@ -236,7 +236,7 @@ def test_projections_without_gates_add_nothing(
 
 
 @on_all
-@pytest.mark.parametrize("ranks", [(24,), (0,), tuple(rank % 41 for rank in range(64)) + (0,)])
+@pytest.mark.parametrize("ranks", [(24,), (0,), (*(rank % 41 for rank in range(64)), 0)])
 def test_one_column_and_many(backend: Backend, rng: torch.Generator, ranks: tuple[int, ...]) -> None:
     assert_as_defined(backend, random_case(rng, 20, ranks))
 
