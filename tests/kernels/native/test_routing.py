@@ -11,7 +11,7 @@ from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import build_library
 from perseid_kernels.native.routing import NativeTables
 from perseid_kernels.routing import Gates, GateTable, RoutedRows
-from tests.kernels.test_routing import random_case, run
+from tests.kernels.routing_cases import random_case, run
 
 
 def rows_of(table: GateTable) -> RoutedRows:
