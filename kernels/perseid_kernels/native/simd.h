@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define PERSEID_AVX512 1
@@ -52,7 +53,7 @@ inline V div(V a, V b) { return _mm512_div_ps(a, b); }
 inline V max(V a, V b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + c
-inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+inline uint32_t equal_lanes(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }  // a bit each
 inline V first_lanes(V a, int n, V others) { return _mm512_mask_mov_ps(others, __mmask16((1u << n) - 1), a); }  // n ≤ LANES
 inline V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V to_float(VI a) { return _mm512_cvtepi32_ps(a); }
@@ -125,7 +126,7 @@ inline V div(V a, V b) { return _mm256_div_ps(a, b); }
 inline V max(V a, V b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + c
-inline bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
+inline uint32_t equal_lanes(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }  // a bit each
 inline V first_lanes(V a, int n, V others) {  // n ≤ LANES
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_blendv_ps(others, a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes)));
@@ -225,12 +226,12 @@ inline V div(V a, V b) { PERSEID_LANES(a.f[i] / b.f[i]); }
 inline V max(V a, V b) { PERSEID_LANES(a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
 inline V min(V a, V b) { PERSEID_LANES(a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
 inline V fma(V a, V b, V c) { PERSEID_LANES(std::fma(a.f[i], b.f[i], c.f[i])); }
-inline bool any_equal(V a, V b) {
-    bool any = false;
+inline uint32_t equal_lanes(V a, V b) {
+    uint32_t lanes = 0;
     for (int i = 0; i < LANES; ++i) {
-        any |= a.f[i] == b.f[i];
+        lanes |= uint32_t(a.f[i] == b.f[i]) << i;
     }
-    return any;
+    return lanes;
 }
 inline V first_lanes(V a, int n, V others) { PERSEID_LANES(i < n ? a.f[i] : others.f[i]); }  // n ≤ LANES
 inline V round(V a) { PERSEID_LANES(std::nearbyint(a.f[i])); }
@@ -369,11 +370,52 @@ inline V dot_lanes(const float* const rows[LANES], const float* x, int64_t n) {
     return sum_each(totals);
 }
 
-// Four dot products, each summed as in `dot_lanes`.
-inline void dot4(const float* const rows[4], const float* x, int64_t n, float* out) {
-    V totals[4];
-    dot_totals<4>(rows, x, n, totals);
-    sum_each(totals, out);
+constexpr int DOT_TILE = LANES == 16 ? 4 : 2;  // inputs whose sums with four rows fit the registers
+
+// out[j] = four dot products with x[j], each summed as in `dot_lanes`. The rows are loaded once for all x.
+template <int XS>
+inline void dot4(const float* const rows[4], const float* const x[XS], int64_t n, float* const out[XS]) {
+    V totals[XS][4];
+    for (auto& each : totals) {
+        each[0] = each[1] = each[2] = each[3] = zero();
+    }
+    const auto add_products = [&](int64_t k, int64_t count) {
+        V values[4];
+        for (int i = 0; i < 4; ++i) {
+            values[i] = read(rows[i] + k, count);
+        }
+        for (int j = 0; j < XS; ++j) {
+            const V value = read(x[j] + k, count);
+            for (int i = 0; i < 4; ++i) {
+                totals[j][i] = fma(values[i], value, totals[j][i]);
+            }
+        }
+    };
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES) {
+        add_products(k, LANES);
+    }
+    if (k < n) {
+        add_products(k, n - k);
+    }
+    for (int j = 0; j < XS; ++j) {
+        sum_each(totals[j], out[j]);
+    }
+}
+
+// Calls f(first, size) for tiles of MOST, two and one that cover `count`; the size is a constant, an integral_constant.
+template <int MOST, class F>
+inline void in_tiles(int64_t count, F f) {
+    int64_t i = 0;
+    for (; i + MOST <= count; i += MOST) {
+        f(i, std::integral_constant<int, MOST>{});
+    }
+    for (; i + 2 <= count; i += 2) {
+        f(i, std::integral_constant<int, 2>{});
+    }
+    if (i < count) {
+        f(i, std::integral_constant<int, 1>{});
+    }
 }
 
 }  // namespace perseid
