@@ -78,7 +78,9 @@ class EagerBackend:
         """Choose for all rows and projections at once, then add a column at a time."""
         rows, columns = routed.rows.long(), routed.table.num_columns
         products = linear(x_TK[rows].float(), gates.weight)
-        logits = torch.where(routed.table.absolute.bool().repeat(len(gates.gated)), products.abs(), products) + gates.bias
+        logits = (
+            torch.where(routed.table.absolute.bool().repeat(len(gates.gated)), products.abs(), products) + gates.bias
+        )
         weights_RSC, entropy_RS = _choose(logits.view(rows.numel(), -1, columns), routed)
         gated = torch.tensor(gates.gated, device=weights_RSC.device)
         weights_RSC *= gated[:, None]

@@ -1,4 +1,4 @@
-"""The `perseid` command: serve, generate, adapters, inspect. Each is one file, imported only when it runs."""
+"""The `perseid` command: serve, generate, adapters, inspect, train. Each is one file, imported only when it runs."""
 
 import os
 import sys
@@ -41,6 +41,7 @@ app.command("perseid_server.cli.serve:serve", help=SERVE)
 app.command("perseid_server.cli.generate:generate", help="Generate text with a running server.")
 app.command("perseid_server.cli.adapters:adapters", help="Load, unload and look at the adapters of a running server.")
 app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
+app.command("perseid_server.cli.train:train", help="Train gates that choose among your adapters.")
 
 
 @app.meta.default
