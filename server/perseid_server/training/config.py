@@ -8,6 +8,8 @@ from pathlib import Path
 
 from perseid_router.training.options import TrainingOptions
 
+_NOT_DECISIVE = ("model", "out", "generic", "generic_held_out", "resume", "checkpoint_every", "device", "float16")
+
 
 @dataclass(frozen=True, slots=True)
 class GateTraining:
@@ -45,10 +47,16 @@ class GateTraining:
     def identity(self, base: str, versions: Mapping[str, str], files: tuple[Path, ...]) -> str:
         """JSON of everything that decides the result: a run may be resumed only as the same run."""
         fields = asdict(self)
-        for name in ("out", "resume", "checkpoint_every", "model", "adapters", "device", "float16"):
+        for name in _NOT_DECISIVE:
             del fields[name]
-        fields |= {"base": base, "adapters": dict(versions), "files": [_sha256(path) for path in files]}
-        return json.dumps(fields, sort_keys=True, default=str)
+        fields |= {
+            "base": base,
+            "adapters": dict(versions),
+            "data": [name for name, _ in self.data],
+            "held_out": [name for name, _ in self.held_out],
+            "files": [_sha256(path) for path in files],
+        }
+        return json.dumps(fields, sort_keys=True)
 
 
 def _sha256(path: Path) -> str:
