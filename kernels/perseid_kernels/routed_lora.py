@@ -51,11 +51,18 @@ class RoutedConfig:
 
 def choose_config(num_rows: int, num_inputs: int, max_k: int) -> RoutedConfig:
     """Small tiles for decode and wherever rows choose many columns, large ones for prefill."""
-    large = LARGE_TILE_ROWS * power_of_two(max_k) <= _MAX_PICKS
+    places = power_of_two(max_k)
+    large = places * LARGE_TILE_ROWS <= _MAX_PICKS
     rows = LARGE_TILE_ROWS if large and num_rows > 2 * SMALL_TILE_ROWS else SMALL_TILE_ROWS
     lanes = LARGE_TILE_ROWS if large and num_rows > _ALONE else SMALL_TILE_ROWS
-    taken = 1 if num_rows <= _ALONE else lanes
-    return RoutedConfig(rows, shrink.choose_config(num_inputs, rows), taken, lanes, expand.choose_config(lanes))
+    crowded = places * SMALL_TILE_ROWS > _MAX_PICKS  # the picks take eight warps' registers
+    return RoutedConfig(
+        shrink_rows=rows,
+        shrink=shrink.choose_config(num_inputs, rows),
+        expand_rows=1 if num_rows <= _ALONE else lanes,
+        expand_lanes=lanes,
+        expand=expand.choose_config(LARGE_TILE_ROWS if crowded else lanes),
+    )
 
 
 @triton.jit
