@@ -4,15 +4,13 @@ Gates are random and strong, so that tokens, layers and linears choose different
 ranks and leave different modules alone.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from perseid_server.adapters.store import version_of
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
@@ -21,11 +19,10 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import RoutingReport, SequenceOutput, Submit
 from perseid_server.model.sampling_params import SamplingParams
+from tests.e2e.random_gates import write_gates
 from tests.e2e.reference import Reference, ReferenceAnswer, ReferenceGates
 
 NUM_TOKENS = 20
-LAYERS = 30
-WIDTHS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"), 576) | {"down_proj": 1536}
 UNGATED = ("layers.3.k_proj", "layers.4.q_proj", "layers.4.k_proj", "layers.4.v_proj", "layers.5.down_proj")
 MARGIN_TOLERANCE = 2e-3  # as in test_fidelity; a near-tie of two gates is as rare and shows the same way
 
@@ -35,35 +32,6 @@ Numbers = tuple[tuple[int, ...], tuple[float, ...]]
 @pytest.fixture(scope="module")
 def versions(adapter_folders: dict[str, Path]) -> dict[str, str]:
     return {name: version_of(folder) for name, folder in adapter_folders.items()}
-
-
-def write_gates(
-    folder: Path, columns: Mapping[str, str], *, null: bool, ungated: Sequence[str] = (), null_bias: float = 0.0
-) -> Path:
-    """Random gates: logits of a size near 3 for inputs of a size near 1, and larger where inputs are."""
-    folder.mkdir()
-    config = {
-        "format": "perseid-gates",
-        "schema": 1,
-        "adapters": [{"name": name, "version": version} for name, version in columns.items()],
-        "null": null,
-        "k": 2,
-        "temperature": 1.0,
-        "method": "trained",
-        "base": "SmolLM2-135M-Instruct",
-    }
-    (folder / "gate_set.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(len(columns))
-    tensors = {}
-    for layer in range(LAYERS):
-        for projection, width in WIDTHS.items():
-            name = f"layers.{layer}.{projection}"
-            rows = rng.standard_normal((len(columns) + null, width)).astype(np.float32)
-            if name not in ungated:
-                tensors[f"{name}.weight"] = 3 * rows / width**0.5
-                tensors[f"{name}.bias"] = np.array([0.0] * len(columns) + [null_bias] * null, np.float32)
-    save_file(tensors, folder / "gates.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -177,9 +177,7 @@ def test_rows_of_wider_tensors(triton_backend: TritonBackend, rng: torch.Generat
     wide_x[:, 5:53], wide[:, 2:30] = case.x, out
     wide, rows = wide.to(DEVICE), on_device(case.rows)
     strided = wide_x.to(DEVICE)[:, 5:53]
-    triton_backend.add_routed(
-        strided, gates_on_device(case.gates), pages_on_device(case.pages), rows, wide[:, 2:30]
-    )
+    triton_backend.add_routed(strided, gates_on_device(case.gates), pages_on_device(case.pages), rows, wide[:, 2:30])
     assert_routed(case, out, wide[:, 2:30].cpu(), rows.tally.cpu())
     assert (wide[:, :2] == SENTINEL).all()
     assert (wide[:, 30:] == SENTINEL).all()
