@@ -152,7 +152,7 @@ def _gate_cases(target: str) -> Iterator[KernelCase]:
 
 
 def _routed_cases(target: str) -> Iterator[KernelCase]:
-    """Decode by places and by columns, prefill, and the most picks that large tiles and any tiles take."""
+    """Decode by places and by columns, prefill, and the most picks of large and of small tiles."""
     for num_rows, max_k in ((1, 2), (16, 2), (2048, 2), (2048, 32), (2048, 512)):
         config = routed_lora.choose_config(num_rows, 4096, max_k)
         common = {"SLICES": 3, "SPLITS": config.shrink.splits, "RANK": PAGE_RANK, "PLACES": power_of_two(max_k)}
@@ -182,7 +182,7 @@ def _routed_cases(target: str) -> Iterator[KernelCase]:
             config.expand.num_warps,
             config.expand.num_stages,
             options=compiler_options(target),
-            blocks=2 if num_rows <= 16 else 1,
+            blocks=2 if config.expand_rows == 1 else 1,
         )
 
 

@@ -16,7 +16,7 @@ from perseid_kernels.segments import PAGE_RANK, PageList, Segments
 from perseid_kernels.triton_backend import TritonBackend
 from tests.kernels.cases import DEVICE, SENTINEL, UNIT_ROUNDOFF, lora_pool
 
-RANKS = (1, 2, 0, 3, 1, 0, 1, 16, 1)  # pages of each column; the null column in the middle, one allowed to nobody
+RANKS = (1, 2, 0, 3, 1, 0, 1, 4, 1)  # pages of each column; the null column in the middle, one allowed to nobody
 TEMPERATURES = (0.01, 1.0, 30.0, 0.7)
 
 
@@ -67,8 +67,10 @@ def routed_case(
     gated: tuple[bool, ...] | None = None,
     max_k: int = 2,
     extra_rows: int = 3,
+    shared: int | None = None,
 ) -> Routed:
-    """Every row has its own k, temperature and allowed columns; `extra_rows` of the batch are not routed."""
+    """Every row has its own k, temperature and allowed columns (with `shared` the first so many and the last, so that
+    rows choose the same ones); `extra_rows` of the batch are not routed."""
     columns = len(ranks)
     a, b = lora_pool(rng, sum(ranks), num_inputs, slices)
     scattered = torch.randperm(sum(ranks), generator=rng).tolist()
@@ -83,6 +85,9 @@ def routed_case(
     k[0] = max_k
     allowed = torch.randint(0, 2, (num_rows, columns), generator=rng, dtype=torch.int32)
     allowed[torch.arange(num_rows), torch.randint(0, columns, (num_rows,), generator=rng)] = 1
+    if shared is not None:
+        allowed[:, shared:] = 0
+        allowed[:, -1] = 1
     in_batch = torch.randperm(num_rows + extra_rows, generator=rng)[:num_rows].sort().values
     rows = RoutedRows(
         table=GateTable(({"qkv": gates},), absolute, columns),
@@ -149,12 +154,13 @@ def assert_routed(case: Routed, out: Tensor, actual: Tensor, tally: Tensor) -> N
 @pytest.mark.parametrize(
     ("num_rows", "ranks", "sizes"),
     [
-        (1, RANKS, {}),
+        (1, (2, 16, 0, 1), {"num_inputs": 40, "slices": (20, 8)}),  # rank 256
+        (2, RANKS, {}),
         (9, RANKS, {"max_k": 3}),  # more rows than columns
         (40, (1, 2, 0, 1), {"num_inputs": 40, "slices": (20, 8), "gated": (False, True)}),  # one row an expand tile
         (70, (1, 2, 0, 1, 4), {"num_inputs": 40, "slices": (20,)}),  # large tiles everywhere
         (3, (2,), {"max_k": 1, "num_inputs": 311, "slices": (40,)}),
-        (5, (1,) * 64 + (0,), {"max_k": 4, "num_inputs": 1056, "slices": (24, 8)}),  # K and gates split
+        (5, (1,) * 64 + (0,), {"max_k": 4, "num_inputs": 1056, "slices": (24, 8), "shared": 7}),  # K and gates split
         (2, (1,) * 9, {"max_k": 9, "slices": (16, 8, 8), "gated": (True, False, True)}),
     ],
 )
@@ -162,9 +168,6 @@ def test_equals_the_definition(
     triton_backend: TritonBackend, rng: torch.Generator, num_rows: int, ranks: tuple[int, ...], sizes: dict
 ) -> None:
     case = routed_case(rng, num_rows, ranks, **sizes)
-    if len(ranks) > 9:
-        case.rows.allowed[:, 7:] = 0  # so that rows share what they choose
-        case.rows.allowed[:, 64] = 1
     out = torch.randn(case.x.shape[0], sum(case.pages.slices), generator=rng)
     assert_routed(case, out, *case.run(triton_backend, out))
 
@@ -379,9 +382,9 @@ def test_the_expand_adds_once_in_the_order_of_columns(rng: torch.Generator) -> N
 
 
 def test_tiles_have_room_for_what_rows_choose() -> None:
-    """Few rows have expand programs of their own; picks of a tile never outgrow the registers unless a row's do."""
+    """Few rows have expand programs of their own, and those that choose many columns; splits follow K alone."""
     assert choose_config(1, 4096, 2).expand_rows == choose_config(64, 4096, 8).expand_rows == 1
     assert choose_config(65, 4096, 2).expand_rows == choose_config(65, 4096, 32).shrink_rows == 64
-    assert choose_config(2048, 4096, 33).expand_rows == choose_config(2048, 4096, 512).expand_lanes == 16
+    assert choose_config(2048, 4096, 33).expand_rows == choose_config(2048, 4096, 512).expand_rows == 1
     for rows in (1, 33, 65, 2048):
         assert choose_config(rows, 4096, 2).shrink.splits == 4
