@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from perseid_router.training.trainer import StepReport
+    from perseid_server.training.joint import JointReport
     from perseid_server.training.run import Listener
 
 
@@ -38,10 +39,13 @@ class ProgressDisplay:
         """What a run reports to."""
         from perseid_server.training.run import Listener  # noqa: PLC0415  imports torch
 
-        return Listener(self._stepped, self._told)
+        return Listener(self._stepped, self._joint_stepped, self._told)
 
     def _stepped(self, step: int, steps: int, report: "StepReport") -> None:
         self._show("training", step, steps, f"loss {report.loss:.3f}, {100 * report.accuracy:.1f} % right")
+
+    def _joint_stepped(self, step: int, steps: int, report: "JointReport") -> None:
+        self._show("joint stage", step, steps, f"text {report.language:.3f}, gates {report.gates:.3f}")
 
     def _told(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, "")

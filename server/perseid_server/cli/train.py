@@ -35,6 +35,8 @@ def gates(
     null_weight: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 3.0,
     k: Annotated[int, Parameter(validator=_COUNT)] = 2,
     temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
+    joint: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    joint_beta: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 1.0,
     request_router: bool = True,
     float16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -81,6 +83,10 @@ def gates(
         Columns that a gate chooses, unless a request says otherwise.
     temperature
         Of the softmax over the chosen columns, unless a request says otherwise.
+    joint
+        Steps of a second stage through the whole model, on its own routing; slow, and needs k of 2 or more.
+    joint_beta
+        What the gates' own loss counts there, beside that of the text.
     request_router
         Also train the router that picks one adapter for a whole request.
     float16
@@ -120,6 +126,8 @@ def gates(
         null_weight=null_weight,
         k=k,
         temperature=temperature,
+        joint_steps=joint,
+        joint_beta=joint_beta,
         request_router=request_router,
         float16=float16,
         device=device,

@@ -127,8 +127,7 @@ class TorchDecoder:
     ) -> Tensor:
         config = self.config
         q, k, v = (
-            each.view(len(x_TE), -1, config.head_dim)
-            for each in self._apply(index, layer, "qkv", x_TE, routing, found)
+            each.view(len(x_TE), -1, config.head_dim) for each in self._apply(index, layer, "qkv", x_TE, routing, found)
         )
         if layer.q_norm_D is not None and layer.k_norm_D is not None:
             q, k = self._norm(q, layer.q_norm_D), self._norm(k, layer.k_norm_D)

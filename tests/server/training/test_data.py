@@ -30,9 +30,7 @@ def text_where(sample: Sample, flags: tuple[bool, ...]) -> str:
 def test_a_prompt_is_rendered_as_it_is_served(tmp_path: Path) -> None:
     [sample] = read(tmp_path, {"prompt": "two?", "completion": "2"})
     assert isinstance(sample, Sample)
-    assert READER.text.decode(sample.token_ids, skip_special_tokens=False) == (
-        "<turn>user: two?\n<turn>assistant: 2\n"
-    )
+    assert READER.text.decode(sample.token_ids, skip_special_tokens=False) == ("<turn>user: two?\n<turn>assistant: 2\n")
     assert text_where(sample, sample.answer) == "2\n"
     assert set(sample.columns) == {0}
     assert all(sample.train)

@@ -9,7 +9,6 @@ import pytest
 
 from perseid_router.gate_set import GateSet
 from perseid_router.training.options import TrainingOptions
-from perseid_router.training.trainer import StepReport
 from perseid_server.adapters.store import version_of
 from perseid_server.errors import Conflict, InvalidRequest
 from perseid_server.training.config import GateTraining
@@ -57,11 +56,13 @@ class Killed(Exception):
 
 
 def killed_after(step: int) -> Listener:
-    def stepped(done: int, _steps: int, _report: StepReport) -> None:
+    def at(done: int) -> None:
         if done == step:
             raise Killed
 
-    return Listener(stepped=stepped)
+    return Listener(
+        stepped=lambda done, _steps, _report: at(done), joint_stepped=lambda done, _steps, _report: at(STEPS + done)
+    )
 
 
 def test_a_run_writes_a_gate_set_for_its_adapters(config: GateTraining, folders: Folders) -> None:
@@ -76,6 +77,7 @@ def test_a_run_writes_a_gate_set_for_its_adapters(config: GateTraining, folders:
     assert set(written.input_mean_square) == {(layer, fused) for layer in (0, 1) for fused in ("qkv", "down")}
     assert written.config.request_router is not None
     assert report["steps"] == STEPS
+    assert not config.checkpoint.exists()
     assert set(report["tasks"]) == {"upper", "digits"}  # a fifth of three mixed samples is none
     assert set(report["tasks"]["upper"]) == {"base", "oracle", "auto k=1", "auto k=2"}
 
@@ -89,8 +91,11 @@ def test_the_report_has_its_three_files(config: GateTraining) -> None:
     assert (config.out / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("killed_at", [1, 2, 5])
-def test_a_killed_run_that_is_resumed_writes_the_same_gates(config: GateTraining, killed_at: int) -> None:
+@pytest.mark.parametrize(("killed_at", "joint_steps"), [(1, 0), (5, 0), (6, 3), (9, 3)])
+def test_a_killed_run_that_is_resumed_writes_the_same_gates(
+    config: GateTraining, killed_at: int, joint_steps: int
+) -> None:
+    config = replace(config, joint_steps=joint_steps)
     train_gates(config)
     other = replace(config, out=config.out.with_name("other"))
     with pytest.raises(Killed):
