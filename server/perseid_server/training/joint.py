@@ -52,13 +52,13 @@ class JointTrainer:
         self._parameters = [*trainer.weights.values(), *trainer.biases.values()]
         for parameter in self._parameters:
             parameter.grad = None
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_(True)
         self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
 
     def close(self) -> None:
         """Let the gates go."""
         for parameter in self._parameters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
             parameter.grad = None
 
     def step(self, samples: Sequence[Sample]) -> JointReport:
@@ -66,7 +66,7 @@ class JointTrainer:
         forward = self.forward(samples)
         language, gates = self._language_loss(forward, samples), self._gate_loss(forward, samples)
         self._optimizer.zero_grad()
-        (language + self._beta * gates).backward()  # type: ignore[no-untyped-call]
+        (language + self._beta * gates).backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, LONGEST_GRADIENT)
         self._optimizer.step()
         self.num_steps += 1

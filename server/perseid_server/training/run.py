@@ -200,9 +200,8 @@ def _prompts(samples: Sequence[Sample], null: int) -> list[RouterSample]:
     """What stands before the first answer, where one column is right for all of it and its answer."""
     found = []
     for sample in samples:
-        wanted = {column for column, trains in zip(sample.columns, sample.train, strict=True) if trains}
-        if len(wanted) == 1 and True in sample.answer:
-            [column] = wanted
+        column = sample.only_column
+        if column is not None and True in sample.answer:
             prompt = sample.token_ids[: sample.answer.index(True)]
             found.append(RouterSample(prompt, BASE if column == null else column))
     return found
