@@ -27,13 +27,13 @@ class ProgressDisplay:
         self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._bars:
+            self._progress.stop()
 
     def listener(self) -> "Listener":
         """What a run reports to."""
@@ -51,6 +51,8 @@ class ProgressDisplay:
         self._show(what, done, total, "")
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if not self._bars:
+            self._progress.start()  # with the first stage: an error before it is one line, without an empty bar
         if what not in self._bars:
             self._bars[what] = self._progress.add_task(what, total=total, note=note)
         self._progress.update(self._bars[what], completed=done, note=note)

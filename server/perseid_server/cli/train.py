@@ -70,7 +70,7 @@ def gates(
     generic_held_out
         Such prompts to judge by. Default: 100 that come with Perseid.
     steps
-        Optimizer steps.
+        Steps of the optimizer, each on some samples of every data set.
     epochs
         Rounds through the largest data file, instead of steps. Default: none.
     seed
@@ -94,9 +94,9 @@ def gates(
     device
         Where to run. "auto" takes a CUDA device when there is one.
     max_tokens
-        Longest sample, in tokens.
+        Longest sample of the data, in tokens.
     checkpoint_every
-        Steps between two checkpoints.
+        Steps from one checkpoint to the next.
     resume
         Go on with the unfinished run in OUT; it ends as it would have.
     plot
