@@ -113,9 +113,10 @@ class GateTrainer:
         """Everything that a resumed run needs, for `torch.save`."""
         return {
             "num_steps": self.num_steps,
-            "weights": self.weights,
-            "biases": self.biases,
-            "mean_squares": self.mean_squares,
+            **{
+                name: {fused: held.detach() for fused, held in getattr(self, name).items()}
+                for name in ("weights", "biases", "mean_squares")
+            },
             "optimizer": self._optimizer.state_dict(),
         }
 

@@ -35,6 +35,8 @@ def gates(
     null_weight: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 3.0,
     k: Annotated[int, Parameter(validator=_COUNT)] = 2,
     temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
+    joint: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    joint_beta: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 1.0,
     request_router: bool = True,
     float16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -68,7 +70,7 @@ def gates(
     generic_held_out
         Such prompts to judge by. Default: 100 that come with Perseid.
     steps
-        Optimizer steps.
+        Steps of the optimizer, each on some samples of every data set.
     epochs
         Rounds through the largest data file, instead of steps. Default: none.
     seed
@@ -81,6 +83,10 @@ def gates(
         Columns that a gate chooses, unless a request says otherwise.
     temperature
         Of the softmax over the chosen columns, unless a request says otherwise.
+    joint
+        Steps of a second stage through the whole model, on its own routing; slow, and needs k of 2 or more.
+    joint_beta
+        What the gates' own loss counts there, beside that of the text.
     request_router
         Also train the router that picks one adapter for a whole request.
     float16
@@ -88,9 +94,9 @@ def gates(
     device
         Where to run. "auto" takes a CUDA device when there is one.
     max_tokens
-        Longest sample, in tokens.
+        Longest sample of the data, in tokens.
     checkpoint_every
-        Steps between two checkpoints.
+        Steps from one checkpoint to the next.
     resume
         Go on with the unfinished run in OUT; it ends as it would have.
     plot
@@ -120,6 +126,8 @@ def gates(
         null_weight=null_weight,
         k=k,
         temperature=temperature,
+        joint_steps=joint,
+        joint_beta=joint_beta,
         request_router=request_router,
         float16=float16,
         device=device,

@@ -32,7 +32,8 @@ class GateTraining:
     k: int = 2
     temperature: float = 1.0
     request_router: bool = True
-    joint_steps: int = 0
+    joint_steps: int = 0  # of the second stage (joint.py)
+    joint_beta: float = 1.0  # what the gates' own loss counts there
     float16: bool = False
     device: str = "auto"
     max_tokens: int = 1024  # of a sample

@@ -1,8 +1,9 @@
 """`perseid train gates`, from data to a gate set with its report."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perseid_router.request_router import BASE, RequestRouter
@@ -17,6 +18,7 @@ from perseid_server.training.datasets import GENERIC, DataSets, files_of, read_d
 from perseid_server.training.evaluation import decisions_of, task_scores
 from perseid_server.training.features import SampleFeatures, batch_of
 from perseid_server.training.gates import gate_set_of, gates_to_train, names_of_columns
+from perseid_server.training.joint import JointReport, JointTrainer
 from perseid_server.training.plan import Plan
 from perseid_server.training.samples import Sample
 from perseid_server.training.workbench import Workbench, open_workbench
@@ -29,6 +31,7 @@ class Listener:
     """Hears how a run goes on."""
 
     stepped: Callable[[int, int, StepReport], None] = lambda _step, _steps, _report: None
+    joint_stepped: Callable[[int, int, JointReport], None] = lambda _step, _steps, _report: None
     told: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -63,6 +66,25 @@ def _with_steps(config: GateTraining, plan: Plan) -> GateTraining:
     return replace(config, options=replace(config.options, steps=max(1, round(config.epochs * longest))))
 
 
+@dataclass(slots=True)
+class _Progress:
+    """What a checkpoint holds."""
+
+    trainer: GateTrainer
+    mean_squares: MeanSquares
+    joint: dict[str, Any] | None = None
+    joint_losses: list[list[float]] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """For `save_checkpoint`."""
+        return {
+            "trainer": self.trainer.state(),
+            "mean_squares": dict(self.mean_squares),
+            "joint": self.joint,
+            "joint_losses": self.joint_losses,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     config: GateTraining
@@ -75,18 +97,22 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
-        trainer, mean_squares = self._trained()
+        progress = self._trained()
+        self._joined(progress)
         router = self._request_router() if self.config.request_router else None
         seconds = time.monotonic() - started
-        report = self._report(trainer, router, seconds)
+        report = self._report(progress, router, seconds)
         told = {name: report[name] for name in ("steps", "seed", "tokens", "accuracy", "out_of_domain")}
         config = self.config
-        gate_set = gate_set_of(self.bench, trainer, mean_squares, router, config.k, config.temperature, told)
+        gate_set = gate_set_of(
+            self.bench, progress.trainer, progress.mean_squares, router, config.k, config.temperature, told
+        )
         gate_set.write(config.out, "float16" if config.float16 else "float32")
+        shutil.rmtree(config.checkpoint)
         return report
 
-    def _trained(self) -> tuple[GateTrainer, MeanSquares]:
-        """All steps taken, from the last checkpoint on."""
+    def _trained(self) -> "_Progress":
+        """All steps of the first stage taken, from the last checkpoint on."""
         options, device = self.config.options, self.bench.decoder.device
         trainer = GateTrainer(self.linears, self.bench.null + 1, options, device)
         features = SampleFeatures(self.bench, self.plan, self.data.shared, self.config.null_weight)
@@ -95,16 +121,43 @@ class _Run:
             first = range(min(CALIBRATION_STEPS, options.steps))
             trainer.calibrate(mean_squares_of([features.batch(step) for step in first], self.linears, device))
             mean_squares = mean_squares_of([self._unshared(step) for step in first], self.linears, device)
+            progress = _Progress(trainer, mean_squares)
         else:
             trainer.load_state(state["trainer"])
-            mean_squares = state["mean_squares"]
+            progress = _Progress(trainer, state["mean_squares"], state["joint"], state["joint_losses"])
         while trainer.num_steps < options.steps:
             report = trainer.step(features.batch(trainer.num_steps))
             self.listener.stepped(trainer.num_steps, options.steps, report)
-            if trainer.num_steps % self.config.checkpoint_every == 0 or trainer.num_steps == options.steps:
-                state = {"trainer": trainer.state(), "mean_squares": dict(mean_squares)}
-                save_checkpoint(self.config.checkpoint, self.identity, state)
-        return trainer, mean_squares
+            self._save_sometimes(trainer.num_steps, options.steps, progress)
+        return progress
+
+    def _joined(self, progress: "_Progress") -> None:
+        """All steps of the second stage taken."""
+        config = self.config
+        if not config.joint_steps:
+            return
+        plan = Plan(tuple(replace(group, per_step=1) for group in self.plan.groups), config.options.seed + 1)
+        joint = JointTrainer(
+            self.bench,
+            progress.trainer,
+            k=config.k,
+            temperature=config.temperature,
+            beta=config.joint_beta,
+            null_weight=config.null_weight,
+        )
+        if progress.joint is not None:
+            joint.load_state(progress.joint)
+        while joint.num_steps < config.joint_steps:
+            report = joint.step(plan.samples(joint.num_steps))
+            self.listener.joint_stepped(joint.num_steps, config.joint_steps, report)
+            progress.joint = joint.state()
+            progress.joint_losses.append([report.language, report.gates])
+            self._save_sometimes(joint.num_steps, config.joint_steps, progress)
+        joint.close()
+
+    def _save_sometimes(self, step: int, steps: int, progress: "_Progress") -> None:
+        if step % self.config.checkpoint_every == 0 or step == steps:
+            save_checkpoint(self.config.checkpoint, self.identity, progress.state())
 
     def _unshared(self, step: int) -> Any:
         """A step's rows but for the shared ones: their first token is unlike all others, in size as well."""
@@ -120,7 +173,8 @@ class _Run:
                 f"the request router cannot be trained: {error}; or give --no-request-router"
             ) from error
 
-    def _report(self, trainer: GateTrainer, router: RequestRouter | None, seconds: float) -> dict[str, Any]:
+    def _report(self, progress: "_Progress", router: RequestRouter | None, seconds: float) -> dict[str, Any]:
+        trainer = progress.trainer
         columns = names_of_columns(self.bench)
         held_out = self.data.held_out
         decided = decisions_of(self.bench, self.data, trainer, self.config, self.listener.told)
@@ -132,6 +186,7 @@ class _Run:
             "steps": trainer.num_steps,
             "seed": self.config.options.seed,
             "minutes": round(seconds / 60, 1),
+            "joint": [dict(zip(("language", "gates"), losses, strict=True)) for losses in progress.joint_losses],
             "tokens": {name: sum(map(len, samples)) for name, samples in self.data.train.items()},
             "accuracy": {kind: decisions.accuracy for kind, decisions in decided.items()},
             "out_of_domain": generic,
@@ -145,9 +200,8 @@ def _prompts(samples: Sequence[Sample], null: int) -> list[RouterSample]:
     """What stands before the first answer, where one column is right for all of it and its answer."""
     found = []
     for sample in samples:
-        wanted = {column for column, trains in zip(sample.columns, sample.train, strict=True) if trains}
-        if len(wanted) == 1 and True in sample.answer:
-            [column] = wanted
+        column = sample.only_column
+        if column is not None and True in sample.answer:
             prompt = sample.token_ids[: sample.answer.index(True)]
             found.append(RouterSample(prompt, BASE if column == null else column))
     return found

@@ -4,7 +4,7 @@ A column is an adapter's place in the gate set; the one after the last adapter i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,17 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def only_column(self) -> int | None:
+        """The one column that is right for all tokens that teach; None where there are several."""
+        wanted = {column for column, trains in zip(self.columns, self.train, strict=True) if trains}
+        return wanted.pop() if len(wanted) == 1 else None
+
+    def explicit(self) -> "Sample":
+        """As a request that names its adapter runs: with it from the first token on."""
+        column = self.only_column
+        return self if column is None else replace(self, columns=(column,) * len(self))
 
     def predicts_answer(self, row: int) -> bool:
         """Whether the token after `row` is the model's own: what this row computes decides it."""

@@ -126,3 +126,11 @@ def test_a_shared_beginning_leaves_every_sample_a_token() -> None:
     sample = Sample((1, 2, 3), (0,) * 3, (True,) * 3, (False,) * 3, "a")
     assert shared_prefix([sample, sample]) == (1, 2)
     assert shared_prefix([]) == ()
+
+
+def test_an_explicit_request_runs_its_adapter_from_the_first_token_on() -> None:
+    sample = Sample((1, 2, 3), (NULL, 1, 1), (False, True, True), (False,) * 3, "b")
+    assert sample.only_column == 1
+    assert sample.explicit().columns == (1, 1, 1)
+    mixed = Sample((1, 2, 3), (NULL, 1, 0), (False, True, True), (False,) * 3, "mixed")
+    assert (mixed.only_column, mixed.explicit()) == (None, mixed)
