@@ -52,11 +52,12 @@ def of_kinds(prompts: list[tuple[int, ...]], num_tokens: int) -> list[Job]:
 
 
 def test_alone_and_together(own_server: RunningServer, prompts: list[tuple[int, ...]]) -> None:
-    jobs = of_kinds(prompts, 24)
+    jobs = of_kinds(prompts[4:], 40)
     alone = [tokens_of(generate(own_server.grpc, job)) for job in jobs]
     assert [tokens_of(response) for response in generate_all(own_server.grpc, jobs)] == alone
     assert alone[5] == tokens_of(generate(own_server.grpc, replace(jobs[5], adapter=STEADY))), "a forced label"
-    assert alone[0] != tokens_of(generate(own_server.grpc, replace(jobs[0], adapter=None)))
+    base = [tokens_of(generate(own_server.grpc, replace(job, adapter=None))) for job in jobs]
+    assert sum(one != other for one, other in zip(alone, base, strict=True)) >= 5, "adapters act"
     whole = pb.Blend(adapters=[pb.WeightedAdapter(name=STEADY, weight=1.0), pb.WeightedAdapter(name=SWAPPED, weight=0)])
     assert tokens_of(generate(own_server.grpc, replace(jobs[7], adapter=whole))) == alone[7]
 
