@@ -164,6 +164,11 @@ class FakeResidency:
     def register(self, version: str, path: str) -> None:
         self.known[version] = path
 
+    def register_gate_set(
+        self, version: str, path: str | None, adapters: tuple[str, ...], *, null: bool, pinned: bool
+    ) -> None:
+        self.known[version] = path or ""
+
     def forget(self, version: str) -> None:
         self.known.pop(version)
 

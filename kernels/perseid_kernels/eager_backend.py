@@ -15,6 +15,7 @@ from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.best import best
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.segments import PAGE_RANK, Segments
 from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
 
@@ -70,17 +71,25 @@ class EagerBackend:
         page_spans = list(pairwise(segments.page_indptr.tolist()))
         for (first, end), (first_page, end_page) in zip(spans, page_spans, strict=True):
             rows = segments.rows[first:end].long()
-            used = segments.pages[first_page:end_page].long()
-            weights = segments.weights[first_page:end_page]
-            num_pages = used.numel()
-            if not num_pages:
-                continue
-            a = pages.a[used].view(num_pages, len(pages.slices), PAGE_RANK, -1)
-            z = torch.einsum("tk,psrk->tspr", x_TK[rows], a)
-            z = (z.float() * weights[:, None]).to(pages.b.dtype)
-            b_parts = torch.split(pages.b[used], list(pages.slices), dim=-1)
-            delta = torch.cat([torch.einsum("tpr,prn->tn", z[:, i], b) for i, b in enumerate(b_parts)], dim=1)
-            out_TN.index_add_(0, rows, delta.to(out_TN.dtype))
+            used, weights = segments.pages[first_page:end_page], segments.weights[first_page:end_page]
+            _add_pages(x_TK, pages, used, rows, weights, out_TN)
+
+    def add_routed(self, x_TK: Tensor, gates: Gates, pages: RankPages, routed: RoutedRows, out_TN: Tensor) -> None:
+        """Choose for all rows and projections at once, then add a column at a time."""
+        rows, columns = routed.rows.long(), routed.table.num_columns
+        products = linear(x_TK[rows].float(), gates.weight)
+        logits = (
+            torch.where(routed.table.absolute.bool().repeat(len(gates.gated)), products.abs(), products) + gates.bias
+        )
+        weights_RSC, entropy_RS = _choose(logits.view(rows.numel(), -1, columns), routed)
+        gated = torch.tensor(gates.gated, device=weights_RSC.device)
+        weights_RSC *= gated[:, None]
+        routed.tally[:, :columns] += weights_RSC.sum(dim=1)
+        routed.tally[:, columns] += (entropy_RS * gated).sum(dim=1)
+        for column, (first, end) in enumerate(pairwise(routed.page_indptr.tolist())):
+            users = weights_RSC[:, :, column].any(dim=1).nonzero()[:, 0]
+            weights_RSJ = weights_RSC[users, :, column, None]
+            _add_pages(x_TK, pages, routed.pages[first:end], rows[users], weights_RSJ, out_TN)
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
@@ -141,6 +150,31 @@ class EagerBackend:
     def fuse(self, model: FusedDecoder) -> FusedForward | None:  # noqa: ARG002
         """None: there is only op by op."""
         return None
+
+
+def _add_pages(
+    x_TK: Tensor, pages: RankPages, used_J: Tensor, rows_R: Tensor, weights_RSJ: Tensor, out_TN: Tensor
+) -> None:
+    """Add the products of pages `used` to some rows. Their weights may be the same for all rows and projections."""
+    num_pages = used_J.numel()
+    if not num_pages or not rows_R.numel():
+        return
+    used = used_J.long()
+    a = pages.a[used].view(num_pages, len(pages.slices), PAGE_RANK, -1)
+    z = torch.einsum("tk,psrk->tspr", x_TK[rows_R], a)
+    z = (z.float() * weights_RSJ[..., None]).to(pages.b.dtype)
+    b_parts = torch.split(pages.b[used], list(pages.slices), dim=-1)
+    delta = torch.cat([torch.einsum("tpr,prn->tn", z[:, i], b) for i, b in enumerate(b_parts)], dim=1)
+    out_TN.index_add_(0, rows_R, delta.to(out_TN.dtype))
+
+
+def _choose(logits_RSC: Tensor, routed: RoutedRows) -> tuple[Tensor, Tensor]:
+    """(weights [R, S, C], zero where a column is not chosen; entropy [R, S] over all allowed columns)."""
+    masked = logits_RSC.masked_fill(~routed.allowed.bool()[:, None], float("-inf"))
+    ranks = masked.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)  # of equal ones the first
+    scaled = masked / routed.temperature[:, None, None]
+    weights = scaled.masked_fill(ranks >= routed.k[:, None, None], float("-inf")).softmax(dim=-1)
+    return weights, torch.special.entr(scaled.softmax(dim=-1)).sum(dim=-1)
 
 
 def _attend(q_NHD: Tensor, keys_CGD: Tensor, values_CGD: Tensor, scale: float) -> Tensor:

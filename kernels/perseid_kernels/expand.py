@@ -110,7 +110,7 @@ def expand_kernel(
 def expand(z: Tensor, pages: RankPages, segments: Segments, tiles: RowTiles, out_TN: Tensor) -> None:
     """Add the low-rank sums of all rows in `tiles` to `out`, in place. `z` comes from `shrink`."""
     config = choose_config(tiles.tile_rows)
-    columns = _column_tiles(pages.slices, config.block_n, out_TN.device)
+    columns = column_tiles(pages.slices, config.block_n, out_TN.device)
     expand_kernel[(num_programs(tiles.num_tiles * columns.shape[0]),)](
         z,
         pages.b,
@@ -138,7 +138,7 @@ def expand(z: Tensor, pages: RankPages, segments: Segments, tiles: RowTiles, out
 
 
 @lru_cache(maxsize=256)
-def _column_tiles(slices: tuple[int, ...], block_n: int, device: torch.device) -> Tensor:
+def column_tiles(slices: tuple[int, ...], block_n: int, device: torch.device) -> Tensor:
     """Column tiles that never cross a slice; one small upload per shape of linear in a process's life."""
     tiles: list[tuple[int, int, int]] = []
     start = 0

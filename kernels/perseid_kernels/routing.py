@@ -39,7 +39,7 @@ class Gates:
         return sum(self.gated)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class GateTable:
     """A gate set on the device. Columns mean the same in all layers."""
 

@@ -55,6 +55,32 @@ def num_programs(work: int) -> int:
 
 
 @triton.jit
+def page_times_rows(
+    x,  # [T, K]
+    a_rows,  # pointers to the rows of A, [RANK]
+    row,  # int64 [TILE_ROWS]
+    live,  # int1 [TILE_ROWS]: lanes that hold a row
+    split,
+    K,
+    stride_x,
+    split_k,
+    RANK: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One split of A · x as [RANK, TILE_ROWS], for rows whatever way they were found; 0 in lanes that are not live."""
+    acc = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
+    for start in range(split * split_k, tl.minimum((split + 1) * split_k, K), BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < K
+        x_at = x + row[None, :] * stride_x + k[:, None]
+        x_KT = tl.load(x_at, mask=inside[:, None] & live[None, :], other=0.0)
+        a_CK = tl.load(a_rows[:, None] + k[None, :], mask=inside[None, :], other=0.0)
+        acc = tl.dot(a_CK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
 def shrink_kernel(
     x,  # [T, K]
     a,  # [P, C, K]
@@ -87,14 +113,7 @@ def shrink_kernel(
             row = tl.load(rows + first + lane, mask=live, other=0).to(tl.int64)
             column = slice_index * RANK + rank
             a_rows = a + (page * SLICES * RANK + column) * K
-            acc = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
-            for start in range(split * split_k, tl.minimum((split + 1) * split_k, K), BLOCK_K):
-                k = start + tl.arange(0, BLOCK_K)
-                inside = k < K
-                x_at = x + row[None, :] * stride_x + k[:, None]
-                x_KT = tl.load(x_at, mask=inside[:, None] & live[None, :], other=0.0)
-                a_CK = tl.load(a_rows[:, None] + k[None, :], mask=inside[None, :], other=0.0)
-                acc = tl.dot(a_CK.to(x_KT.dtype), x_KT, acc, input_precision="ieee")
+            acc = page_times_rows(x, a_rows, row, live, split, K, stride_x, split_k, RANK, TILE_ROWS, BLOCK_K)
             base = (tl.cast(item, tl.int64) * SPLITS + split) * SLICES * RANK
             tl.store(z + (base + column)[:, None] * TILE_ROWS + lane[None, :], acc)
 

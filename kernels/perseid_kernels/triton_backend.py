@@ -17,6 +17,7 @@ from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.best import best
 from perseid_kernels.expand import expand
 from perseid_kernels.fused import FusedDecoder, FusedForward
+from perseid_kernels.gate import choose
 from perseid_kernels.matmul_dense import PackedDense, matmul_dense, pack_dense
 from perseid_kernels.matmul_q4 import PackedInt4, matmul_q4, pack_int4
 from perseid_kernels.matmul_q4 import unpack_rows as unpack_q4_rows
@@ -25,6 +26,8 @@ from perseid_kernels.matmul_q8 import unpack_rows as unpack_q8_rows
 from perseid_kernels.norm import add_rms_norm, rms_norm
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_and_store
+from perseid_kernels.routed_lora import add_chosen
+from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.row_tiles import RowTiles, StaticSegments
 from perseid_kernels.segments import Segments
 from perseid_kernels.shrink import shrink
@@ -83,6 +86,14 @@ class TritonBackend:
         if tiles.num_tiles:
             z = shrink(x_TK, pages, segments, tiles)
             expand(z, pages, segments, tiles, out_TN)
+
+    def add_routed(self, x_TK: Tensor, gates: Gates, pages: RankPages, routed: RoutedRows, out_TN: Tensor) -> None:
+        """Gates, choice, shrink, expand: four launches a linear, whose grids follow from shapes."""
+        if not routed.rows.numel() or not gates.num_gated:
+            return
+        choice = choose(x_TK, gates, routed)
+        if routed.max_pages:
+            add_chosen(x_TK, pages, routed, choice, out_TN)
 
     def new_pool(self) -> Any:
         """A pool of memory for `record`; None where there are no graphs."""

@@ -3,9 +3,12 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from perseid_loadtest.engines import Engine
 from perseid_loadtest.workload import Case
+
+T = TypeVar("T")
 
 Rates = Mapping[tuple[str, Case], Sequence[float]]
 """Tokens a second of an engine in a case, one for each round."""
@@ -44,10 +47,10 @@ def measure(engines: Sequence[Engine], cases: Sequence[Case], rounds: int, tell:
     return rates
 
 
-def rotated(engines: Sequence[Engine], turn: int) -> list[Engine]:
+def rotated(competitors: Sequence[T], turn: int) -> list[T]:
     """Another one first in each round."""
-    start = turn % len(engines)
-    return [*engines[start:], *engines[:start]]
+    start = turn % len(competitors)
+    return [*competitors[start:], *competitors[:start]]
 
 
 def ratio(rates: Rates, ours: tuple[str, Case], theirs: tuple[str, Case]) -> Summary | None:

@@ -1,12 +1,14 @@
 """The oracle of the end-to-end proofs: PEFT + transformers in float32 on the embedded base's dequantised weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft import get_peft_model as add_adapter
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -90,6 +92,46 @@ class ReferenceAnswer:
     margins: tuple[float, ...]
 
 
+_KEEP = "keep the adapters that are active"
+
+
+@dataclass(frozen=True)
+class ReferenceGates:
+    """Gates of all linears, by the tensor names of a gate set's file; columns name adapters, None is the base."""
+
+    columns: tuple[str | None, ...]
+    tensors: Mapping[str, torch.Tensor]
+    k: int
+    temperature: float
+    allowed: frozenset[str | None]
+
+    def hook(self, module_name: str) -> Callable[..., torch.Tensor]:
+        """Adds the routed sum to what a module of that name gives."""
+        parts = module_name.split(".")
+        weight = self.tensors.get(f"layers.{parts[-3]}.{parts[-1]}.weight")
+
+        def add(module: LoraLayer, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if weight is None:
+                return output
+            x = inputs[0][0].double()
+            rows = [self._delta(module, row, weight.double() @ row) for row in x]
+            return output + torch.stack(rows)[None].float()
+
+        return add
+
+    def _delta(self, module: LoraLayer, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        candidates = [c for c, name in enumerate(self.columns) if name in self.allowed]
+        chosen = sorted(candidates, key=lambda c: (-float(logits[c]), c))[: self.k]
+        weights = torch.softmax(logits[chosen] / self.temperature, dim=0)
+        delta = torch.zeros(module.get_base_layer().out_features, dtype=torch.float64)
+        for column, weight in zip(chosen, weights, strict=True):
+            name = self.columns[column]
+            if name is not None and name in module.lora_A:
+                a, b = module.lora_A[name].weight.double(), module.lora_B[name].weight.double()
+                delta += weight * module.scaling[name] * (b @ (a @ x))
+        return delta
+
+
 class Reference:
     """One PEFT model that holds all adapters; answers one request at a time."""
 
@@ -106,8 +148,43 @@ class Reference:
         if adapter is None:
             with self._model.disable_adapter():
                 return self._greedy(prompt, num_tokens)
-        self._model.set_adapter(adapter)
+        if adapter != _KEEP:
+            self._model.set_adapter(adapter)
         return self._greedy(prompt, num_tokens)
+
+    def greedy_blend(self, prompt: Sequence[int], weights: Mapping[str, float], num_tokens: int) -> ReferenceAnswer:
+        """As `greedy`, with Σ w_i · Δ_i: PEFT's own sum over several active adapters, their scales multiplied."""
+        with self._scaled(weights):
+            self._model.base_model.set_adapter(list(weights))
+            return self.greedy(prompt, _KEEP, num_tokens)
+
+    def greedy_routed(self, prompt: Sequence[int], gates: "ReferenceGates", num_tokens: int) -> ReferenceAnswer:
+        """As `greedy`, every linear routed by `gates`: the equation of perseid_kernels.routing, in hooks on PEFT's
+        modules, a token at a time and in float64."""
+        hooks = [
+            module.register_forward_hook(gates.hook(name))
+            for name, module in self._model.named_modules()
+            if isinstance(module, LoraLayer)
+        ]
+        try:
+            return self.greedy(prompt, None, num_tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def _scaled(self, weights: Mapping[str, float]) -> Iterator[None]:
+        layers = [module for module in self._model.modules() if isinstance(module, LoraLayer)]
+        before = [dict(layer.scaling) for layer in layers]
+        for layer in layers:
+            for name, weight in weights.items():
+                if name in layer.scaling:
+                    layer.scaling[name] *= weight
+        try:
+            yield
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling.update(scaling)
 
     def _greedy(self, prompt: Sequence[int], num_tokens: int) -> ReferenceAnswer:
         tokens: list[int] = []

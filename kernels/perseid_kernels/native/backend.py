@@ -19,7 +19,9 @@ from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
 from perseid_kernels.native.pack import Layout, NativeWeight, pack
 from perseid_kernels.native.profile import Profile, profiling
+from perseid_kernels.native.routing import NativeGates, NativeRouted
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
@@ -29,6 +31,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
     "embed": (_POINTER, _POINTER, _INT, _POINTER),
     "add_lora": (_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 5, _INT, _POINTER, _INT),
+    "add_routed": (_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 3, _INT),
     "rms_norm": (_POINTER, *[_INT] * 5, _POINTER, _FLOAT, _POINTER),
     "add_rms_norm": (_POINTER, _POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_mul": (_POINTER, _INT, _INT, _INT, _POINTER),
@@ -62,6 +65,7 @@ class NativeBackend:
         self._matmul = _function(functions, "matmul")
         self._embed = _function(functions, "embed")
         self._add_lora = _function(functions, "add_lora")
+        self._add_routed = _function(functions, "add_routed")
         self._rms_norm = _function(functions, "rms_norm")
         self._add_rms_norm = _function(functions, "add_rms_norm")
         self._silu_mul = _function(functions, "silu_mul")
@@ -118,6 +122,27 @@ class NativeBackend:
             segments.weights.data_ptr(),
             segments.page_indptr.data_ptr(),
             segments.indptr.shape[0] - 1,
+            out.data_ptr(),
+            out.stride(0),
+        )
+
+    def add_routed(self, x_TK: Tensor, gates: Gates, pages: RankPages, routed: RoutedRows, out_TN: Tensor) -> None:
+        """Choose, shrink and expand in one call."""
+        assert pages.a.dtype == pages.b.dtype == torch.float32
+        assert gates.weight.shape == (len(pages.slices) * routed.table.num_columns, x_TK.shape[1])
+        x, out = _rows(x_TK), _rows(out_TN)
+        native_gates, rows = NativeGates.of(gates), NativeRouted.of(routed)
+        self._add_routed(
+            x.data_ptr(),
+            x.stride(0),
+            x.shape[1],
+            pages.a.data_ptr(),
+            pages.b.data_ptr(),
+            pages.live.data_ptr(),
+            _slice_ends(pages.slices).data_ptr(),
+            len(pages.slices),
+            ctypes.addressof(native_gates),
+            ctypes.addressof(rows),
             out.data_ptr(),
             out.stride(0),
         )

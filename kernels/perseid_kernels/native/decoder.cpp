@@ -7,7 +7,10 @@
 #include <cstring>
 #include <vector>
 
+#include "lora.h"
+#include "low_rank.h"
 #include "ops.h"
+#include "routing.h"
 
 namespace perseid {
 namespace {
@@ -28,6 +31,7 @@ void timed(Op op, F run) {
 // Activations, kept from step to step. They grow to the largest step's size.
 struct Buffers {
     std::vector<float> residual, x, qkv, q, k, attended, gate_up, activated, out;
+    LowRank sums;
 };
 
 float* room(std::vector<float>& buffer, int64_t size) {
@@ -51,26 +55,40 @@ class Pass {
             perseid_rms_norm(residual_, s_.num_rows, 1, d_.hidden_size, d_.hidden_size, d_.hidden_size,
                              d_.layers[0].input_norm, d_.norm_eps, x_);
         });
-        for (int64_t i = 0; i < d_.num_layers; ++i) {
-            const Layer& layer = d_.layers[i];
+        for (layer_ = 0; layer_ < d_.num_layers; ++layer_) {
+            const Layer& layer = d_.layers[layer_];
             attend(layer);
             add_norm(layer.post_attention_norm);
             feed_forward(layer);
-            add_norm(i + 1 < d_.num_layers ? d_.layers[i + 1].input_norm : d_.final_norm);
+            add_norm(layer_ + 1 < d_.num_layers ? d_.layers[layer_ + 1].input_norm : d_.final_norm);
         }
         timed(LM_HEAD, [&] { logits(); });
     }
 
   private:
-    void linear(Op op, const Linear& w, const float* x, float* out) const {
+    void linear(Op op, const Linear& w, Gates LayerGates::* gates, const float* x, float* out) const {
         timed(op, [&] { product(w, x, out); });
-        if (w.a && s_.num_segments > 0) {
-            timed(LORA, [&] {
-                perseid_add_lora(x, w.num_inputs, w.num_inputs, w.a, w.b, w.live, w.slice_ends, w.num_slices,
-                                 s_.segment_rows, s_.indptr, s_.pages, s_.weights, s_.page_indptr, s_.num_segments,
-                                 out, w.num_outputs);
-            });
+        if (w.a && s_.num_segments + s_.num_routed > 0) {
+            adapt(w, gates, x, out);
         }
+    }
+
+    // All rows' low-rank sums at once. No row is in two of the groups, so this is one group after the other.
+    void adapt(const Linear& w, Gates LayerGates::* gates, const float* x, float* out) const {
+        const Adapted linear{x,      w.num_inputs, w.num_inputs, w.a, w.b,
+                             w.live, w.slice_ends, w.num_slices, out, w.num_outputs};
+        buffers_.sums.begin(linear);
+        for (int64_t i = 0; i < s_.num_routed; ++i) {
+            const Gates& of_set = s_.routed[i].layers[layer_].*gates;
+            if (of_set.weight) {
+                timed(ROUTE, [&] { route(linear, of_set, s_.routed[i], buffers_.sums); });
+            }
+        }
+        timed(LORA, [&] {
+            add_segments({s_.num_segments, s_.segment_rows, s_.indptr, s_.pages, s_.weights, s_.page_indptr},
+                         w.num_slices, buffers_.sums);
+            buffers_.sums.run();
+        });
     }
 
     void product(const Linear& w, const float* x, float* out) const {
@@ -96,7 +114,7 @@ class Pass {
         const int64_t width = layer.qkv.num_outputs;
         float* q = room(buffers_.qkv, rows * width);
         float* k = q + heads * dim;
-        linear(QKV, layer.qkv, x_, q);
+        linear(QKV, layer.qkv, &LayerGates::qkv, x_, q);
         if (!layer.q_norm) {
             return {q, k, k + kv_heads * dim, width, width, width};
         }
@@ -122,16 +140,16 @@ class Pass {
                               s_.block_table, s_.stride_table, s_.num_sequences, heads, kv_heads, dim, d_.block_size,
                               d_.attention_scale, attended, heads * dim);
         });
-        linear(O, layer.o, attended, out_);
+        linear(O, layer.o, &LayerGates::o, attended, out_);
     }
 
     void feed_forward(const Layer& layer) {
         const int64_t width = layer.down.num_inputs;
         float* gate_up = room(buffers_.gate_up, s_.num_rows * 2 * width);
         float* activated = room(buffers_.activated, s_.num_rows * width);
-        linear(GATE_UP, layer.gate_up, x_, gate_up);
+        linear(GATE_UP, layer.gate_up, &LayerGates::gate_up, x_, gate_up);
         timed(SILU, [&] { perseid_silu_mul(gate_up, s_.num_rows, width, 2 * width, activated); });
-        linear(DOWN, layer.down, activated, out_);
+        linear(DOWN, layer.down, &LayerGates::down, activated, out_);
     }
 
     void add_norm(const float* weight) const {
@@ -152,6 +170,7 @@ class Pass {
     const Step& s_;
     Buffers& buffers_;
     float *residual_, *x_, *out_;
+    int64_t layer_ = 0;  // the one that runs
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "routing.h"
 #include "weight.h"
 
 namespace perseid {
@@ -62,12 +63,14 @@ struct Step {  // names as in backend.py (AttentionBatch) and segments.py
     const int32_t* pages;
     const float* weights;
     const int32_t* page_indptr;
+    int64_t num_routed;  // gate sets in use
+    const Routed* routed;
     int64_t num_logits;
     const int64_t* logits_rows;
     float* logits;  // [num_logits, V]
 };
 
 // What a forward pass spends its time on, in the order of `profile.OPS` in Python.
-enum Op { EMBED, NORM, QKV, ROPE, ATTENTION, O, GATE_UP, SILU, DOWN, LORA, LM_HEAD, NUM_OPS };
+enum Op { EMBED, NORM, QKV, ROPE, ATTENTION, O, GATE_UP, SILU, DOWN, ROUTE, LORA, LM_HEAD, NUM_OPS };
 
 }  // namespace perseid

@@ -10,6 +10,7 @@ from torch import Tensor
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
 from perseid_kernels.native.pack import NativeWeight
+from perseid_kernels.native.routing import NativeTables
 from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import Segments
 
@@ -84,6 +85,8 @@ class _Step(ctypes.Structure):
         ("pages", _POINTER),
         ("weights", _POINTER),
         ("page_indptr", _POINTER),
+        ("num_routed", _INT),
+        ("routed", _POINTER),
         ("num_logits", _INT),
         ("logits_rows", _POINTER),
         ("logits", _POINTER),
@@ -96,6 +99,7 @@ class NativeForward:
     def __init__(self, call: Callable[[int, int], None], model: FusedDecoder) -> None:
         self._call = call
         self._held: list[Any] = [model]
+        self._tables = NativeTables()
         self._layers = (_Layer * len(model.layers))(*[self._layer(layer) for layer in model.layers])
         embedding, lm_head = _weight(model.embedding), _weight(model.lm_head)
         self._vocab_size, hidden_size = lm_head.shape
@@ -127,7 +131,6 @@ class NativeForward:
         routed: Sequence[RoutedRows] = (),
     ) -> Tensor:
         """Float32 logits [L, V]."""
-        assert not routed, "to come"
         logits_LV = torch.empty((logits_rows_L.shape[0], self._vocab_size))
         step = _Step(
             num_rows=token_ids_T.shape[0],
@@ -150,6 +153,8 @@ class NativeForward:
             step.pages = segments.pages.data_ptr()
             step.weights = segments.weights.data_ptr()
             step.page_indptr = segments.page_indptr.data_ptr()
+        routed_rows = self._tables.rows(routed)
+        step.num_routed, step.routed = len(routed), ctypes.addressof(routed_rows)
         self._call(ctypes.addressof(self._decoder), ctypes.addressof(step))
         return logits_LV
 

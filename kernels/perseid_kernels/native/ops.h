@@ -11,6 +11,8 @@ namespace perseid {
 
 struct Decoder;  // decoder.h
 struct Step;
+struct Gates;  // routing.h
+struct Routed;
 
 // out = x Wᵀ
 PERSEID_OP void perseid_matmul(const Weight* w, const float* x, int64_t num_rows, int64_t stride_x, float* out,
@@ -25,6 +27,11 @@ PERSEID_OP void perseid_add_lora(const float* x, int64_t stride_x, int64_t num_i
                                  const int32_t* rows, const int32_t* indptr, const int32_t* pages,
                                  const float* weights, const int32_t* page_indptr, int64_t num_segments, float* out,
                                  int64_t stride_out);
+
+// out += the low-rank products of the columns that the rows' gates choose
+PERSEID_OP void perseid_add_routed(const float* x, int64_t stride_x, int64_t num_inputs, const float* a, const float* b,
+                                   const int32_t* live, const int64_t* slice_ends, int64_t num_slices,
+                                   const Gates* gates, const Routed* routed, float* out, int64_t stride_out);
 
 // x [T, H, N] with strides, out [T, H, N] contiguous.
 PERSEID_OP void perseid_rms_norm(const float* x, int64_t rows, int64_t heads, int64_t width, int64_t stride_row,

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-OPS = ("embed", "norm", "qkv", "rope", "attention", "o", "gate_up", "silu", "down", "lora", "lm_head")
-"""`enum Op` of decoder.h. The products are without their low-rank sums, which are "lora" for all four."""
+OPS = ("embed", "norm", "qkv", "rope", "attention", "o", "gate_up", "silu", "down", "route", "lora", "lm_head")
+"""`enum Op` of decoder.h. The products are without their low-rank sums, which are "lora" for
+all four; "route" is what gates take to choose."""
 
 
 class Profile:

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define PERSEID_AVX512 1
@@ -369,11 +370,52 @@ inline V dot_lanes(const float* const rows[LANES], const float* x, int64_t n) {
     return sum_each(totals);
 }
 
-// Four dot products, each summed as in `dot_lanes`.
-inline void dot4(const float* const rows[4], const float* x, int64_t n, float* out) {
-    V totals[4];
-    dot_totals<4>(rows, x, n, totals);
-    sum_each(totals, out);
+constexpr int DOT_TILE = LANES == 16 ? 4 : 2;  // inputs whose sums with four rows fit the registers
+
+// out[j] = four dot products with x[j], each summed as in `dot_lanes`. The rows are loaded once for all x.
+template <int XS>
+inline void dot4(const float* const rows[4], const float* const x[XS], int64_t n, float* const out[XS]) {
+    V totals[XS][4];
+    for (auto& each : totals) {
+        each[0] = each[1] = each[2] = each[3] = zero();
+    }
+    const auto add_products = [&](int64_t k, int64_t count) {
+        V values[4];
+        for (int i = 0; i < 4; ++i) {
+            values[i] = read(rows[i] + k, count);
+        }
+        for (int j = 0; j < XS; ++j) {
+            const V value = read(x[j] + k, count);
+            for (int i = 0; i < 4; ++i) {
+                totals[j][i] = fma(values[i], value, totals[j][i]);
+            }
+        }
+    };
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES) {
+        add_products(k, LANES);
+    }
+    if (k < n) {
+        add_products(k, n - k);
+    }
+    for (int j = 0; j < XS; ++j) {
+        sum_each(totals[j], out[j]);
+    }
+}
+
+// Calls f(first, size) for tiles of MOST, two and one that cover `count`; the size is a constant, an integral_constant.
+template <int MOST, class F>
+inline void in_tiles(int64_t count, F f) {
+    int64_t i = 0;
+    for (; i + MOST <= count; i += MOST) {
+        f(i, std::integral_constant<int, MOST>{});
+    }
+    for (; i + 2 <= count; i += 2) {
+        f(i, std::integral_constant<int, 2>{});
+    }
+    if (i < count) {
+        f(i, std::integral_constant<int, 1>{});
+    }
 }
 
 }  // namespace perseid

@@ -136,6 +136,11 @@ class Residency:
         """Whether the version is registered (and not forgotten and gone)."""
         return version in self._adapters
 
+    def folder(self, version: str) -> Path | None:
+        """Where the version's files are; None when it is not registered."""
+        adapter = self._adapters.get(version)
+        return adapter.path if adapter is not None else None
+
     def is_pinned(self, version: str) -> bool:
         """Whether the version is pinned."""
         return self._adapters[version].pinned

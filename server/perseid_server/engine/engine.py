@@ -84,6 +84,12 @@ class Engine:
         if pinned:
             self._residency.pin(version, True)
 
+    def register_gate_set(
+        self, version: str, path: str | None, adapters: tuple[str, ...], *, null: bool, pinned: bool = False
+    ) -> None:
+        """Make a gate set known; it is loaded when it is first needed, or at once when pinned."""
+        self._residency.register_gate_set(version, path, adapters, null=null, pinned=pinned)
+
     def pin_adapter(self, version: str, *, pinned: bool) -> None:
         """Keep a version on the device, or let it go."""
         if self._residency.knows(version):
@@ -93,6 +99,8 @@ class Engine:
         """No new request names this version; it leaves memory with its last user."""
         if self._residency.knows(version):
             self._residency.forget(version)
+
+    forget_gate_set = forget_adapter
 
     def step(self) -> StepOutputs:
         """Schedule, run, commit."""

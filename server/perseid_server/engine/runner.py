@@ -2,25 +2,20 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
 
 from torch import Tensor
 
+from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import PageList
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
+from perseid_server.engine.routed_rows import RoutedGroups, Tables, group_routed
 from perseid_server.model.batch import HostBatch
 from perseid_server.model.decode_graphs import DecodeGraphs
 from perseid_server.model.decoder import AdapterPools, Decoder
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.sampling import SampleRequest, prompt_logprobs, sample
 from perseid_server.model.sampling_params import TokenLogprobs
-
-
-class PageTable(Protocol):
-    """Which pages an adapter on the device occupies."""
-
-    def pages(self, version: str) -> PageList: ...
 
 
 class ModelRunner:
@@ -32,13 +27,13 @@ class ModelRunner:
         decoder: Decoder,
         kv: KVCache,
         pools: AdapterPools,
-        table: PageTable,
+        tables: Tables,
         block_size: int,
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self._decoder = decoder
         self._ordinary = decoder.bind(kv, pools)
-        self._table = table
+        self._tables = tables
         self._block_size = block_size
         self._graphs = graphs
         self._eos_token_ids = decoder.config.eos_token_ids
@@ -46,8 +41,9 @@ class ModelRunner:
     def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
         """One forward pass; samples for the chunks that end at their sequence's last token."""
         spans = _logits_spans(step.chunks)
-        batch = self._batch(step.chunks, [row for span in spans for row in span])
-        logits_LV = self._forward(batch)
+        groups = group_routed(step.chunks, self._tables)
+        batch = self._batch(step.chunks, [row for span in spans for row in span], groups)
+        logits_LV, routed = self._forward(batch)
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
         samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
         rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
@@ -55,24 +51,26 @@ class ModelRunner:
             rows_LV, [self._sample_request(step.chunks[index]) for index in samplers], self._decoder.backend.best
         )
         token_of = dict(zip(samplers, sampled, strict=True))
+        chosen = groups.results(routed, step.chunks)
 
         results = []
         for index, (chunk, span) in enumerate(zip(step.chunks, spans, strict=True)):
             judged = _judge_prompt(chunk, logits_LV[ends[index] - len(span) : ends[index]])
             token = token_of.get(index)
             if token is None:
-                results.append(ChunkResult(prompt_logprobs=judged))
+                results.append(ChunkResult(prompt_logprobs=judged, routed=chosen.get(index)))
             else:
-                results.append(ChunkResult(token.token_id, token.logprob, judged, token.error))
+                results.append(ChunkResult(token.token_id, token.logprob, judged, token.error, chosen.get(index)))
         return tuple(results)
 
-    def _forward(self, batch: HostBatch) -> Tensor:
-        """Next-token logits, float32 [L, V]."""
+    def _forward(self, batch: HostBatch) -> tuple[Tensor, tuple[RoutedRows, ...]]:
+        """Next-token logits, float32 [L, V], and the routed rows with what was chosen for them."""
         if self._graphs is not None and self._graphs.takes(batch):
-            return self._graphs.forward(batch)
-        return self._ordinary(batch.on(self._decoder.device))
+            return self._graphs.forward(batch), ()
+        on_device = batch.on(self._decoder.device)
+        return self._ordinary(on_device), on_device.routed
 
-    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int]) -> HostBatch:
+    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int], groups: RoutedGroups) -> HostBatch:
         size = self._block_size
         tokens: list[int] = []
         positions: list[int] = []
@@ -96,13 +94,14 @@ class ModelRunner:
             blocks=[chunk.sequence.blocks for chunk in chunks],
             pages=pages,
             logits_rows=logits_rows,
+            routed=groups.host(),
         )
 
     def _page_list(self, adaptation: Adaptation) -> PageList | None:
         """The pages of one adapter, or of a blend's, one adapter after the other."""
         if not adaptation.weights:
             return None
-        lists = [(self._table.pages(version), weight) for version, weight in adaptation.weights]
+        lists = [(self._tables.pages(version), weight) for version, weight in adaptation.weights]
         return PageList(
             tuple(page for pages, _ in lists for page in pages.pages),
             tuple(weight * each for pages, weight in lists for each in pages.weights),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
-from perseid_kernels.routing import RoutedRows
+from perseid_kernels.routing import GateTable, RoutedRows, column_pages
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.upload import upload
 
@@ -27,6 +27,43 @@ class StepBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRouted:
+    """The rows that one gate set routes, before they are on a device: R rows, C columns."""
+
+    table: GateTable
+    rows: Sequence[int]  # [R], ascending
+    k: Sequence[int]  # [R]
+    temperature: Sequence[float]  # [R]
+    allowed: Sequence[Sequence[bool]]  # [R][C]
+    pages: Sequence[Sequence[int]]  # [C]
+
+    def on(self, device: torch.device) -> RoutedRows:
+        """The tensors on `device`, with an empty tally, without waiting for it."""
+        pages, page_indptr = column_pages(self.pages)
+        host = (
+            torch.tensor(self.rows, dtype=torch.int32),
+            torch.tensor(self.k, dtype=torch.int32),
+            torch.tensor(self.temperature, dtype=torch.float32),
+            torch.tensor(self.allowed, dtype=torch.int32),
+            torch.tensor(pages, dtype=torch.int32),
+            torch.tensor(page_indptr, dtype=torch.int32),
+        )
+        rows_R, k_R, temperature_R, allowed_RC, pages_J, indptr_C = upload(host, device)
+        return RoutedRows(
+            table=self.table,
+            rows=rows_R,
+            k=k_R,
+            temperature=temperature_R,
+            allowed=allowed_RC,
+            pages=pages_J,
+            page_indptr=indptr_C,
+            max_pages=max(len(pages) for pages in self.pages),
+            max_k=max(self.k),
+            tally=torch.zeros((len(self.rows), self.table.num_columns + 1), device=device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class HostBatch:
     """A `StepBatch` before it is on a device: T rows of S sequences, the logits of L rows wanted."""
 
@@ -38,6 +75,7 @@ class HostBatch:
     blocks: Sequence[Sequence[int]]  # [S], cache blocks of each sequence, in order
     pages: Sequence[PageList | None]  # [T]
     logits_rows: Sequence[int]  # [L]
+    routed: Sequence[HostRouted] = ()
 
     @property
     def is_decode(self) -> bool:
@@ -69,6 +107,7 @@ class HostBatch:
             ),
             segments=Segments.build(self.pages, device),
             logits_rows=logits_rows,
+            routed=tuple(rows.on(device) for rows in self.routed),
         )
 
 

@@ -176,6 +176,7 @@ class DecodeGraphs:
         rows = len(batch.token_ids)
         return (
             batch.is_decode
+            and not batch.routed  # gates come and go, a recording holds addresses
             and rows <= self._limits.max_rows
             and max(batch.context_len) <= self._limits.max_context
             and max(len(blocks) for blocks in batch.blocks) <= self._limits.blocks_of_row

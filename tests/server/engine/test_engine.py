@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from perseid_server.engine.adaptation import Adaptation
+from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.engine import MOST_FAILED_STEPS, Engine
 from perseid_server.engine.messages import SequenceOutput, Submit
 from perseid_server.model.sampling_params import SamplingParams
@@ -355,3 +355,65 @@ def test_random_traffic_always_answers_as_alone():
         got = tokens(outputs.get(name, []))
         assert got == wanted or (name in aborted and got == wanted[: len(got)])
     assert engine.stats().kv_blocks_used == 0
+
+
+# --- several adapters ---------------------------------------------------------------------------------------------
+
+
+def adapted(name: str, seed: int, adaptation: Adaptation, num_tokens: int = 3) -> Submit:
+    return Submit(name, prompt_of(6, seed), SamplingParams(max_tokens=num_tokens, temperature=0.0), adaptation)
+
+
+def test_blends_and_routed_requests_are_keyed_by_what_adapts_them():
+    engine = fake_engine()
+    for version in ("a", "b", "g"):
+        engine.register_adapter(version, "")
+    engine.register_gate_set("g", None, ("a", "b"), null=True)
+    adaptations = [
+        Adaptation((("a", 0.5), ("b", 0.5))),
+        Adaptation((("a", 0.25), ("b", 0.75))),
+        Adaptation(routing=Routing("g", ("a", "b", BASE_COLUMN), 2, 1.0)),
+        Adaptation(routing=Routing("g", ("a", None, BASE_COLUMN), 2, 1.0)),
+        Adaptation.of("a"),
+        Adaptation(),
+    ]
+    for _ in range(2):  # the second time from the prefix cache
+        for i, adaptation in enumerate(adaptations):
+            engine.submit(Submit(str(i), prompt_of(20), SamplingParams(max_tokens=4, temperature=0.0), adaptation))
+        outputs = run(engine)
+        for i, adaptation in enumerate(adaptations):
+            assert tokens(outputs[str(i)]) == expected(prompt_of(20), name_of(adaptation), 4)
+    assert outputs["0"][0].cached_tokens > 0
+
+
+def test_sets_of_adapters_that_share_too_little_room_all_get_their_turn():
+    residency = FakeResidency(room=4)
+    engine = fake_engine(num_blocks=256, residency=residency)
+    for i in range(8):
+        engine.register_adapter(f"v{i}", "")
+    jobs = [
+        adapted(f"r{i}", i, Adaptation(tuple((f"v{(i + j) % 8}", 1.0) for j in range(1 + i % 4)))) for i in range(40)
+    ]
+    for job in jobs:
+        engine.submit(job)
+    outputs = run(engine, 20000)
+    for job in jobs:
+        assert tokens(outputs[job.request_id]) == expected(job.prompt_token_ids, name_of(job.adaptation), 3)
+    assert not any(residency.users.values())
+
+
+def test_one_adapter_of_a_blend_that_cannot_be_loaded_fails_the_request():
+    engine = fake_engine(residency=FakeResidency(broken={"bad": "its file is gone"}))
+    for version in ("good", "bad"):
+        engine.register_adapter(version, "")
+    engine.submit(adapted("r", 1, Adaptation((("good", 1.0), ("bad", 1.0)))))
+    engine.submit(adapted("other", 2, Adaptation.of("good")))
+    outputs = run(engine)
+    assert outputs["r"][0].error == "the adapter cannot be loaded: its file is gone"
+    assert len(tokens(outputs["other"])) == 3
+
+
+def test_a_gate_set_nobody_registered_is_refused():
+    engine = fake_engine()
+    engine.submit(adapted("r", 1, Adaptation(routing=Routing("unknown", (BASE_COLUMN,), 1, 1.0))))
+    assert run(engine)["r"][0].error == "version unknown is not registered"

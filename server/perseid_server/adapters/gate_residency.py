@@ -1,0 +1,178 @@
+"""Gate sets on the device: a loader thread brings them there when they are first needed.
+
+They are small (some MB), so those in use and those that are pinned stay, and a few of the others, least recently used
+first to go. The engine's thread asks and decides; the loader builds a table and hands it over whole.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perseid_kernels.routing import GateTable
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents
+from perseid_server.errors import PerseidError
+
+logger = logging.getLogger(__name__)
+
+MAX_IDLE = 8
+"""Tables that stay on the device though nobody uses or pins them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateSource:
+    """What a table is built from."""
+
+    path: Path | None  # folder with the gates of the first adapters; None: there are none
+    adapters: tuple[str, ...]  # versions, in the order of the columns
+    folders: tuple[Path | None, ...]  # of the adapters, as far as they are registered
+    null: bool
+
+
+BuildTable = Callable[[GateSource], GateTable]
+"""Reads and computes; runs on the loader's thread. PerseidError says why it cannot be done."""
+
+
+@dataclass(slots=True)
+class _GateSet:
+    source: GateSource
+    table: GateTable | None = None
+    loading: Future[GateTable] | None = None
+    users: int = 0
+    pinned: bool = False
+    forgotten: bool = False
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Events:
+    moved: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class GateResidency:
+    """All calls come from the engine's thread."""
+
+    def __init__(self, build: BuildTable) -> None:
+        self._build = build
+        self._sets: OrderedDict[str, _GateSet] = OrderedDict()  # least recently used first
+        self._events = _Events()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="gate-loader")
+
+    def register(self, version: str, source: GateSource, *, pinned: bool) -> None:
+        """Make a gate set known, or revive one that was to be forgotten."""
+        gates = self._sets.setdefault(version, _GateSet(source))
+        gates.source = source
+        gates.forgotten = False
+        gates.error = None
+        self.pin(version, pinned)
+
+    def forget(self, version: str) -> None:
+        """Let a gate set go with its last user."""
+        gates = self._sets[version]
+        gates.forgotten = True
+        gates.pinned = False
+        self._drop_if_forgotten(version)
+
+    def pin(self, version: str, pinned: bool) -> None:
+        """Load a gate set and keep it, or let it go when others come."""
+        gates = self._sets[version]
+        gates.pinned = pinned
+        if pinned:
+            self.prefetch(version)
+
+    def knows(self, version: str) -> bool:
+        """Whether it is registered (and not forgotten and gone)."""
+        return version in self._sets
+
+    def is_pinned(self, version: str) -> bool:
+        """Whether it is pinned."""
+        return self._sets[version].pinned
+
+    def location(self, version: str) -> Location:
+        """Where it is."""
+        return "device" if self._sets[version].table is not None else "disk"
+
+    def error(self, version: str) -> str | None:
+        """Why it cannot be loaded."""
+        return self._sets[version].error
+
+    def table(self, version: str) -> GateTable:
+        """The gates of an acquired set."""
+        table = self._sets[version].table
+        assert table is not None, "acquired gate sets are on the device"
+        return table
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a poll will take something over."""
+        return any(gates.loading is not None for gates in self._sets.values())
+
+    def acquire(self, version: str) -> Admission:
+        """Take a reference if the set is on the device; otherwise see that it comes there."""
+        gates = self._sets[version]
+        if gates.error is not None:
+            return "failed"
+        if gates.table is None:
+            self.prefetch(version)
+            return "loading"
+        gates.users += 1
+        self._sets.move_to_end(version)
+        return "ready"
+
+    def release(self, version: str) -> None:
+        """Give a reference back."""
+        gates = self._sets[version]
+        assert gates.users > 0, "released more often than acquired"
+        gates.users -= 1
+        self._drop_if_forgotten(version)
+
+    def prefetch(self, version: str) -> None:
+        """Have it loaded."""
+        gates = self._sets[version]
+        if gates.table is None and gates.loading is None and gates.error is None:
+            gates.loading = self._loader.submit(self._build, gates.source)
+
+    def poll(self) -> ResidencyEvents:
+        """Take over what has been loaded, and report what happened since the last poll."""
+        for version, gates in list(self._sets.items()):
+            if gates.loading is not None and gates.loading.done():
+                loaded, gates.loading = gates.loading, None
+                self._take_over(version, gates, loaded)
+                self._drop_if_forgotten(version)
+        self._evict()
+        events, self._events = self._events, _Events()
+        return ResidencyEvents(tuple(events.moved), events.failed)
+
+    def close(self) -> None:
+        """End the loader thread."""
+        self._loader.shutdown()
+
+    def _take_over(self, version: str, gates: _GateSet, loaded: Future[GateTable]) -> None:
+        error = loaded.exception()
+        if error is None:
+            gates.table = loaded.result()
+            self._sets.move_to_end(version)
+            self._events.moved.add(version)
+        elif not gates.forgotten:  # the files of a forgotten set are deleted, also under the loader's hands
+            if not isinstance(error, PerseidError):
+                logger.error("loading gate set %s failed", version[:12], exc_info=error)
+            gates.error = error.message if isinstance(error, PerseidError) else f"{type(error).__name__}: {error}"
+            self._events.failed[version] = gates.error
+
+    def _evict(self) -> None:
+        idle = [
+            version
+            for version, gates in self._sets.items()
+            if gates.table is not None and gates.users == 0 and not gates.pinned
+        ]
+        for version in idle[: max(len(idle) - MAX_IDLE, 0)]:
+            self._sets[version].table = None
+            self._events.moved.add(version)
+
+    def _drop_if_forgotten(self, version: str) -> None:
+        gates = self._sets[version]
+        if gates.forgotten and gates.users == 0 and gates.loading is None:
+            del self._sets[version]

@@ -1,0 +1,112 @@
+"""Gate sets come to the device when they are needed and leave when nobody needs them."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from perseid_kernels.routing import GateTable
+from perseid_server.adapters.gate_residency import MAX_IDLE, GateResidency, GateSource
+from perseid_server.errors import AdapterRejected
+
+SOURCE = GateSource(None, ("a",), (None,), null=True)
+
+
+def table_of(source: GateSource) -> GateTable:
+    return GateTable((), torch.zeros(2, dtype=torch.int32), len(source.adapters) + source.null)
+
+
+@pytest.fixture
+def gates() -> Iterator[GateResidency]:
+    residency = GateResidency(table_of)
+    yield residency
+    residency.close()
+
+
+def settle(gates: GateResidency):
+    """Poll until nothing is loading; all that happened."""
+    moved, failed = set(), {}
+    while True:
+        events = gates.poll()
+        moved |= set(events.moved)
+        failed |= events.failed
+        if not gates.is_loading:
+            return moved, failed
+        time.sleep(0)
+
+
+def test_a_set_is_loaded_when_it_is_first_asked_for(gates: GateResidency):
+    gates.register("g", SOURCE, pinned=False)
+    assert gates.location("g") == "disk"
+    assert gates.acquire("g") == "loading"
+    assert settle(gates) == ({"g"}, {})
+    assert gates.acquire("g") == "ready"
+    assert gates.table("g").num_columns == 2
+    assert gates.location("g") == "device"
+
+
+def test_a_pinned_set_is_loaded_at_once(gates: GateResidency):
+    gates.register("g", SOURCE, pinned=True)
+    settle(gates)
+    assert gates.acquire("g") == "ready"
+
+
+def test_idle_sets_leave_least_recently_used_first(gates: GateResidency):
+    names = [f"g{i}" for i in range(MAX_IDLE + 2)]
+    for name in ("used", "pinned", *names):
+        gates.register(name, SOURCE, pinned=name == "pinned")
+        gates.prefetch(name)
+        settle(gates)
+        if name == "used":
+            assert gates.acquire(name) == "ready"
+    assert [gates.location(name) for name in names] == ["disk", "disk", *["device"] * MAX_IDLE]
+    assert gates.location("used") == gates.location("pinned") == "device"
+
+
+def test_a_forgotten_set_stays_for_its_users(gates: GateResidency):
+    gates.register("g", SOURCE, pinned=True)
+    settle(gates)
+    gates.acquire("g")
+    gates.forget("g")
+    assert gates.knows("g")
+    assert gates.table("g").num_columns == 2
+    gates.release("g")
+    assert not gates.knows("g")
+
+
+def test_a_set_that_is_forgotten_while_it_loads_is_no_failure():
+    may_end = threading.Event()
+
+    def build(source: GateSource) -> GateTable:
+        may_end.wait()
+        raise AdapterRejected("its files are gone")
+
+    gates = GateResidency(build)
+    gates.register("g", SOURCE, pinned=True)
+    gates.forget("g")
+    may_end.set()
+    assert settle(gates) == (set(), {})
+    assert not gates.knows("g")
+    gates.close()
+
+
+UNREADABLE = AdapterRejected("tensor x holds NaN")
+BROKEN = MemoryError("m")
+
+
+@pytest.mark.parametrize(("error", "told"), [(UNREADABLE, "tensor x holds NaN"), (BROKEN, "MemoryError: m")])
+def test_a_set_that_cannot_be_loaded_says_why(error: Exception, told: str):
+    def build(source: GateSource) -> GateTable:
+        raise error
+
+    gates = GateResidency(build)
+    gates.register("g", SOURCE, pinned=False)
+    assert gates.acquire("g") == "loading"
+    assert settle(gates) == (set(), {"g": told})
+    assert gates.acquire("g") == "failed"
+    assert gates.error("g") == told
+    gates.register("g", SOURCE, pinned=False)  # loaded again
+    assert gates.error("g") is None
+    gates.close()

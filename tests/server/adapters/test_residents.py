@@ -1,0 +1,110 @@
+"""A request takes its gate set and its adapters together, or nothing."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from perseid_kernels.routing import GateTable
+from perseid_server.adapters.gate_residency import GateResidency, GateSource
+from perseid_server.adapters.pool import AdapterPool
+from perseid_server.adapters.residency import Residency
+from perseid_server.adapters.residents import Residents
+from perseid_server.adapters.store import version_of
+from tests.fakes import tiny_spec
+from tests.server.adapters.folders import write_adapter
+
+SPEC = tiny_spec()
+
+
+def build(source: GateSource) -> GateTable:
+    return GateTable((), torch.zeros(1, dtype=torch.int32), len(source.adapters) + source.null)
+
+
+@pytest.fixture
+def residents() -> Iterator[Residents]:
+    pool = AdapterPool(SPEC, 3, torch.device("cpu"), torch.float32)
+    both = Residents(Residency(SPEC, pool, 1 << 30), GateResidency(build))
+    yield both
+    both.close()
+
+
+def adapter(residents: Residents, folder: Path, seed: int) -> str:
+    made = write_adapter(folder / str(seed), seed=seed, rank=4)
+    version = version_of(made)
+    residents.register(version, str(made))
+    return version
+
+
+def settle(residents: Residents) -> None:
+    while residents.is_loading:
+        residents.poll()
+        time.sleep(0)
+    residents.poll()
+
+
+def use(residents: Residents, *versions: str) -> None:
+    for _ in range(3):
+        if residents.acquire(*versions) == "ready":
+            return
+        settle(residents)
+    raise AssertionError("it never came")
+
+
+def test_nothing_is_held_before_all_is_there(residents: Residents, tmp_path: Path):
+    a, b = adapter(residents, tmp_path, 1), adapter(residents, tmp_path, 2)
+    residents.register_gate_set("g", None, (a, b), null=True, pinned=False)
+    assert residents.acquire("g", a, b) == "loading"
+    settle(residents)
+    settle(residents)
+    assert residents.acquire("g", a, b) == "ready"
+    assert residents.gates("g").num_columns == 3
+    assert residents.pages(a).pages != residents.pages(b).pages
+    for version in ("g", a, b):
+        residents.forget(version)
+        assert residents.knows(version), "in use"
+    residents.release("g", a, b)
+    assert not any(residents.knows(version) for version in ("g", a, b))
+
+
+def test_a_set_that_misses_one_adapter_holds_none(residents: Residents, tmp_path: Path):
+    a, b, c, d = (adapter(residents, tmp_path, seed) for seed in range(4))
+    use(residents, a, b, c)  # the pool is full and in use
+    residents.register_gate_set("g", None, (a, d), null=True, pinned=True)
+    assert residents.acquire("g", a, d) == "loading"
+    settle(residents)
+    assert residents.acquire("g", a, d) == "no_room"
+    residents.release(a, b, c)
+    residents.forget("g")
+    assert not residents.knows("g"), "nobody holds it"
+
+
+def test_two_requests_that_need_more_than_half_the_room_each_take_turns(residents: Residents, tmp_path: Path):
+    """Each evicts what came for the other, if it may: only the oldest may, so it gets all it needs."""
+    a, b, c, d = (adapter(residents, tmp_path, seed) for seed in range(4))
+    for _ in range(50):
+        oldest = residents.acquire(a, b, evict_wanted=True)
+        if oldest == "ready":
+            break
+        residents.acquire(c, d, evict_wanted=False)
+        settle(residents)
+    assert oldest == "ready"
+    assert residents.acquire(c, d, evict_wanted=True) in {"no_room", "loading"}
+    residents.release(a, b)
+    use(residents, c, d)
+
+
+def test_the_folders_of_adapters_are_told(residents: Residents, tmp_path: Path):
+    told: list[GateSource] = []
+
+    def watch(source: GateSource) -> GateTable:
+        told.append(source)
+        return build(source)
+
+    residents._gates._build = watch
+    a = adapter(residents, tmp_path, 1)
+    residents.register_gate_set("g", str(tmp_path), (a, "unknown"), null=False, pinned=True)
+    settle(residents)
+    assert told == [GateSource(tmp_path, (a, "unknown"), (tmp_path / "1", None), null=False)]
