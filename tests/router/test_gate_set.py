@@ -127,7 +127,7 @@ def test_names_of_tensors():
 
 
 def test_the_file_part_imports_no_torch():
-    modules = "gate_set"
+    modules = "gate_set, perseid_router.arrow, perseid_router.request_router, perseid_router.request_router_training"
     code = f"import sys, perseid_router.{modules}\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "ops.h"
@@ -17,12 +18,90 @@ namespace {
 
 constexpr int64_t ROW_TILE = 4;     // rows of a task: a gate is loaded once for all of them
 constexpr int64_t CHAIN_ROWS = 64;  // rows of a chain: enough that several share a page of it in the first cache
-constexpr float SMALLEST = -87.0f;  // e^x is nothing below
+constexpr float LEAST = -87.0f;     // of what `exp` takes: shares below e^-87 count as that much
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 struct Choice {
     int32_t column;
     float weight;
 };
+
+// One decision's logits, padded to whole vectors: NEVER where a column may not be chosen. Memory of one thread.
+class Decision {
+  public:
+    void begin(int64_t columns) { logits_.assign((columns + LANES - 1) / LANES * LANES, NEVER); }
+    float* logits() { return logits_.data(); }
+
+    // Writes the k largest (of equal ones the first) with softmax(l / T) over them, columns ascending; returns how many.
+    int32_t choose(int64_t k, float temperature, Choice* choices);
+
+    // Of softmax(l / T) over all columns, in nats. Call it after `choose`.
+    float entropy() const { return std::log(total_) - mean_ / total_; }
+
+  private:
+    int32_t take_largest(int64_t k, Choice* choices);
+    void find_shares(float temperature);
+
+    std::vector<float> logits_, left_, shares_;
+    float largest_ = 0, total_ = 0, mean_ = 0;  // of the logits; of shares; of shares · exponents
+};
+
+int32_t Decision::choose(int64_t k, float temperature, Choice* choices) {
+    const int32_t count = take_largest(k, choices);
+    find_shares(temperature);
+    float kept = 0;
+    for (int32_t i = 0; i < count; ++i) {
+        kept += shares_[choices[i].column];
+    }
+    for (int32_t i = 0; i < count; ++i) {
+        choices[i].weight = shares_[choices[i].column] / kept;
+    }
+    return count;
+}
+
+int32_t Decision::take_largest(int64_t k, Choice* choices) {
+    left_ = logits_;
+    const int64_t size = left_.size();
+    for (int32_t count = 0; count < k; ++count) {
+        V most = load(left_.data());
+        for (int64_t i = LANES; i < size; i += LANES) {
+            most = max(load(&left_[i]), most);
+        }
+        const float value = largest(most);
+        largest_ = count == 0 ? value : largest_;
+        uint32_t lanes = 0;
+        int64_t first = 0;
+        for (; first < size && !lanes; first += LANES) {
+            lanes = equal_lanes(load(&left_[first]), set1(value));
+        }
+        if (value == NEVER || !lanes) {  // no column is left; NaN is like none
+            return count;
+        }
+        const int32_t column = int32_t(first - LANES) + __builtin_ctz(lanes);
+        left_[column] = NEVER;
+        int32_t place = count;
+        for (; place > 0 && choices[place - 1].column > column; --place) {
+            choices[place] = choices[place - 1];
+        }
+        choices[place].column = column;
+    }
+    return int32_t(k);
+}
+
+// e^((l − largest) / T) of every column.
+void Decision::find_shares(float temperature) {
+    shares_.resize(logits_.size());
+    V total = zero(), mean = zero();
+    for (size_t i = 0; i < logits_.size(); i += LANES) {
+        const V exponent = max(div(sub(load(&logits_[i]), set1(largest_)), set1(temperature)), set1(LEAST));
+        const V share = exp(exponent);
+        store(&shares_[i], share);
+        total = add(total, share);
+        mean = fma(share, exponent, mean);
+    }
+    total_ = sum(total);
+    mean_ = sum(mean);
+}
 
 // What the gates of a linear decide for some rows. Kept from linear to linear for its memory.
 class Router {
@@ -31,18 +110,10 @@ class Router {
     void collect(LowRank& sums);
 
   private:
-    // The candidates of one decision, with their logits and then e^((l − largest) / T); one for each thread.
-    struct Candidates {
-        std::vector<int32_t> columns;
-        std::vector<float> values, shares;
-        std::vector<char> kept;
-    };
-
     void find_gates();
     void tile(int64_t first, int64_t count);
     void logits(int64_t first, int64_t count);
-    void choose(int64_t r, int64_t g, Candidates& candidates);
-    void keep_largest(int64_t k, Candidates& candidates) const;
+    void choose(int64_t r, int64_t g);
     void add_pages(int64_t first, int64_t end, int64_t g, LowRank& sums);
 
     float* logits_of(int64_t r) { return logits_.data() + r * int64_t(rows_.size()); }
@@ -93,11 +164,10 @@ void Router::find_gates() {
 }
 
 void Router::tile(int64_t first, int64_t count) {
-    static thread_local Candidates candidates;
     logits(first, count);
     for (int64_t r = first; r < first + count; ++r) {
         for (int64_t g = 0; g < int64_t(slices_.size()); ++g) {
-            choose(r, g, candidates);
+            choose(r, g);
         }
     }
 }
@@ -120,67 +190,24 @@ void Router::logits(int64_t first, int64_t count) {
 }
 
 // Row r's choice for the gated projection g.
-void Router::choose(int64_t r, int64_t g, Candidates& candidates) {
-    const int64_t columns = routed_.num_columns;
+void Router::choose(int64_t r, int64_t g) {
+    static thread_local Decision decision;
+    const int64_t columns = routed_.num_columns, index = r * int64_t(slices_.size()) + g;
     const float* products = logits_of(r) + g * columns;
     const float* bias = gates_.bias + slices_[g] * columns;
-    candidates.columns.clear();
-    candidates.values.clear();
+    const int32_t* allowed = routed_.allowed + r * columns;
+    decision.begin(columns);
     for (int64_t c = 0; c < columns; ++c) {
-        if (routed_.allowed[r * columns + c]) {
-            candidates.columns.push_back(int32_t(c));
-            candidates.values.push_back((routed_.absolute[c] ? std::fabs(products[c]) : products[c]) + bias[c]);
-        }
+        const float product = routed_.absolute[c] ? std::fabs(products[c]) : products[c];
+        decision.logits()[c] = allowed[c] ? product + bias[c] : NEVER;
     }
-    const int64_t count = candidates.columns.size();
-    keep_largest(routed_.k[r], candidates);
-
-    const float largest = *std::max_element(candidates.values.begin(), candidates.values.end());
-    const float temperature = routed_.temperature[r];
-    candidates.shares.resize(count);
-    for (float& value : candidates.values) {
-        value = (value - largest) / temperature;
-    }
-    for (int64_t i = 0; i < count; i += LANES) {
-        const int64_t some = std::min<int64_t>(LANES, count - i);
-        write(&candidates.shares[i], exp(read(&candidates.values[i], some)), some);
-    }
-    float total = 0, kept = 0, mean = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        float& share = candidates.shares[i];
-        share = candidates.values[i] < SMALLEST ? 0.0f : share;
-        total += share;
-        mean += share * candidates.values[i];
-        kept += candidates.kept[i] ? share : 0.0f;
-    }
-    const int64_t decision = r * int64_t(slices_.size()) + g;
-    Choice* choices = choices_.data() + decision * most_;
+    Choice* choices = choices_.data() + index * most_;
+    counts_[index] = decision.choose(std::min<int64_t>(routed_.k[r], columns), routed_.temperature[r], choices);
     float* tally = routed_.tally + r * (columns + 1);
-    int32_t chosen = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        if (candidates.kept[i]) {
-            choices[chosen] = {candidates.columns[i], candidates.shares[i] / kept};
-            tally[choices[chosen].column] += choices[chosen].weight;
-            ++chosen;
-        }
+    for (int32_t i = 0; i < counts_[index]; ++i) {
+        tally[choices[i].column] += choices[i].weight;
     }
-    counts_[decision] = chosen;
-    tally[columns] += std::log(total) - mean / total;
-}
-
-// Marks the k largest; of equal ones the first.
-void Router::keep_largest(int64_t k, Candidates& candidates) const {
-    const int64_t count = candidates.values.size();
-    candidates.kept.assign(count, k >= count);
-    for (int64_t taken = 0; taken < k && k < count; ++taken) {
-        int64_t best = -1;
-        for (int64_t i = 0; i < count; ++i) {
-            if (!candidates.kept[i] && (best < 0 || candidates.values[i] > candidates.values[best])) {
-                best = i;
-            }
-        }
-        candidates.kept[best] = 1;
-    }
+    tally[columns] += decision.entropy();
 }
 
 void Router::collect(LowRank& sums) {

@@ -70,7 +70,7 @@ void best_of(const float* logits, int64_t width, float& value, int64_t& index) {
         value = std::numeric_limits<float>::quiet_NaN();
         return;
     }
-    while (index + LANES <= width && !any_equal(load(logits + index), set1(value))) {
+    while (index + LANES <= width && !equal_lanes(load(logits + index), set1(value))) {
         index += LANES;
     }
     while (index + 1 < width && logits[index] != value) {

@@ -53,7 +53,7 @@ inline V div(V a, V b) { return _mm512_div_ps(a, b); }
 inline V max(V a, V b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + c
-inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+inline uint32_t equal_lanes(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }  // a bit each
 inline V first_lanes(V a, int n, V others) { return _mm512_mask_mov_ps(others, __mmask16((1u << n) - 1), a); }  // n ≤ LANES
 inline V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V to_float(VI a) { return _mm512_cvtepi32_ps(a); }
@@ -126,7 +126,7 @@ inline V div(V a, V b) { return _mm256_div_ps(a, b); }
 inline V max(V a, V b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + c
-inline bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
+inline uint32_t equal_lanes(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }  // a bit each
 inline V first_lanes(V a, int n, V others) {  // n ≤ LANES
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_blendv_ps(others, a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes)));
@@ -226,12 +226,12 @@ inline V div(V a, V b) { PERSEID_LANES(a.f[i] / b.f[i]); }
 inline V max(V a, V b) { PERSEID_LANES(a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
 inline V min(V a, V b) { PERSEID_LANES(a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
 inline V fma(V a, V b, V c) { PERSEID_LANES(std::fma(a.f[i], b.f[i], c.f[i])); }
-inline bool any_equal(V a, V b) {
-    bool any = false;
+inline uint32_t equal_lanes(V a, V b) {
+    uint32_t lanes = 0;
     for (int i = 0; i < LANES; ++i) {
-        any |= a.f[i] == b.f[i];
+        lanes |= uint32_t(a.f[i] == b.f[i]) << i;
     }
-    return any;
+    return lanes;
 }
 inline V first_lanes(V a, int n, V others) { PERSEID_LANES(i < n ? a.f[i] : others.f[i]); }  // n ≤ LANES
 inline V round(V a) { PERSEID_LANES(std::nearbyint(a.f[i])); }
