@@ -4,7 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from perseid_server.engine.engine import Engine
-from perseid_server.engine.messages import AdapterState, EngineReady, SequenceOutput, StepOutputs, Submit
+from perseid_server.engine.messages import (
+    AdapterState,
+    EngineReady,
+    RegisterGateSet,
+    SequenceOutput,
+    StepOutputs,
+    Submit,
+)
 from perseid_server.errors import Unavailable
 from tests.fakes import fake_engine, fake_ready
 
@@ -17,6 +24,7 @@ class FakeEngineProcess:
         self.ready: EngineReady | None = fake_ready(**ready)
         self.status = "ready"
         self.adapter_states: dict[str, AdapterState] = {}
+        self.gate_sets: dict[str, RegisterGateSet] = {}
         self.aborted: list[str] = []
         self.submitted: list[Submit] = []
         self.on_step: Callable[[StepOutputs], None] = lambda _: None
@@ -96,3 +104,13 @@ class FakeEngineProcess:
 
     def forget_adapter(self, version: str) -> None:
         self.engine.forget_adapter(version)
+
+    def register_gate_set(
+        self, version: str, path: str | None, adapters: tuple[str, ...], *, null: bool, pinned: bool = False
+    ) -> None:
+        self.gate_sets[version] = RegisterGateSet(version, path, adapters, null, pinned)
+        self.engine.register_gate_set(version, path, adapters, null=null, pinned=pinned)
+
+    def forget_gate_set(self, version: str) -> None:
+        del self.gate_sets[version]
+        self.engine.forget_gate_set(version)

@@ -16,7 +16,7 @@ from perseid_server.engine.adaptation import BASE, Adaptation
 from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
-from perseid_server.engine.ports import ChunkResult, ScheduledStep
+from perseid_server.engine.ports import Chunk, ChunkResult, RoutedChunk, ScheduledStep
 from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.model.spec import BaseSpec, LinearShape
@@ -117,12 +117,13 @@ class FakeRunner:
         if sequence.id in self.nan_for:
             return ChunkResult(error="NaN")
         if not chunk.samples:
-            return ChunkResult(prompt_logprobs=judged)
+            return ChunkResult(prompt_logprobs=judged, routed=_routed(chunk))
         context = [self._slots[self._slot(sequence.blocks, i)] for i in range(chunk.start + chunk.count)]
         assert all(entry is not None and entry[0] == name_of(sequence.adaptation) for entry in context), "foreign KV"
         tokens = tuple(entry[1] for entry in context if entry is not None)
         token = self._next(sequence, tokens)
-        return ChunkResult(token, _logprob(token, sequence.request.sampling.logprobs), prompt_logprobs=judged)
+        logprob = _logprob(token, sequence.request.sampling.logprobs)
+        return ChunkResult(token, logprob, prompt_logprobs=judged, routed=_routed(chunk))
 
     def _next(self, sequence: Sequence, tokens: tuple[int, ...]) -> int:
         if self.says is None:
@@ -132,6 +133,22 @@ class FakeRunner:
 
     def _slot(self, blocks: list[int], position: int) -> int:
         return blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+
+def _routed(chunk: Chunk) -> RoutedChunk | None:
+    """The fake gates: of the columns that may be chosen, each gets twice what the one before it gets."""
+    routing = chunk.sequence.adaptation.routing
+    if routing is None:
+        return None
+    given = [0 if column is None else 2**place for place, column in enumerate(routing.columns)]
+    last = tuple(share / sum(given) for share in given)
+    num_prompt = max(0, min(chunk.count, len(chunk.sequence.request.prompt_token_ids) - chunk.start))
+    return RoutedChunk(
+        shares=tuple(chunk.count * share for share in last),
+        prompt_shares=tuple(num_prompt * share for share in last),
+        last=last,
+        entropy=0.5 * chunk.count,
+    )
 
 
 def _logprob(token: int, wanted: int | None) -> TokenLogprobs | None:
@@ -230,8 +247,8 @@ class FakeResidency:
     def knows(self, version: str) -> bool:
         return version in self.known
 
-    def error(self, version: str) -> str | None:
-        return self.failed.get(version)
+    def error(self, *versions: str) -> str | None:
+        return next((self.failed[version] for version in versions if version in self.failed), None)
 
     def stats(self) -> ResidencyStats:
         return ResidencyStats(len(self.device), self.room)

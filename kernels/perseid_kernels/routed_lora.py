@@ -30,8 +30,8 @@ from perseid_kernels._triton import cdiv, power_of_two, tl, triton
 from perseid_kernels.devices import compiler_options, device_class
 from perseid_kernels.gate import Choice
 from perseid_kernels.rank_pages import RankPages
-from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS
 from perseid_kernels.routing import RoutedRows
+from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS
 from perseid_kernels.segments import PAGE_RANK
 
 _ALONE = 64  # routed rows up to which each has expand programs of its own: a decode step

@@ -58,7 +58,11 @@ class ServeConfig:
         tuple[str, ...],
         Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE", show_default=False),
     ] = ()
-    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder or a hub id. Repeat for more. Default: none."""
+    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder, a gate set's folder, or a hub id. Repeat for
+    more. Default: none."""
+
+    gate_set: Annotated[str | None, Parameter(group=ADAPTERS)] = None
+    """Gate set that "auto" alone means. Default: the one that is loaded, where it is one."""
 
     store: Annotated[Path | None, Parameter(group=ADAPTERS)] = None
     """Folder that keeps loaded adapters across restarts. Default: perseid/stores/BASE in the user's data folder."""

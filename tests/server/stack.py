@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,12 +15,15 @@ import openai
 from fastapi import FastAPI
 from safetensors.numpy import save_file
 
+from perseid_router.gate_set import Column, Gate, GateSet, GateSetConfig
+from perseid_router.request_router import RequestRouter, count_buckets
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.frontend.adaptation import Resolver
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -54,13 +57,27 @@ class Stack:
         """The fake model."""
         return self.engine.engine._runner
 
+    async def load_gates(self, name: str, *adapters: str, replace: bool = False, **options) -> str:
+        """Write a gate set for loaded adapters and load it; returns its version."""
+        versions = {adapter: self.registry.get(adapter).version for adapter in adapters}
+        folder = write_gate_set(self.root / f"{name}-gates", versions, **options)
+        return (await self.registry.load(name, str(folder), replace=replace)).version
+
     async def load(self, name: str, *, seed: int = 0, replace: bool = False) -> str:
         """Write an adapter and load it; returns its version."""
         folder = write_adapter(self.root / f"{name}-{seed}", seed=seed)
         return (await self.registry.load(name, str(folder), replace=replace)).version
 
 
-def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len: int = 256) -> Stack:
+def make_stack(
+    folder: Path,
+    *,
+    max_queue: int = 100,
+    bundle=None,
+    max_model_len: int = 256,
+    num_pages: int | None = None,
+    default_gate_set: str | None = None,
+) -> Stack:
     """A server that is not listening."""
     runner = FakeRunner(512)
     built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
@@ -68,13 +85,14 @@ def make_stack(folder: Path, *, max_queue: int = 100, bundle=None, max_model_len
     root = folder / "adapters"
     root.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder / "store")
-    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)))
+    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)), num_pages)
     metrics = Metrics(8)
     engine.on_step = lambda step: metrics.engine_stepped(step, registry.names())
     registry.on_load(metrics.adapter_load_ended)
     metrics.watch_adapters(registry.locations)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
-    service = GenerationService(engine, registry, text, metrics, max_queue)
+    resolver = Resolver(registry, engine, default_gate_set)
+    service = GenerationService(engine, resolver, text, metrics, max_queue)
     status = ServerStatus(service, lambda: engine.status)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake")
     return Stack(engine, store, registry, metrics, service, status, app, root)
@@ -128,8 +146,8 @@ def serving_in_thread(folder: Path, *adapters: str) -> Iterator[LiveStack]:
     async def main() -> None:
         stopping = asyncio.Event()
         stack = make_stack(folder)
-        for name in adapters:
-            await stack.load(name)
+        for seed, name in enumerate(adapters):
+            await stack.load(name, seed=seed)
         async with serving(stack) as live:
             live.stop = lambda: loop.call_soon_threadsafe(stopping.set)
             started.set_result(live)
@@ -164,7 +182,59 @@ def write_adapter(folder: Path, *, seed: int = 0, rank: int = 2, base: BaseSpec 
     return folder
 
 
+def write_gate_set(
+    folder: Path,
+    adapters: Mapping[str, str],
+    *,
+    seed: int = 0,
+    router: RequestRouter | None = None,
+    base: BaseSpec | None = None,
+    **config: object,
+) -> Path:
+    """A gate set for the tiny base: q_proj of every layer. `adapters`: name → version."""
+    base = base or tiny_spec()
+    columns = tuple(Column(name, version) for name, version in adapters.items())
+    told = GateSetConfig(columns, base=base.name, request_router=router.config() if router else None, **config)
+    random = np.random.default_rng(seed)
+    inputs = base.projections["q_proj"].in_features
+
+    def gate() -> Gate:
+        weight = random.standard_normal((told.num_columns, inputs)).astype(np.float32)
+        return Gate(weight, np.zeros(told.num_columns, np.float32))
+
+    gates = {(layer, "q_proj"): gate() for layer in range(base.num_layers)}
+    GateSet(told, gates, request_router=router.tensors() if router else {}).write(folder)
+    return folder
+
+
+def certain_router(*columns: str) -> RequestRouter:
+    """A request-level router that is sure of prompts of one letter over and over: `aaaa` is column 0, `bbbb` column 1,
+    …, and the base's is the letter behind the last."""
+    size, classes = 1 << 10, len(columns) + 2
+    weight, seen = np.zeros((size, classes), np.float32), np.zeros(size, np.float32)
+    for column in range(len(columns) + 1):
+        buckets, _ = count_buckets([ord("a") + column] * 4, 10)
+        weight[buckets, column], seen[buckets] = 20.0, 1.0
+    none = np.zeros(classes, np.float32)
+    return RequestRouter(weight, none, none + np.float32(0.9), np.ones(size, np.float32), seen, 10, 0.9)
+
+
 async def settle() -> None:
     """Let everything that can run now, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def stored(stack: Stack) -> set[str]:
+    """Versions on disk."""
+    return {folder.name for folder in (stack.root.parent / "store" / "versions").iterdir()}
+
+
+def known(stack: Stack) -> set[str]:
+    """Versions the engine knows."""
+    return set(stack.engine.engine._residency.known)
+
+
+async def background(stack: Stack) -> None:
+    """Let what the registry left for later finish."""
+    await asyncio.gather(*stack.registry._background.tasks)

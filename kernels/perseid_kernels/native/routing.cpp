@@ -202,7 +202,7 @@ void Router::choose(int64_t r, int64_t g) {
         decision.logits()[c] = allowed[c] ? product + bias[c] : NEVER;
     }
     Choice* choices = choices_.data() + index * most_;
-    counts_[index] = decision.choose(std::min<int64_t>(routed_.k[r], columns), routed_.temperature[r], choices);
+    counts_[index] = decision.choose(std::min<int64_t>(routed_.k[r], most_), routed_.temperature[r], choices);
     float* tally = routed_.tally + r * (columns + 1);
     for (int32_t i = 0; i < counts_[index]; ++i) {
         tally[choices[i].column] += choices[i].weight;

@@ -50,7 +50,7 @@ class NativeRouted(ctypes.Structure):
 
     @classmethod
     def of(cls, routed: RoutedRows, layers: int | None = None) -> "NativeRouted":
-        """Pointers into `routed`, which the caller keeps, and to the gates of all layers, if the whole pass is meant."""
+        """Pointers into `routed`, which the caller keeps; `layers` is the address of all gates, for a whole pass."""
         num_rows, num_columns = routed.rows.shape[0], routed.table.num_columns
         assert routed.allowed.shape == (num_rows, num_columns)
         assert routed.tally.shape == (num_rows, num_columns + 1)
@@ -75,6 +75,10 @@ class NativeTables:
 
     def __init__(self) -> None:
         self._layers: WeakKeyDictionary[GateTable, ctypes.Array[_LayerGates]] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        """Gate sets that are laid out now."""
+        return len(self._layers)
 
     def rows(self, groups: Sequence[RoutedRows]) -> "ctypes.Array[NativeRouted]":
         """The groups of a step."""

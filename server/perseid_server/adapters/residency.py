@@ -44,6 +44,7 @@ class _Adapter:
     path: Path
     host: HostCopy | None = None
     pages: tuple[int, ...] | None = None  # reserved or filled
+    num_pages: int = 0  # once it has been read
     on_device: bool = False
     users: int = 0
     pinned: bool = False
@@ -152,9 +153,16 @@ class Residency:
             return "device"
         return "host" if adapter.host is not None else "disk"
 
-    def error(self, version: str) -> str | None:
-        """Why the version cannot be loaded."""
-        return self._adapters[version].error
+    def error(self, *versions: str) -> str | None:
+        """Why these versions cannot be on the device together."""
+        adapters = [self._adapters[version] for version in versions]
+        needed = sum(adapter.num_pages for adapter in adapters)
+        if needed > self._pool.num_pages and len(adapters) > 1:
+            return (
+                f"the request's {len(adapters)} adapters need {needed} pages of adapter memory together and there are "
+                f"{self._pool.num_pages}; raise --adapter-memory, or name fewer"
+            )
+        return next((adapter.error for adapter in adapters if adapter.error is not None), None)
 
     @property
     def is_loading(self) -> bool:
@@ -180,9 +188,9 @@ class Residency:
         `evict_wanted`: also in place of versions that came for a request and wait for it. Only the oldest waiting
         request may do that; so it gets all it needs in the end, however many that are.
         """
-        adapters = [self._adapters[version] for version in versions]
-        if any(adapter.error is not None for adapter in adapters):
+        if self.error(*versions) is not None:
             return "failed"
+        adapters = [self._adapters[version] for version in versions]
         missing = [adapter for adapter in adapters if not adapter.on_device]
         first_ask = not any(adapter.wanted for adapter in adapters)
         for adapter in adapters:
@@ -190,7 +198,7 @@ class Residency:
         if missing:
             # all are asked for, so that they are read meanwhile, whether there is room for the first or not
             advanced = [self._advance(each, spare_wanted=not evict_wanted, spared=versions) for each in missing]
-            if any(adapter.error is not None for adapter in adapters):
+            if self.error(*versions) is not None:
                 return "failed"
             return "loading" if all(advanced) else "no_room"
         for adapter in adapters:
@@ -330,6 +338,7 @@ class Residency:
     def _keep_on_host(self, adapter: _Adapter, host: HostCopy) -> None:
         """Keep a copy in host memory; beyond the limit the least recently used go, those somebody waits for last."""
         adapter.host = host
+        adapter.num_pages = host.info.num_pages
         self._host_order[adapter.version] = None
         self._host_used += host.nbytes
         self._events.moved.add(adapter.version)

@@ -51,9 +51,11 @@ class Residents:
         """Where it is."""
         return self._of(version).location(version)
 
-    def error(self, version: str) -> str | None:
-        """Why it cannot be loaded."""
-        return self._of(version).error(version)
+    def error(self, *versions: str) -> str | None:
+        """Why these cannot be on the device together."""
+        gate_sets, adapters = self._sorted(versions)
+        errors = (*(self._gates.error(version) for version in gate_sets), self._adapters.error(*adapters))
+        return next((error for error in errors if error is not None), None)
 
     # --- use ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Where an adapter may come from: a local folder, or a repository of the Hugging Face hub.
+"""Where an adapter or a gate set may come from: a local folder, or a repository of the Hugging Face hub.
 
 The operator's own command line may name anything. A remote client may name what lies below an `--adapter-root`, with
 no symbolic link on the way, and hub ids when `--allow-hub` is set. Refusals tell a client nothing about what exists
@@ -11,8 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.lora import WEIGHTS_FILE
-from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.layout import ALL_FILES, FILES
 from perseid_server.adapters.untrusted import quoted
 from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
 
@@ -46,7 +45,7 @@ OPERATOR = SourcePolicy(allow_hub=True, trusted=True)
 
 
 def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
-    """A folder on this machine that holds the adapter's files. Blocking: a hub id is downloaded."""
+    """A folder on this machine that holds an adapter's files, or a gate set's. Blocking: a hub id is downloaded."""
     if not source or len(source) > _MAX_SOURCE or "\0" in source:
         raise InvalidRequest("source: expected a folder or a hub id org/name[@revision]", field="source")
     if policy.trusted:
@@ -83,7 +82,7 @@ def _trusted(source: str) -> AdapterFolder:
         raise AdapterRejected(f"source {quoted(source)} cannot be read: {why}", field="source") from error
     if mode is not None:
         raise AdapterRejected(
-            f"source {quoted(source)} is not a folder; name the folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+            f"source {quoted(source)} is not a folder; name the folder with {' and '.join(FILES['adapter'])}",
             field="source",
         )
     if match := _HUB_ID.fullmatch(source):
@@ -105,14 +104,14 @@ def _inside_a_root(source: str, roots: tuple[Path, ...]) -> Path | None:
 
 
 def _is_plain_folder(base: Path, folder: Path) -> bool:
-    """Every part below the root is a real directory, and the adapter's files are regular files."""
+    """Every part below the root is a real directory, and the files that are read are regular files."""
     try:
         current = base
         for part in folder.relative_to(base).parts:
             current /= part
             if not stat.S_ISDIR(current.lstat().st_mode):
                 return False
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
+        for name in ALL_FILES:
             path = folder / name
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 return False
@@ -122,13 +121,13 @@ def _is_plain_folder(base: Path, folder: Path) -> bool:
 
 
 def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
-    """Download the two files of an adapter into huggingface_hub's cache."""
+    """Download the files of an adapter or gate set into huggingface_hub's cache."""
     import huggingface_hub  # noqa: PLC0415  slow to import, and needed for hub ids only
     from huggingface_hub import errors  # noqa: PLC0415
 
     at = f"{repo}@{revision}" if revision else repo
     try:
-        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(ALL_FILES))
         return AdapterFolder(Path(path), follow_links=True)
     except errors.HFValidationError as error:
         raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error

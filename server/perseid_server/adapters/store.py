@@ -1,6 +1,6 @@
-"""The adapters on disk: content-addressed versions, and a manifest that names them.
+"""Adapters and gate sets on disk: content-addressed versions, and a manifest that names them.
 
-    versions/<sha256>/adapter_config.json, adapter_model.safetensors
+    versions/<sha256>/      adapter_config.json, adapter_model.safetensors; or gate_set.json, gates.safetensors
     manifest.json           name → version, where it came from, pinned, order
     manifest.previous.json  the manifest before that
     *.damaged               what was found damaged and set aside; nothing reads it, and nothing deletes it
@@ -14,40 +14,27 @@ hash is checked again whenever the files are read into memory. Standard library 
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from perseid_server.adapters.lora import WEIGHTS_FILE, why_missing
-from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.layout import FILES, Kind, kind_of
+from perseid_server.adapters.lora import why_missing
+from perseid_server.adapters.manifest import Entry, parse_manifest, render_manifest
 from perseid_server.adapters.source import AdapterFolder
 from perseid_server.errors import AdapterRejected, Conflict, TooLarge
 
 logger = logging.getLogger(__name__)
 
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_ADAPTER_BYTES = 8 << 30
-SCHEMA = 1
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A name and the version it stands for."""
-
-    name: str
-    version: str
-    source: str
-    loaded_at: float  # unix time
-    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +43,27 @@ class Staged:
 
     folder: Path
     version: str
+    kind: Kind = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """A staged copy and the name it shall have."""
+
+    name: str
+    staged: Staged
+    source: str
+    pinned: bool = False
 
 
 def version_of(folder: Path) -> str:
-    """Content hash of an adapter folder: SHA-256 over the SHA-256 of its files, in the order of FILES."""
-    total = hashlib.sha256()
-    for name in FILES:
+    """Content hash of a folder: SHA-256 over the SHA-256 of its files, in the order of FILES.
+
+    A gate set's hash begins with its kind, so that no version can be both.
+    """
+    kind = kind_of(folder)
+    total = hashlib.sha256(b"" if kind == "adapter" else kind.encode())
+    for name in FILES[kind]:
         with (folder / name).open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
@@ -95,23 +97,56 @@ class AdapterStore:
         return self._versions / version
 
     def stage(self, source: AdapterFolder) -> Staged:
-        """Copy an adapter's files into tmp/ and hash what was copied. AdapterRejected when one cannot be read."""
-        folder = self._tmp / uuid.uuid4().hex
-        folder.mkdir()
+        """Copy the files of an adapter or gate set into tmp/ and hash what was copied.
+
+        AdapterRejected when one cannot be read.
+        """
+        kind = kind_of(source.path)
+        return self.adopt(self.copy_in(source, FILES[kind]))
+
+    def copy_in(self, source: AdapterFolder, files: Collection[str]) -> Path:
+        """A folder in tmp/ with copies of these files. AdapterRejected when one cannot be read."""
+        folder = self.new_folder()
         try:
-            for name in FILES:
+            for name in files:
                 _copy(source, name, folder / name)
-            return Staged(folder, version_of(folder))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        return folder
+
+    def new_folder(self) -> Path:
+        """An empty folder in tmp/."""
+        folder = self._tmp / uuid.uuid4().hex
+        folder.mkdir()
+        return folder
+
+    def adopt(self, folder: Path) -> Staged:
+        """Stage a folder that was written below tmp/, as it lies there."""
+        kind = kind_of(folder)
+        for name in FILES[kind]:
+            _sync(folder / name)
+        return Staged(folder, version_of(folder), kind)
 
     def discard(self, staged: Staged) -> None:
         """Forget a staged copy."""
         shutil.rmtree(staged.folder, ignore_errors=True)
 
-    def commit(self, staged: Staged, name: str, source: str, *, pinned: bool = False) -> Entry:
-        """Give a staged copy its place and its name; an older version under that name loses it."""
+    def commit(self, namings: Sequence[Naming]) -> tuple[Entry, ...]:
+        """Give staged copies their places and their names, all at once; an older version under a name loses it."""
+        now = time.time()
+        named = {
+            one.name: Entry(one.name, one.staged.version, one.source, now, one.pinned, one.staged.kind)
+            for one in namings
+        }
+        for one in namings:
+            self._move_in(one.staged)
+        _sync(self._versions)
+        kept = {name: entry for name, entry in self._entries.items() if name not in named}
+        self._write({**kept, **named})
+        return tuple(named.values())
+
+    def _move_in(self, staged: Staged) -> None:
         target = self.folder(staged.version)
         if target.exists() and not _is_intact(target, staged.version):
             self._set_aside(target)
@@ -120,11 +155,6 @@ class AdapterStore:
         else:
             _sync(staged.folder)
             staged.folder.rename(target)
-            _sync(self._versions)
-        entry = Entry(name, staged.version, source, time.time(), pinned)
-        entries = {other: kept for other, kept in self._entries.items() if other != name}
-        self._write({**entries, name: entry})
-        return entry
 
     def pin(self, name: str, *, pinned: bool) -> Entry:
         """Remember whether a name is pinned. KeyError for an unknown name."""
@@ -168,7 +198,7 @@ class AdapterStore:
             if folder.is_dir() and _is_intact(folder, entry.version):
                 whole[name] = entry
                 continue
-            logger.warning("adapter %r is dropped: its version %s is missing or damaged", name, entry.version[:12])
+            logger.warning("%r is dropped: its version %s is missing or damaged", name, entry.version[:12])
             if folder.is_dir():
                 self._set_aside(folder)
         if whole != entries:
@@ -179,7 +209,7 @@ class AdapterStore:
         damaged = False
         for path in (self._manifest, self._previous):
             try:
-                return _parse_manifest(path.read_bytes())
+                return parse_manifest(path.read_bytes())
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -207,7 +237,7 @@ class AdapterStore:
         """Replace the manifest; the old one becomes the previous one. The state in memory changes last."""
         temporary = self._tmp / f"manifest.{uuid.uuid4().hex}"
         with temporary.open("wb") as file:
-            file.write(_render_manifest(entries))
+            file.write(render_manifest(entries))
             file.flush()
             os.fsync(file.fileno())
         if self._manifest.exists():
@@ -225,7 +255,7 @@ def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
     try:
         reader = open(source, "rb", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
     except FileNotFoundError:
-        raise AdapterRejected(why_missing(folder.path, name)) from None
+        raise AdapterRejected(_why_missing(folder.path, name)) from None
     except OSError as error:
         raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
     with reader, target.open("xb") as writer:
@@ -240,6 +270,12 @@ def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
         os.fsync(writer.fileno())
 
 
+def _why_missing(folder: Path, name: str) -> str:
+    if name in FILES["gates"]:
+        return f"the gate set has no {name}; expected a folder with {' and '.join(FILES['gates'])}"
+    return why_missing(folder, name)
+
+
 def _is_intact(folder: Path, version: str) -> bool:
     try:
         return version_of(folder) == version
@@ -247,28 +283,10 @@ def _is_intact(folder: Path, version: str) -> bool:
         return False
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Let a folder's names, or a file's content, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _render_manifest(entries: Mapping[str, Entry]) -> bytes:
-    body = [asdict(entry) for entry in entries.values()]
-    return json.dumps({"schema": SCHEMA, "sha256": _digest(body), "adapters": body}, indent=1).encode()
-
-
-def _parse_manifest(raw: bytes) -> dict[str, Entry]:
-    manifest = json.loads(raw)
-    if manifest["schema"] != SCHEMA:
-        raise ValueError(f"schema {manifest['schema']}, expected {SCHEMA}")
-    body = manifest["adapters"]
-    if manifest["sha256"] != _digest(body):
-        raise ValueError("its checksum does not match")
-    return {item["name"]: Entry(**item) for item in body}
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ SERVE = """Serve a base model and its adapters over gRPC and HTTP.
 
 Every option can also be given as a variable (PERSEID_HTTP_PORT=8001) or in a file (perseid --config FILE serve).
 """
-INSPECT = """Tell what a model or adapter holds, and whether it would be accepted.
+INSPECT = """Tell what a model, adapter or gate set holds, and whether it would be accepted.
 
 Exit status 1 when it would not.
 """
@@ -39,7 +39,10 @@ app = App(
 # Said here, so that listing the commands need not import them.
 app.command("perseid_server.cli.serve:serve", help=SERVE)
 app.command("perseid_server.cli.generate:generate", help="Generate text with a running server.")
-app.command("perseid_server.cli.adapters:adapters", help="Load, unload and look at the adapters of a running server.")
+app.command(
+    "perseid_server.cli.adapters:adapters",
+    help="Load, unload and look at the adapters and gate sets of a running server.",
+)
 app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
 
 

@@ -1,4 +1,4 @@
-"""`perseid adapters load|unload|list|show|pin|unpin`: the adapters of a running server, over gRPC."""
+"""`perseid adapters load|unload|list|show|pin|unpin`: the adapters and gate sets of a running server, over gRPC."""
 
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as stubs
 from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
 
-adapters = App(name="adapters", help="Load, unload and look at the adapters of a running server.")
+adapters = App(name="adapters", help="Load, unload and look at the adapters and gate sets of a running server.")
 
 _MIB = 1 << 20
 
@@ -20,7 +20,7 @@ _MIB = 1 << 20
 def load(
     name: str, source: str, /, *, replace: bool = False, pin: bool = False, server: ServerAddress = DEFAULT_SERVER
 ) -> None:
-    """Load an adapter and serve it under a name.
+    """Load an adapter or a gate set and serve it under a name.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def load(
         A folder on the server's machine below one of its adapter roots, or a hub id org/name[@revision]. A folder
         that exists here is sent by its full path.
     replace
-        Take the place of an adapter of that name; running requests end on the old one.
+        Take the place of what has that name; running requests end on the old one.
     pin
         Keep it on the device.
     """
@@ -41,26 +41,26 @@ def load(
 
 @adapters.command
 def unload(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Take an adapter away; requests that began with it end with it."""
+    """Take an adapter or a gate set away; requests that began with it end with it."""
     with connected(server) as channel:
         stubs.AdapterAdminStub(channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
 
 
 @adapters.command
 def pin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Keep an adapter on the device."""
+    """Keep an adapter or a gate set on the device."""
     _pin(server, name, pinned=True)
 
 
 @adapters.command
 def unpin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Let an adapter leave the device when others need its room."""
+    """Let an adapter or a gate set leave the device when others need its room."""
     _pin(server, name, pinned=False)
 
 
 @adapters.command(name="list")
 def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """List all adapters."""
+    """List all adapters and gate sets."""
     with connected(server) as channel:
         found = stubs.AdapterAdminStub(channel).ListAdapters(pb.ListAdaptersRequest()).adapters
     table = Table("name", "version", "rank", "MiB", "location", "targets", box=None, padding=(0, 2, 0, 0))
@@ -68,17 +68,17 @@ def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
         table.add_row(
             adapter.name,
             adapter.version[:8],
-            str(adapter.rank),
+            str(adapter.rank) if adapter.rank else adapter.kind,
             f"{adapter.size_bytes / _MIB:.1f}",
             _location(adapter),
-            " ".join(target.removesuffix("_proj") for target in adapter.targets),
+            _targets(adapter),
         )
     Console().print(table)
 
 
 @adapters.command
 def show(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Describe one adapter."""
+    """Describe one adapter or gate set."""
     with connected(server) as channel:
         _print(stubs.AdapterAdminStub(channel).GetAdapter(pb.GetAdapterRequest(name=name)).adapter)
 
@@ -99,7 +99,7 @@ def _print(adapter: pb.Adapter) -> None:
     rows = {
         "name": adapter.name,
         "version": adapter.version,
-        "kind": f"{adapter.kind}, rank {adapter.rank}",
+        "kind": f"{adapter.kind}, rank {adapter.rank}" if adapter.rank else _gates(adapter.gate_set),
         "targets": f"{', '.join(adapter.targets)} in {adapter.num_layers} layers",
         "parameters": f"{adapter.num_parameters:,}",
         "size": f"{adapter.size_bytes / _MIB:.1f} MiB",
@@ -110,10 +110,32 @@ def _print(adapter: pb.Adapter) -> None:
     }
     for name, value in rows.items():
         console.print(f"{name:<12}{value}")
+    for column in adapter.gate_set.columns:
+        console.print(f"{'adapter':<12}{_column(column)}")
     if adapter.error:
         console.print(f"{'error':<12}{adapter.error}")
     for warning in adapter.warnings:
         console.print(f"{'warning':<12}{warning}")
+
+
+def _targets(adapter: pb.Adapter) -> str:
+    """Which projections; of a gate set, how many of its adapters can be chosen now."""
+    if adapter.HasField("gate_set"):
+        columns = adapter.gate_set.columns
+        return f"{sum(column.loaded for column in columns)} of {len(columns)} adapters loaded"
+    return " ".join(target.removesuffix("_proj") for target in adapter.targets)
+
+
+def _gates(gate_set: pb.GateSet) -> str:
+    parts = [f"gates ({gate_set.method}), k {gate_set.k}, temperature {gate_set.temperature:g}"]
+    parts += ["the base may be chosen"] if gate_set.null else []
+    parts += ["chooses for whole requests too"] if gate_set.has_request_router else []
+    return ", ".join(parts)
+
+
+def _column(column: pb.GateColumn) -> str:
+    state = "loaded" if column.loaded else "not loaded in this version"
+    return f"{column.name} {column.version[:8]}, {state}{', training-free' if column.training_free else ''}"
 
 
 def _location(adapter: pb.Adapter) -> str:

@@ -1,10 +1,13 @@
-"""`perseid inspect`: what a model or an adapter holds, and whether it would be accepted."""
+"""`perseid inspect`: what a model, an adapter or a gate set holds, and whether it would be accepted."""
 
 from pathlib import Path
 
 from rich.console import Console
 
+from perseid_router.gate_set import CONFIG_FILE as GATES_CONFIG
+from perseid_server.adapters.gate_set_file import GateSetInfo
 from perseid_server.adapters.inspect import AdapterReport, inspect_adapter
+from perseid_server.adapters.lora import AdapterInfo
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import OPERATOR, resolve_adapter
 from perseid_server.errors import NotFound, UnsupportedModel
@@ -20,9 +23,10 @@ def inspect(source: str, /, *, model: str = "embedded") -> int:
     Parameters
     ----------
     source
-        A .gguf file, a Hugging Face folder, a PEFT folder, a hub id org/name[@revision], or "embedded".
+        A .gguf file, a Hugging Face folder, a PEFT folder, a gate set's folder, a hub id org/name[@revision], or
+        "embedded".
     model
-        The base an adapter is held against.
+        The base an adapter or a gate set is held against.
     """
     console = Console(highlight=False, soft_wrap=True)
     if _is_adapter(source):
@@ -39,10 +43,13 @@ def inspect(source: str, /, *, model: str = "embedded") -> int:
 
 
 def _is_adapter(source: str) -> bool:
-    """A folder with a PEFT config, or a hub id whose repository is not a model."""
+    """A folder with the config of an adapter or a gate set, or a hub id whose repository is not a model."""
     path = Path(source).expanduser()
     if path.exists():
-        return (path / CONFIG_FILE).is_file() or (path.is_dir() and not (path / "config.json").is_file())
+        configs = (CONFIG_FILE, GATES_CONFIG)
+        return any((path / name).is_file() for name in configs) or (
+            path.is_dir() and not (path / "config.json").is_file()
+        )
     if source == "embedded":
         return False
     try:
@@ -57,16 +64,32 @@ def _adapter_rows(report: AdapterReport, base: str) -> dict[str, str]:
     info = report.info
     if info is None:
         return rows
-    rows |= {
-        "type": info.kind,
-        "rank": f"{info.rank} (pages of adapter memory: {info.num_pages})",
-        "targets": ", ".join(info.targets),
-        "layers": _ranges(info.layers),
+    told = _gate_set_rows(info) if isinstance(info, GateSetInfo) else _lora_rows(info)
+    rows |= told | {
         "parameters": f"{info.num_parameters:,}",
         "size": f"{info.nbytes / _MIB:.1f} MiB",
         "trained on": info.trained_on or "not stated",
     }
     return rows | {f"warning {place}": text for place, text in enumerate(info.warnings, 1)}
+
+
+def _lora_rows(info: AdapterInfo) -> dict[str, str]:
+    return {
+        "type": info.kind,
+        "rank": f"{info.rank} (pages of adapter memory: {info.num_pages})",
+        "targets": ", ".join(info.targets),
+        "layers": _ranges(info.layers),
+    }
+
+
+def _gate_set_rows(info: GateSetInfo) -> dict[str, str]:
+    return {
+        "type": f"{info.kind} ({info.method})",
+        "adapters": ", ".join(info.adapters),
+        "base": "may be chosen" if info.num_columns > len(info.adapters) else "cannot be chosen",
+        "targets": f"{', '.join(info.targets)} in {info.num_layers} layers",
+        "router": "chooses for whole requests too" if info.has_request_router else "none for whole requests",
+    }
 
 
 def _model_rows(report: ModelReport) -> dict[str, str]:

@@ -27,6 +27,8 @@ from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
 from perseid_server.errors import InvalidRequest
+from perseid_server.frontend.adaptation import Resolver
+from perseid_server.frontend.loaded import LoadedGateSet
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -119,10 +121,12 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         registry = AdapterRegistry(store, engine, base, _client_policy(config), ready.adapter_pages_total)
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
-        service = GenerationService(engine, registry, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)
+        resolver = Resolver(registry, engine, config.gate_set)
+        service = GenerationService(engine, resolver, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=OPERATOR)
+        _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model)
@@ -136,6 +140,13 @@ def _named_source(text: str) -> NamedSource:
         return NamedSource.parse(text)
     except ValueError as error:
         raise InvalidRequest(f"--adapter: {error}", field="adapter") from error
+
+
+def _check_default(registry: AdapterRegistry, gate_set: str | None) -> None:
+    """A default that is not there is told at once, not to the first client."""
+    if gate_set is not None and not isinstance(registry.find(gate_set), LoadedGateSet):
+        loaded = ", ".join(repr(one.name) for one in registry.gate_sets()) or "none"
+        raise InvalidRequest(f"--gate-set {gate_set}: no such gate set is loaded (loaded: {loaded})", field="gate_set")
 
 
 def _client_policy(config: ServeConfig) -> SourcePolicy:
@@ -199,23 +210,28 @@ def _greeting(running: RunningServer) -> str:
     base = ready.spec.name
     http = f"http://{addresses.host}:{addresses.http_port}"
     grpc = f"{addresses.host}:{addresses.grpc_port}"
-    names = [adapter.name for adapter in running.registry.list()]
-    adapters = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    adapters = _listed([adapter.name for adapter in running.registry.adapters()])
+    gate_sets = _listed([gate_set.name for gate_set in running.registry.gate_sets()])
     question = "What is the capital of France?"
     body = f'{{"model": "{base}", "temperature": 0, "messages": [{{"role": "user", "content": "{question}"}}]}}'
     return f"""
 Perseid {__version__} is ready.
   base      {base}, {ready.weight_bytes / 1e6:.0f} MB in 4 bits on {ready.device}
-  adapters  {adapters or "none"}
+  adapters  {adapters}
+  gate sets {gate_sets}
   context   {ready.max_model_len} tokens
   HTTP      {http}
   gRPC      {grpc}
 
-Try it (an adapter's name instead of the base's asks that adapter):
+Try it (an adapter's name instead of the base's asks that adapter, "auto" the gate set):
   curl -s {http}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
   {_command()} generate --server {grpc} --chat "{question}"
 
 """
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
 def _command() -> str:

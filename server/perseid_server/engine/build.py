@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from perseid_kernels.backend import Backend, Recorder, backend_for
-from perseid_kernels.routing import GateTable
 from perseid_kernels.segments import PAGE_RANK
-from perseid_server.adapters.gate_residency import GateResidency, GateSource
+from perseid_server.adapters.gate_loading import load_gate_table
+from perseid_server.adapters.gate_residency import GateResidency
 from perseid_server.adapters.lora_config import MAX_RANK
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
@@ -20,7 +21,7 @@ from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
 from perseid_server.engine.runner import ModelRunner
-from perseid_server.errors import AdapterRejected, InvalidRequest
+from perseid_server.errors import InvalidRequest
 from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import open_checkpoint
 from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
@@ -61,7 +62,10 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
     )
     decoder = build_decoder(checkpoint, backend, device, capacity.max_model_len, _slow_progress())
     pool = AdapterPool(spec, capacity.num_pages, device, backend.compute_dtype)
-    residency = Residents(Residency(spec, pool, config.adapter_host_memory * MIB), GateResidency(_no_gates))
+    residency = Residents(
+        Residency(spec, pool, config.adapter_host_memory * MIB),
+        GateResidency(partial(load_gate_table, spec, device)),
+    )
     kv = KVCache.allocate(spec, capacity.num_blocks, config.block_size, device, kv_dtype)
     graphs = None
     if isinstance(backend, Recorder):
@@ -82,10 +86,6 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         device=f"{device.type} ({backend.name})",
     )
     return BuiltEngine(engine, ready)
-
-
-def _no_gates(source: GateSource) -> GateTable:
-    raise AdapterRejected("gate sets cannot be loaded yet")
 
 
 def _graph_limits(config: EngineConfig, capacity: Capacity) -> GraphLimits:

@@ -172,8 +172,7 @@ class Engine:
     def _drop_failed(self) -> Iterator[SequenceOutput]:
         failed, self._scheduler.failed = self._scheduler.failed, []
         for sequence in failed:
-            errors = [self._residency.error(version) for version in sequence.adaptation.versions]
-            why = next((error for error in errors if error is not None), "unknown")
+            why = self._residency.error(*sequence.adaptation.versions) or "unknown"
             yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:

@@ -1,4 +1,8 @@
-"""Prometheus metrics. Names and meanings are vLLM's, with our prefix, so that dashboards carry over."""
+"""Prometheus metrics. Names and meanings are vLLM's, with our prefix, so that dashboards carry over.
+
+What gates choose (MeteoRA's routing, which vLLM has not) is told by share: a routed row counts for each adapter with
+the share it got of the row's gates, so the counts of one row sum to 1.
+"""
 
 import time
 from collections import Counter as Tally
@@ -9,11 +13,12 @@ from typing import TYPE_CHECKING, Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from perseid_server.engine.adaptation import BASE_COLUMN
 from perseid_server.engine.messages import EngineReady, EngineStats, SequenceOutput, StepOutputs
 from perseid_server.errors import Unavailable
 
 if TYPE_CHECKING:
-    from perseid_server.frontend.service import Generation
+    from perseid_server.frontend.generation import Generation
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MAX_ADAPTER_LABELS = 50
@@ -22,6 +27,7 @@ MAX_ADAPTER_LABELS = 50
 _LATENCY = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+_ENTROPY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6)  # ln 2 = 0.69 two, ln 8 = 2.1 eight equals
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -49,6 +55,7 @@ class Metrics:
             "lora_cache_info", "Size of the adapter pool on the device; always 1.", ("num_pages", "page_rank")
         )
         self.lora_cache_usage = self._gauge("lora_cache_usage_ratio", "Share of adapter pages in use, 0 to 1.")
+        self.null_share = self._gauge("gate_null_share", "The base's share of the last step's routed rows, 0 to 1.")
         self.lora_cache_adapters = self._gauge("lora_cache_num_adapters", "Adapters by where they are.", ("location",))
 
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
@@ -60,9 +67,15 @@ class Metrics:
         self.lora_hits = self._counter("lora_cache_hits", "Of those, with the adapter on the device already.")
         self.success = self._counter("request_success", "Finished requests by reason.", ("finished_reason",))
         self.failures = self._counter("request_failure", "Requests that ended without an answer, by kind.", ("kind",))
-        self.adapter_requests = self._counter("adapter_requests", "Requests by adapter.", ("adapter",))
+        self.adapter_requests = self._counter(
+            "adapter_requests",
+            "Requests by adapter: a blend counts for each of its own, auto is what gates choose for token by token.",
+            ("adapter",),
+        )
         self.adapter_tokens = self._counter("adapter_generation_tokens", "Generated tokens by adapter.", ("adapter",))
         self.adapter_loads = self._counter("adapter_loads", "Adapters loaded or refused.", ("outcome",))
+        self.routed_tokens = self._counter("routed_tokens", "Routed rows by the share adapters got.", ("adapter",))
+        self.auto_requests = self._counter("auto_requests", "Requests served by auto, by who chose.", ("tier",))
         self.engine_restarts = self._counter("engine_restarts", "Engine processes started in place of one that died.")
 
         seconds = self._histogram
@@ -77,6 +90,10 @@ class Metrics:
         self.request_output = self._histogram("request_generation_tokens", "Generated tokens of a request.", _TOKENS)
         # vLLM calls it iteration_tokens_total; Prometheus keeps that ending for counters.
         self.iteration = self._histogram("iteration_tokens", "Rows of a step.", _ROWS)
+
+        self.gate_entropy = self._histogram(
+            "gate_entropy_nats", "Entropy of the gates, mean over a step's routed rows.", _ENTROPY
+        )
 
     def render(self) -> bytes:
         """The text a scrape gets."""
@@ -103,6 +120,7 @@ class Metrics:
         self.cache_hits.inc(stats.prefix_cache_hits - seen.prefix_cache_hits)
         self.lora_lookups.inc(stats.adapter_lookups - seen.adapter_lookups)
         self.lora_hits.inc(stats.adapter_hits - seen.adapter_hits)
+        self._count_routed(stats, seen, names)
         if step.iteration_tokens:
             self.iteration.observe(step.iteration_tokens)
         if (stats.running_adapters, stats.waiting_adapters) != (seen.running_adapters, seen.waiting_adapters):
@@ -127,6 +145,18 @@ class Metrics:
     def time_request(self, generation: "Generation") -> "RequestTimer":
         """Follow one choice of a request."""
         return RequestTimer(self, generation)
+
+    def _count_routed(self, stats: EngineStats, seen: EngineStats, names: Mapping[str, str]) -> None:
+        before = dict(seen.routed_tokens)
+        fresh = {version: share - before.get(version, 0.0) for version, share in stats.routed_tokens}
+        num_rows = sum(fresh.values())  # a row's shares sum to 1
+        if num_rows <= 0.0:
+            return
+        for version, share in fresh.items():
+            name = names.get(version, version[:12]) if version != BASE_COLUMN else "base"
+            self.routed_tokens.labels(self.adapter_label(name)).inc(max(share, 0.0))
+        self.null_share.set(fresh.get(BASE_COLUMN, 0.0) / num_rows)
+        self.gate_entropy.observe((stats.gate_entropy - seen.gate_entropy) / num_rows)
 
     def _tell_adapters(self, stats: EngineStats, names: Mapping[str, str]) -> None:
         def listed(versions: tuple[str, ...]) -> str:
@@ -156,11 +186,14 @@ class RequestTimer:
         self._last = self._started
         self._num_tokens = 0
         self._num_prompt = len(generation.prompt_token_ids)
-        self._adapter = generation.adapter.name if generation.adapter else "base"
+        self._adapters = [metrics.adapter_label(name) for name in _labels(generation)]
         self._finished = False
         self.has_echoed = False
         metrics.prompt_tokens.inc(self._num_prompt)
-        metrics.adapter_requests.labels(metrics.adapter_label(self._adapter)).inc()
+        for label in self._adapters:
+            metrics.adapter_requests.labels(label).inc()
+        if generation.resolved.auto is not None:
+            metrics.auto_requests.labels(generation.resolved.auto.tier).inc()
 
     def saw(self, output: SequenceOutput) -> None:
         """An output has come from the engine."""
@@ -185,7 +218,8 @@ class RequestTimer:
         metrics.decode_time.observe(self._last - first)
         metrics.request_prompt.observe(self._num_prompt)
         metrics.request_output.observe(self._num_tokens)
-        metrics.adapter_tokens.labels(metrics.adapter_label(self._adapter)).inc(self._num_tokens)
+        for label in self._adapters:
+            metrics.adapter_tokens.labels(label).inc(self._num_tokens)
         if self._num_tokens > 1:
             metrics.tpot.observe((self._last - first) / (self._num_tokens - 1))
 
@@ -196,6 +230,16 @@ class RequestTimer:
         """The request is over; without an answer it counts as a failure."""
         if not self._finished:
             self._metrics.failures.labels(_failure_kind(error)).inc()
+
+
+def _labels(generation: "Generation") -> tuple[str, ...]:
+    """What a request is counted for."""
+    resolved = generation.resolved
+    if resolved.blend:
+        return tuple(adapter.name for adapter, _ in resolved.blend)
+    if resolved.auto is not None and resolved.auto.tier == "token":
+        return ("auto",)
+    return (resolved.adapter.name if resolved.adapter else "base",)
 
 
 def _count_at(count: Callable[[], Tally[str]], location: str) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perseid_server.errors import InvalidRequest
+from perseid_server.frontend.adaptation_options import AdaptationOptions, Report, check_adaptation
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -71,12 +72,20 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call. `adapter` is a name; None is the base."""
+    """One call. `adaptation` None is the base."""
 
     request_id: str
     input: Input
-    adapter: str | None = None
+    adaptation: AdaptationOptions | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    report: Report = "none"  # what to tell of an automatic choice
+
+
+def check_request(request: GenerationRequest, vocab_size: int) -> None:
+    """InvalidRequest names the first field that is out of range. The input is checked when it is encoded."""
+    check_request_id(request.request_id)
+    check_sampling(request.sampling, vocab_size)
+    check_adaptation(request.adaptation, request.report, request.sampling.n)
 
 
 def check_sampling(options: SamplingOptions, vocab_size: int) -> None:

@@ -3,8 +3,8 @@
     starting → ready → restarting → ready → … → stopped
                    ↘ failed (it could not start, and will not)
 
-What the engine must know beside requests (its adapters) is remembered here and told again to a new engine. Requests
-are not: when the engine dies, those in flight end with Unavailable at once.
+What the engine must know beside requests (`registrations.py`) is told again to a new engine. Requests are not: when
+the engine dies, those in flight end with Unavailable at once.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -22,13 +22,9 @@ import msgspec
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import (
     Abort,
-    AdapterState,
     EngineFailed,
     EngineReady,
-    ForgetAdapter,
     FromEngine,
-    PinAdapter,
-    RegisterAdapter,
     SequenceOutput,
     Shutdown,
     StepOutputs,
@@ -37,6 +33,7 @@ from perseid_server.engine.messages import (
 )
 from perseid_server.errors import InvalidRequest, PerseidError, Unavailable
 from perseid_server.ipc.codec import HEADER_BYTES, frame_length, from_engine, to_engine
+from perseid_server.ipc.registrations import Registrations
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ class _Watch:
     on_status: list[Callable[[EngineStatus], None]] = field(default_factory=list)
 
 
-class EngineProcess:
+class EngineProcess(Registrations):
     """Supervises one engine process. All methods run on one event loop."""
 
     def __init__(
@@ -91,14 +88,13 @@ class EngineProcess:
         log_format: Literal["human", "json"] = "human",
     ) -> None:
         """`entry` names another function that builds the engine, as module:function (tests)."""
+        super().__init__()
         self._config = config
         self._arguments = [log_level, log_format] if entry is None else [log_level, log_format, entry]
         self._connection: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
-        self._adapters: dict[str, RegisterAdapter] = {}
         self._watch = _Watch()
-        self.adapter_states: dict[str, AdapterState] = {}
         self.status: EngineStatus = "starting"
         self.ready: EngineReady | None = None
         self.num_restarts = 0
@@ -163,34 +159,15 @@ class EngineProcess:
             if not ended and self._connection is connection:
                 connection.send(Abort(request.request_id))
 
-    # --- adapters -----------------------------------------------------------------------------------------------
-
-    def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
-        """Make a version known to this engine and to those that follow it."""
-        message = RegisterAdapter(version, path, pinned)
-        self._adapters[version] = message
-        self._tell(message)
-
-    def pin_adapter(self, version: str, *, pinned: bool) -> None:
-        """Keep a version on the device, or let it go."""
-        self._adapters[version] = replace(self._adapters[version], pinned=pinned)
-        self._tell(PinAdapter(version, pinned))
-
-    def forget_adapter(self, version: str) -> None:
-        """Let a version go with its last user."""
-        self._adapters.pop(version, None)
-        self.adapter_states.pop(version, None)
-        self._tell(ForgetAdapter(version))
-
     def _tell(self, message: ToEngine) -> None:
-        """Now, or when an engine is there again: adapters are replayed to a new one."""
+        """Now, or when an engine is there again: registrations are replayed to a new one."""
         if self._connection is not None and self.status == "ready":
             self._connection.send(message)
 
     # --- supervision --------------------------------------------------------------------------------------------
 
     async def _launch(self) -> _Connection:
-        """A new engine process that has said it is ready and knows all adapters."""
+        """A new engine process that has said it is ready and knows all that is registered."""
         connection = await self._spawn()
         try:
             first = await connection.receive()
@@ -205,8 +182,8 @@ class EngineProcess:
             await _end(connection)
             raise InvalidRequest(first.error)
         assert isinstance(first, EngineReady), f"the engine's first message is {type(first).__name__}"
-        for adapter in self._adapters.values():
-            connection.send(adapter)
+        for message in self.registrations():
+            connection.send(message)
         self._connection = connection
         self.num_restarts += self.ready is not None
         self.ready = first
@@ -267,9 +244,7 @@ class EngineProcess:
                 logger.exception("the engine sends what is no message")
                 return
             assert isinstance(message, StepOutputs), f"unexpected {type(message).__name__}"
-            for state in message.adapters:
-                if state.version in self._adapters:
-                    self.adapter_states[state.version] = state
+            self._take_states(message)
             for output in message.outputs:
                 inbox = self._inboxes.get(output.request_id)
                 if inbox is not None:

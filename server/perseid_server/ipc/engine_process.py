@@ -24,9 +24,11 @@ from perseid_server.engine.messages import (
     EngineReady,
     EngineStats,
     ForgetAdapter,
+    ForgetGateSet,
     FromEngine,
     PinAdapter,
     RegisterAdapter,
+    RegisterGateSet,
     Shutdown,
     StepOutputs,
     Submit,
@@ -134,6 +136,12 @@ def _take(engine: Engine, message: ToEngine) -> None:
             engine.pin_adapter(message.version, pinned=message.pinned)
         case ForgetAdapter():
             engine.forget_adapter(message.version)
+        case RegisterGateSet():
+            engine.register_gate_set(
+                message.version, message.path, message.adapters, null=message.null, pinned=message.pinned
+            )
+        case ForgetGateSet():
+            engine.forget_gate_set(message.version)
 
 
 def build_real_engine(config: EngineConfig) -> tuple[Engine, EngineReady]:

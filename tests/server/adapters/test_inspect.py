@@ -3,6 +3,7 @@
 from perseid_server.adapters.inspect import inspect_adapter
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import TARGETS, lora_config, write_adapter
+from tests.server.stack import write_gate_set
 
 
 def test_a_good_adapter_is_accepted_with_what_it_holds(tmp_path):
@@ -18,6 +19,17 @@ def test_a_bad_adapter_is_refused_with_the_reason(tmp_path):
     assert not report.accepted
     assert report.info is None
     assert "use_dora" in (report.reason or "")
+
+
+def test_a_gate_set_is_accepted_with_what_it_holds(tmp_path):
+    report = inspect_adapter(write_gate_set(tmp_path, {"a": "0" * 64, "b": "1" * 64}), tiny_spec())
+    assert report.accepted
+    assert (report.info.kind, report.info.adapters, report.info.num_columns) == ("gates", ("a", "b"), 3)
+
+
+def test_a_bad_gate_set_is_refused_with_the_reason(tmp_path):
+    folder = write_gate_set(tmp_path, {"a": "0" * 64}, base=tiny_spec(num_layers=9))
+    assert "layer" in (inspect_adapter(folder, tiny_spec()).reason or "")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

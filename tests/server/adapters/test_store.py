@@ -1,5 +1,6 @@
 """The store names content, replaces and removes in one step, and says what is damaged while it serves the rest."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.manifest import Entry
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.adapters.store import AdapterStore, version_of
+from perseid_server.adapters.store import AdapterStore, Naming, version_of
 from perseid_server.errors import AdapterRejected, Conflict, TooLarge
 
 
@@ -37,7 +40,9 @@ def source_of(root: Path, content: str) -> AdapterFolder:
 
 def load(store: AdapterStore, root: Path, name: str, content: str, *, pinned: bool = False) -> str:
     """Store content under a name; its version."""
-    return store.commit(store.stage(source_of(root, content)), name, f"from/{content}", pinned=pinned).version
+    staged = store.stage(source_of(root, content))
+    [entry] = store.commit([Naming(name, staged, f"from/{content}", pinned)])
+    return entry.version
 
 
 def reopened(store: AdapterStore, root: Path) -> AdapterStore:
@@ -70,7 +75,7 @@ def test_both_files_count(file, store, root):
     before = load(store, root, "a", "x")
     source = source_of(root, "x")
     (source.path / file).write_text("another")
-    assert store.commit(store.stage(source), "a", "s").version != before
+    assert store.stage(source).version != before
 
 
 def test_bytes_that_move_from_one_file_to_the_other_are_another_version(tmp_path):
@@ -168,6 +173,87 @@ def test_a_second_server_on_the_same_folder_is_refused_and_does_no_harm(store, r
     store.close()
 
 
+# --- gate sets ------------------------------------------------------------------------------------------------------
+
+
+def gates_of(root: Path, content: str) -> AdapterFolder:
+    """A folder with a gate set's two files."""
+    folder = root.parent / f"gates-{content}"
+    folder.mkdir(exist_ok=True)
+    for name in FILES["gates"]:
+        (folder / name).write_text(content)
+    return AdapterFolder(folder, follow_links=False)
+
+
+def test_a_gate_set_is_kept_beside_adapters_with_its_kind(store, root):
+    adapter = load(store, root, "a", "x")
+    [entry] = store.commit([Naming("g", store.stage(gates_of(root, "y")), "s", pinned=True)])
+    store = reopened(store, root)
+    assert {name: (kept.version, kept.kind, kept.pinned) for name, kept in store.entries().items()} == {
+        "a": (adapter, "adapter", False),
+        "g": (entry.version, "gates", True),
+    }
+    assert sorted(path.name for path in store.folder(entry.version).iterdir()) == sorted(FILES["gates"])
+    store.close()
+
+
+def test_what_a_version_is_cannot_be_mistaken(tmp_path):
+    """The same bytes as an adapter and as a gate set have two versions; a folder with both configs is the adapter."""
+    for kind in ("adapter", "gates"):
+        (tmp_path / kind).mkdir()
+        for name in FILES[kind]:
+            (tmp_path / kind / name).write_text("x")
+    versions = {kind: version_of(tmp_path / kind) for kind in FILES}
+    assert versions["adapter"] != versions["gates"]
+    for name in FILES["gates"]:
+        (tmp_path / "adapter" / name).write_text("y")
+    assert version_of(tmp_path / "adapter") == versions["adapter"]
+
+
+def test_the_hash_of_an_adapter_is_what_it_always_was(tmp_path):
+    (tmp_path / CONFIG_FILE).write_text("config")
+    (tmp_path / WEIGHTS_FILE).write_text("weights")
+    assert version_of(tmp_path) == "8899e79a7f969bfca68337fdd39e12e75857accbf653091116faa6c7f0c850f4"
+
+
+def test_a_gate_set_without_weights_is_refused_by_the_name_of_the_file(store, root):
+    source = gates_of(root, "x")
+    (source.path / "gates.safetensors").unlink()
+    with pytest.raises(AdapterRejected, match=r"the gate set has no gates\.safetensors"):
+        store.stage(source)
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_several_names_are_given_at_once_or_not_at_all(store, root, monkeypatch):
+    load(store, root, "old", "x")
+    before = dict(store.entries())
+    namings = [Naming("a", store.stage(source_of(root, "y")), "s"), Naming("g", store.stage(gates_of(root, "z")), "s")]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            store.commit(namings)
+    assert store.entries() == before
+    store = reopened(store, root)
+    assert store.entries() == before
+    namings = [
+        Naming("old", store.stage(source_of(root, "y")), "s"),
+        Naming("g", store.stage(gates_of(root, "z")), "s"),
+    ]
+    assert [entry.name for entry in store.commit(namings)] == list(store.entries()) == ["old", "g"]
+    store.close()
+
+
+def test_a_manifest_written_before_there_were_gate_sets_is_read(store, root):
+    version = load(store, root, "a", "x")
+    store.close()
+    body = [{"name": "a", "version": version, "source": "s", "loaded_at": 1.5, "pinned": True}]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (root / "manifest.json").write_text(json.dumps({"schema": 1, "sha256": digest, "adapters": body}))
+    store = AdapterStore(root)
+    assert store.entries() == {"a": Entry("a", version, "s", 1.5, True, "adapter")}
+    store.close()
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +310,7 @@ BAD_MANIFESTS: dict[str, Callable[[Path], object]] = {
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
     "nested deeply": lambda path: path.write_bytes(b"[" * 100_000),
     "of another schema": with_schema,
+    "with another kind": lambda path: path.write_text(path.read_text().replace('"adapter"', '"spell"')),
     "with a path for a version": with_another_path,
 }
 
@@ -265,7 +352,7 @@ def test_a_failed_write_changes_nothing(store, root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            store.commit(staged, "a", "s")
+            store.commit([Naming("a", staged, "s")])
         with pytest.raises(OSError, match="No space"):
             store.remove("a")
     assert names(store) == {"a": version}

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from perseid_server.adapters.lora import WEIGHTS_FILE
-from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.layout import FILES, kind_of
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.adapters.store import AdapterStore, version_of
+from perseid_server.adapters.store import AdapterStore, Naming, version_of
 
 ROUNDS = 15
 CONTENTS = "uvwxyz"
+GATES = "xz"
+"""Of the contents, those that are gate sets."""
 State = tuple[tuple[str, str, bool], ...]  # name, content, pinned; in order
 Operation = Callable[[AdapterStore], object]
 
@@ -27,8 +28,9 @@ def make_sources(folder: Path, num_bytes: int) -> dict[str, AdapterFolder]:
     for content in CONTENTS:
         path = folder / content
         path.mkdir(parents=True)
-        (path / CONFIG_FILE).write_text(content)
-        (path / WEIGHTS_FILE).write_bytes(content.encode() * num_bytes)
+        config, weights = FILES["gates" if content in GATES else "adapter"]
+        (path / config).write_text(content)
+        (path / weights).write_bytes(content.encode() * num_bytes)
         sources[content] = AdapterFolder(path, follow_links=False)
     return sources
 
@@ -36,8 +38,8 @@ def make_sources(folder: Path, num_bytes: int) -> dict[str, AdapterFolder]:
 def script(sources: dict[str, AdapterFolder]) -> Iterator[tuple[Operation, State]]:
     """Loads, replacements, pins and removals without end, each with the state it leads to."""
 
-    def load(name: str, content: str) -> Operation:
-        return lambda store: store.commit(store.stage(sources[content]), name, content)
+    def load(*named: tuple[str, str]) -> Operation:
+        return lambda store: store.commit([Naming(name, store.stage(sources[each]), each) for name, each in named])
 
     def remove(name: str) -> Operation:
         def run(store: AdapterStore) -> None:
@@ -51,10 +53,15 @@ def script(sources: dict[str, AdapterFolder]) -> Iterator[tuple[Operation, State
         name, content = f"n{turn % 4}", CONTENTS[turn * 5 % len(CONTENTS)]
         names.pop(name, None)
         names[name] = (content, False)
-        yield load(name, content), as_state(names)
+        yield load((name, content)), as_state(names)
         if turn % 2:
             names[name] = (content, True)
             yield lambda store, name=name: store.pin(name, pinned=True), as_state(names)
+            both = [("m", CONTENTS[turn % len(CONTENTS)]), ("m.gates", GATES[turn % len(GATES)])]
+            for each, content_of in both:
+                names.pop(each, None)
+                names[each] = (content_of, False)
+            yield load(*both), as_state(names)
         if turn % 3 == 2:
             gone = next(iter(names))
             del names[gone]
@@ -98,7 +105,9 @@ def assert_sound(root: Path, sources: dict[str, AdapterFolder], num_done: int) -
         assert state_of(store) in states[num_done : num_done + 2]
         for entry in store.entries().values():
             assert version_of(store.folder(entry.version)) == entry.version
-            assert (store.folder(entry.version) / CONFIG_FILE).read_text() == entry.source
+            folder = store.folder(entry.version)
+            assert (folder / FILES[entry.kind][0]).read_text() == entry.source
+            assert entry.kind == kind_of(folder) == ("gates" if entry.source in GATES else "adapter")
         for version in (root / "versions").iterdir():
             assert version_of(version) == version.name, "named or not, a version is whole"
         assert list((root / "tmp").iterdir()) == []
@@ -158,7 +167,7 @@ def kill_before_step(number: int) -> None:
 
 def test_kill_before_every_system_call_of_a_load_a_replacement_and_a_removal(tmp_path):
     sources = make_sources(tmp_path / "sources", num_bytes=5)
-    num_operations = 5  # load, load, pin, load, remove
+    num_operations = 6  # load, load, pin, load two at once, load, remove
 
     def work(number: int, root: Path, report: int) -> None:
         store = AdapterStore(root)

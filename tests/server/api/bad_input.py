@@ -162,8 +162,86 @@ ADAPTERS = [
     unknown_adapter("name with quotes and line breaks", "'\n\"%s{}"),
     unknown_adapter("huge name", "x" * 100_000),
     unknown_adapter("huge name in another script", "語" * 50_000),
-    unknown_adapter("router", "auto"),
+    Bad(
+        "auto without gates",
+        "no gate set is loaded",
+        {"model": "auto"},
+        request={"prompt": "hi", "auto": pb.Auto()},
+        status=404,
+        code=grpc.StatusCode.NOT_FOUND,
+    ),
+    Bad("auto behind the base", "no gate set is loaded", {"model": "tiny:auto"}, status=404),
+    Bad(
+        "unknown gate set",
+        "auto.gate_set",
+        {"model": "auto:nobody"},
+        request={"prompt": "hi", "auto": pb.Auto(gate_set="nobody")},
+        status=404,
+        code=grpc.StatusCode.NOT_FOUND,
+    ),
+    Bad("auto as an adapter", "adapter", request={"prompt": "hi", "adapter": "auto"}, code=grpc.StatusCode.NOT_FOUND),
     Bad("unknown adapter behind the base", "nobody", {"model": "tiny:nobody"}, status=404),
+]
+
+
+def blend(name: str, names: str, *parts: tuple[str, float], **expected: Any) -> Bad:
+    """A blend of these adapters."""
+    message = pb.Blend(adapters=[pb.WeightedAdapter(name=each, weight=weight) for each, weight in parts])
+    body = [{"name": each, "weight": weight} for each, weight in parts]
+    return Bad(name, names, {"adapters": body}, request={"prompt": "hi", "blend": message}, **expected)
+
+
+def auto(name: str, names: str, *, model: str = "auto", report: int = 0, **options: Any) -> Bad:
+    """Options of auto on both transports."""
+    message = {"prompt": "hi", "auto": pb.Auto(**options), "routing_report": report}
+    return Bad(name, names, {"model": model, "auto": options}, request=message)
+
+
+ADAPTATIONS = [
+    blend("blend of nothing", "adapters: 0 to blend"),
+    blend("blend of nine", "adapters: 9 to blend", *((f"a{i}", 1.0) for i in range(9))),
+    blend("blend of one twice", "adapters.1.name", ("a", 1.0), ("a", 0.5)),
+    blend("blend weight NaN", "adapters.0.weight", ("a", math.nan)),
+    blend("blend weight infinite", "adapters.1.weight", ("a", 1.0), ("b", math.inf)),
+    blend("blend weight above", "adapters.1.weight is 16.5; expected a number in [-16, 16]", ("a", 1.0), ("b", 16.5)),
+    blend(
+        "blend of an unknown adapter", "adapters.0.name", ("nobody", 1.0), status=404, code=grpc.StatusCode.NOT_FOUND
+    ),
+    http_only("blend weight of another type", "adapters.0.weight", adapters=[{"name": "a", "weight": "1"}]),
+    http_only("blend without a name", "adapters.0.name", adapters=[{"weight": 1}]),
+    http_only("blend with an unknown field", "adapters.0.scale", adapters=[{"name": "a", "scale": 1}]),
+    http_only("blend that is no list", "adapters", adapters={"a": 1}),
+    http_only("blend with an adapter as model", "adapters", model="one", adapters=[{"name": "a"}]),
+    http_only("blend with auto as model", "adapters", model="auto", adapters=[{"name": "a"}]),
+    http_only("blend beside auto", "adapters", adapters=[{"name": "a"}], auto={}),
+    auto("auto k zero", "auto.k", k=0),
+    http_only("auto k negative", "auto.k", model="auto", auto={"k": -1}),
+    http_only("auto k of another type", "auto.k", model="auto", auto={"k": 1.5}),
+    auto("auto temperature zero", "auto.temperature", temperature=0.0),
+    auto("auto temperature above", "auto.temperature", temperature=100.5),
+    auto("auto temperature NaN", "auto.temperature", temperature=math.nan),
+    auto("auto temperature infinite", "auto.temperature", temperature=math.inf),
+    auto("auto allow of too many", "auto.allow has 513 names", allow=["a"] * 513),
+    http_only("auto allow of nobody", "auto.allow", model="auto", auto={"allow": []}),
+    http_only("auto allow of another type", "auto.allow.0", model="auto", auto={"allow": [1]}),
+    http_only("auto tier unknown", "auto.tier", model="auto", auto={"tier": "best"}),
+    http_only("auto null of another type", "auto.null", model="auto", auto={"null": "no"}),
+    http_only("auto with an unknown field", "auto.top_k", model="auto", auto={"top_k": 2}),
+    http_only("auto for the base", "auto", auto={}),
+    http_only("auto for an adapter", "auto", model="one", auto={"k": 1}),
+    http_only("two gate sets", "auto.gate_set", model="auto:one", auto={"gate_set": "two"}),
+    Bad("auto tier of another enum", "auto.tier", request={"prompt": "hi", "auto": pb.Auto(tier=9)}),
+    Bad("report of another enum", "routing_report", request={"prompt": "hi", "routing_report": 9}),
+    Bad("report of the base", "routing", {"routing": "summary"}, request={"prompt": "hi", "routing_report": 2}),
+    Bad(
+        "report of an adapter",
+        "routing",
+        {"model": "one", "routing": "tokens"},
+        request={"prompt": "hi", "adapter": "one", "routing_report": 3},
+    ),
+    http_only("report unknown", "routing", routing="all"),
+    http_only("report of several answers", "n", model="auto", routing="summary", n=2),
+    http_only("report of several prompts", "routing", model="auto", routing="summary", prompt=["a", "b"]),
 ]
 
 TYPES = [
@@ -181,4 +259,4 @@ TYPES = [
     http_only("prompt null", "prompt", prompt=None),
 ]  # fmt: skip
 
-ALL = [*RANGES, *INPUTS, *ADAPTERS, *TYPES]
+ALL = [*RANGES, *INPUTS, *ADAPTERS, *ADAPTATIONS, *TYPES]

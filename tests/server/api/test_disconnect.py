@@ -20,7 +20,7 @@ async def freed(live: LiveStack, count: int) -> None:
     async with asyncio.timeout(20):
         await live.stack.engine.aborts(count)
         await live.stack.service._idle.wait()
-    assert not live.stack.registry._leases
+    assert not live.stack.registry.leases.versions()
     assert live.stack.engine.engine.stats().kv_blocks_used == 0
     assert not live.stack.engine.engine.has_work
 

@@ -11,7 +11,7 @@ from perseid_server.model.source import resolve_model
 from tests.fakes import byte_tokenizer
 from tests.server.cli.running import Perseid
 from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
-from tests.server.stack import write_adapter
+from tests.server.stack import write_adapter, write_gate_set
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,23 @@ def test_an_adapter_that_fits(perseid: Perseid, model: Path, adapter: Path) -> N
     assert told["accepted"].startswith("yes, on ")
     assert (told["type"], told["targets"], told["layers"]) == ("LoRA", "q_proj", "0-1")
     assert told["rank"] == "20 (pages of adapter memory: 2)"
+
+
+def test_a_gate_set_that_fits(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    base = open_checkpoint(resolve_model(str(model))).spec
+    folder = write_gate_set(tmp_path / "gates", {"a": "0" * 64, "b": "1" * 64}, base=base)
+    done = perseid("inspect", str(folder), "--model", str(model))
+    told = rows(done.out)
+    assert (done.status, done.err) == (0, "")
+    assert told["accepted"].startswith("yes, on ")
+    assert (told["type"], told["adapters"], told["base"]) == ("gates (trained)", "a, b", "may be chosen")
+    assert (told["targets"], told["router"]) == ("q_proj in 2 layers", "none for whole requests")
+
+
+def test_a_gate_set_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    done = perseid("inspect", str(write_gate_set(tmp_path / "gates", {"a": "0" * 64})), "--model", str(model))
+    assert (done.status, done.err) == (1, "")
+    assert rows(done.out)["accepted"].startswith("no: ")
 
 
 def test_an_adapter_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:

@@ -8,23 +8,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perseid_server.engine.messages import AdapterState, EngineReady, EngineStats, StepOutputs
 from perseid_server.errors import Unavailable
+from perseid_server.frontend.adaptation_options import AutoOptions, BlendOf, Named
 from perseid_server.frontend.metrics import MAX_ADAPTER_LABELS, Metrics
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
 from tests.fakes import fake_ready
-from tests.server.stack import Stack
+from tests.server.stack import Stack, certain_router
 from tests.tools import require_tool
 
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
-    "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters"
+    "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters",
+    "gate_null_share",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
-    "adapter_loads", "engine_restarts", "request_failure",
+    "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
     "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
     "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens", "iteration_tokens",
+    "gate_entropy_nats",
 }  # fmt: skip
 
 
@@ -36,7 +39,8 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 async def run(stack: Stack, adapter: str | None = None, **sampling) -> None:
     options = SamplingOptions(**{"max_tokens": 4} | sampling)
-    async with stack.service.generate(GenerationRequest("r", TextInput("say"), adapter, options)) as generation:
+    asked = GenerationRequest("r", TextInput("say"), Named(adapter) if adapter else None, options)
+    async with stack.service.generate(asked) as generation:
         async for _ in generation:
             pass
 
@@ -154,6 +158,56 @@ def test_a_new_engine_runs_nothing() -> None:
     assert (told["num_requests_running"], told["num_requests_waiting"], told["kv_cache_usage_perc"]) == (0, 0, 0)
     assert 'lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}' in told
     assert sum(name.startswith("lora_requests_info") for name in told) == 1
+
+
+async def test_what_gates_choose_is_counted_by_share(stack: Stack) -> None:
+    stack.metrics.engine_ready(fake_ready())
+    for seed, name in enumerate("ab"):
+        await stack.load(name, seed=seed)
+    await stack.load_gates("g", "a", "b", router=certain_router("a", "b"))
+    for prompt in ("say", "aaaa"):
+        asked = GenerationRequest("r", TextInput(prompt), AutoOptions(), SamplingOptions(max_tokens=4))
+        async with stack.service.generate(asked) as generation:
+            async for _ in generation:
+                pass
+    told = samples(stack.metrics)
+    rows = 3 + 3  # of the prompt, and of all tokens but the last
+    shares = [told[f'routed_tokens_total{{adapter="{name}"}}'] for name in ("a", "b", "base")]
+    assert shares == pytest.approx([rows / 7, rows * 2 / 7, rows * 4 / 7])
+    assert told["gate_null_share"] == pytest.approx(4 / 7)
+    assert (told["gate_entropy_nats_count"], told["gate_entropy_nats_sum"]) == (4, pytest.approx(4 * 0.5))
+    assert told['auto_requests_total{tier="token"}'] == told['auto_requests_total{tier="request"}'] == 1
+    assert told['adapter_requests_total{adapter="auto"}'] == told['adapter_requests_total{adapter="a"}'] == 1
+    assert told['adapter_generation_tokens_total{adapter="auto"}'] == 4
+    assert complaints(stack.metrics.render()) == (0, b"", b"")
+
+
+async def test_a_blend_counts_for_each_of_its_adapters(stack: Stack) -> None:
+    for seed, name in enumerate("ab"):
+        await stack.load(name, seed=seed)
+    asked = GenerationRequest("r", TextInput("say"), BlendOf((("a", 0.5), ("b", 0.5))), SamplingOptions(max_tokens=4))
+    async with stack.service.generate(asked) as generation:
+        async for _ in generation:
+            pass
+    told = samples(stack.metrics)
+    for name in "ab":
+        assert told[f'adapter_requests_total{{adapter="{name}"}}'] == 1
+        assert told[f'adapter_generation_tokens_total{{adapter="{name}"}}'] == 4
+    assert 'adapter_requests_total{adapter="base"}' not in told
+
+
+def test_routed_shares_go_on_across_a_restart() -> None:
+    metrics = Metrics(8)
+    for _ in range(2):
+        metrics.engine_ready(fake_ready())
+        for rows in (1, 3):
+            shares = (("v", 0.25 * rows), ("", 0.75 * rows))
+            metrics.engine_stepped(
+                StepOutputs(stats=EngineStats(routed_tokens=shares, gate_entropy=rows)), {"v": "one"}
+            )
+    told = samples(metrics)
+    assert (told['routed_tokens_total{adapter="one"}'], told['routed_tokens_total{adapter="base"}']) == (1.5, 4.5)
+    assert (told["gate_entropy_nats_count"], told["gate_entropy_nats_sum"]) == (4, 4.0)
 
 
 async def test_promtool_finds_nothing_to_complain_about(stack: Stack) -> None:

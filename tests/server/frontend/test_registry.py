@@ -11,22 +11,7 @@ from perseid_server.adapters.source import SourcePolicy
 from perseid_server.errors import AdapterRejected, Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
 from perseid_server.frontend.registry import AdapterRegistry
 from tests.fakes import tiny_spec
-from tests.server.stack import Stack, make_stack, settle, write_adapter
-
-
-def stored(stack: Stack) -> set[str]:
-    """Versions on disk."""
-    return {folder.name for folder in (stack.root.parent / "store" / "versions").iterdir()}
-
-
-def known(stack: Stack) -> set[str]:
-    """Versions the engine knows."""
-    return set(stack.engine.engine._residency.known)
-
-
-async def background(stack: Stack) -> None:
-    """Let what the registry left for later finish."""
-    await asyncio.gather(*stack.registry._tasks)
+from tests.server.stack import Stack, background, known, make_stack, settle, stored, write_adapter
 
 
 async def test_a_loaded_adapter_is_listed_known_to_the_engine_and_stored(stack: Stack) -> None:
@@ -203,7 +188,7 @@ async def test_a_refusal_nobody_waits_for_is_not_logged(stack: Stack, caplog: py
     stack.registry._writing.release()
     await settle()
     gc.collect()
-    assert not stack.registry._tasks
+    assert not stack.registry._background.tasks
     assert not caplog.records
 
 

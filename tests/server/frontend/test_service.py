@@ -7,8 +7,9 @@ import math
 import pytest
 
 from perseid_server.errors import GenerationFailed, InvalidRequest, NotFound, QueueFull, Unavailable
+from perseid_server.frontend.adaptation_options import Named
+from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput, TokenInput
-from perseid_server.frontend.service import Delta, Generation
 from tests.fakes import EOS, expected
 from tests.server.stack import Stack, make_stack
 
@@ -16,7 +17,8 @@ PROMPT = "say"
 
 
 def request(text: str = PROMPT, adapter: str | None = None, name: str = "r", **sampling) -> GenerationRequest:
-    return GenerationRequest(name, TextInput(text), adapter, SamplingOptions(**{"max_tokens": 8} | sampling))
+    adaptation = Named(adapter) if adapter else None
+    return GenerationRequest(name, TextInput(text), adaptation, SamplingOptions(**{"max_tokens": 8} | sampling))
 
 
 async def collect(stack: Stack, asked: GenerationRequest) -> tuple[list[Delta], Generation]:
@@ -172,7 +174,7 @@ async def test_what_is_refused_holds_nothing(stack: Stack) -> None:
     for _ in range(200):
         with pytest.raises(InvalidRequest):
             await collect(stack, request("x" * 1000, adapter="one"))
-    assert not stack.registry._leases
+    assert not stack.registry.leases.versions()
     await stack.service.drain(math.inf)
 
 
@@ -182,7 +184,7 @@ async def test_leaving_early_frees_what_the_request_holds(stack: Stack) -> None:
         await anext(aiter(generation))
     assert len(stack.engine.aborted) == 2
     assert is_free(stack)
-    assert stack.registry._leases[version] == 0
+    assert version not in stack.registry.leases
 
 
 async def test_cancelling_frees_what_the_request_holds(stack: Stack) -> None:

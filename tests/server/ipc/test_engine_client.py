@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import uvloop
 
-from perseid_server.engine.adaptation import Adaptation
+from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import SequenceOutput, Shutdown, StepOutputs, Submit
 from perseid_server.errors import InvalidRequest, Unavailable
@@ -167,6 +167,25 @@ async def test_a_killed_engine_fails_what_is_in_flight_and_comes_back_with_its_a
         for version in ("v1", "v3"):
             assert tokens(await collect(engine, submit(adapter=version))) == expected(PROMPT, version, 6)
         assert (await collect(engine, submit(adapter="v2")))[-1].finish_reason == "error"
+
+
+def routed(gate_set: str) -> Submit:
+    adaptation = Adaptation(routing=Routing(gate_set, ("v1", BASE_COLUMN), 1, 1.0))
+    return Submit("routed", PROMPT, SamplingParams(max_tokens=6), adaptation)
+
+
+async def test_an_engine_that_comes_back_knows_the_gate_sets() -> None:
+    async with running("build_slow") as engine:
+        engine.register_adapter("v1", "/v1")
+        engine.register_gate_set("g1", "/g1", ("v1",), null=True)
+        engine.register_gate_set("g2", None, ("v1",), null=True)
+        engine.forget_gate_set("g2")
+        assert tokens(await collect(engine, routed("g1")))
+        changes = statuses(engine)
+        os.kill(pid(engine), signal.SIGKILL)
+        assert [await changes.get(), await changes.get()] == ["restarting", "ready"]
+        assert tokens(await collect(engine, routed("g1"))) == expected(PROMPT, routed("g1").adaptation.key, 6)
+        assert (await collect(engine, routed("g2")))[-1].finish_reason == "error"
 
 
 async def test_restarts_are_counted_before_the_status_is_told() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from perseid_kernels.backend import AttentionBatch, Backend
 from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.native import load_native_backend
+from perseid_kernels.routing import GateTable, RoutedRows, column_pages
 from perseid_kernels.segments import PageList, Segments
 from perseid_server.model.batch import StepBatch
 from perseid_server.model.build import build_decoder
@@ -50,6 +51,17 @@ class Part:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a gate set routes a sequence."""
+
+    table: GateTable
+    pages_of_columns: tuple[tuple[int, ...], ...]  # of sequences with one table, the same
+    k: int
+    temperature: float
+    allowed: tuple[int, ...]  # 1 where a column may be chosen
+
+
 class Passes:
     """Sequences in one cache. Their blocks interleave and run backwards, so that no table is in order by accident;
     what was never written is NaN, and so is block 0, which the padding of the tables names."""
@@ -61,11 +73,14 @@ class Passes:
         prompts: Sequence[Sequence[int]],
         pools: AdapterPools | None = None,
         pages: Sequence[PageList | None] = (),
+        routes: Sequence[Route | None] = (),
     ) -> None:
         self._decoder = decoder
         self._prompts = prompts
         self._pools = pools
         self._pages = pages or [None] * len(prompts)
+        self._routes = routes or [None] * len(prompts)
+        self.routed: tuple[RoutedRows, ...] = ()  # of the last pass
         longest = -(-max(len(prompt) for prompt in prompts) // BLOCK_SIZE)
         last = longest * len(prompts)
         self._blocks = [[last - (i * len(prompts) + s) for i in range(longest)] for s in range(len(prompts))]
@@ -92,6 +107,7 @@ class Passes:
         for row, part in zip(table, parts, strict=True):
             used = self._blocks[part.sequence][: -(-part.end // BLOCK_SIZE)]
             row[: len(used)] = torch.tensor(used)
+        self.routed = _routed_rows([self._routes[sequence] for sequence, _ in rows])
         return StepBatch(
             token_ids_T=torch.tensor([self._prompts[sequence][position] for sequence, position in rows]),
             positions_T=torch.tensor([position for _, position in rows]),
@@ -105,10 +121,35 @@ class Passes:
             ),
             segments=Segments.build([self._pages[sequence] for sequence, _ in rows]),
             logits_rows=torch.arange(len(rows)),
+            routed=self.routed,
         )
 
     def _slot(self, sequence: int, position: int) -> int:
         return self._blocks[sequence][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+def _routed_rows(routes: Sequence[Route | None]) -> tuple[RoutedRows, ...]:
+    """By gate set, in the order of their first rows."""
+    tables = dict.fromkeys(route.table for route in routes if route is not None)
+    return tuple(_rows_of(table, routes) for table in tables)
+
+
+def _rows_of(table: GateTable, routes: Sequence[Route | None]) -> RoutedRows:
+    rows = {row: route for row, route in enumerate(routes) if route is not None and route.table is table}
+    used = list(rows.values())
+    pages, indptr = column_pages(used[0].pages_of_columns)
+    return RoutedRows(
+        table=table,
+        rows=torch.tensor(list(rows), dtype=torch.int32),
+        k=torch.tensor([route.k for route in used], dtype=torch.int32),
+        temperature=torch.tensor([route.temperature for route in used]),
+        allowed=torch.tensor([route.allowed for route in used], dtype=torch.int32),
+        pages=torch.tensor(pages, dtype=torch.int32),
+        page_indptr=torch.tensor(indptr, dtype=torch.int32),
+        max_pages=max(len(of_column) for of_column in used[0].pages_of_columns),
+        max_k=max(route.k for route in used),
+        tally=torch.zeros(len(rows), table.num_columns + 1),
+    )
 
 
 def assert_logits(actual: Tensor, expected: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from perseid_kernels.routing import Gates, GateTable
 from perseid_kernels.segments import PAGE_RANK, PageList
 from perseid_server.adapters.lora import check_adapter, lower
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.model.decoder import Decoder
 from perseid_server.model.spec import PARENT_OF_PROJECTION, BaseSpec
-from tests.server.model.passes import CPU, Part, Passes, assert_logits, backend_named, decoder_of
+from tests.server.model.passes import CPU, Part, Passes, Route, assert_logits, backend_named, decoder_of
 from tests.server.model.tiny import Base, logits_by, random_prompt, write_tiny
 
 ADAPTERS = {
@@ -119,6 +121,58 @@ def test_a_backends_whole_pass_is_its_ops_one_by_one(adapted: Adapted, decoder: 
     passes = passes_of(adapted, decoder, ORDER)
     for one, other in zip(passes.run(*parts), passes.run_op_by_op(*parts), strict=True):
         assert torch.equal(one, other)
+
+
+def random_gates(pool: AdapterPool, columns: int, seed: int) -> GateTable:
+    """Gates for most projections: the first layer has some on q, k and v only, others leave a projection out."""
+    rng = torch.Generator().manual_seed(seed)
+    layers: list[dict[str, Gates]] = []
+    for index, layer in enumerate(pool.layers):
+        of_layer = {}
+        for fused, pages in layer.items():
+            if index or fused == "qkv":
+                gated = tuple(s != 1 or index % 2 == 0 for s in range(len(pages.slices)))
+                weight = torch.randn(len(gated) * columns, pages.a.shape[2], generator=rng)
+                weight *= torch.tensor(gated).repeat_interleave(columns)[:, None]
+                of_layer[fused] = Gates(weight, torch.randn(len(gated) * columns, generator=rng), gated)
+        layers.append(of_layer)
+    return GateTable(tuple(layers), torch.randint(0, 2, (columns,), generator=rng, dtype=torch.int32), columns)
+
+
+def passes_with_routes(adapted: Adapted, decoder: Decoder) -> Passes:
+    """Two gate sets, one of which routes two sequences in two ways, beside adapters named and the base."""
+    checkpoint = adapted.base.checkpoint
+    pool, lists = loaded(adapted.folders, checkpoint.spec)
+    adapters = tuple(lists[name].pages for name in ADAPTERS)
+    first, second = (random_gates(pool, columns, columns) for columns in (5, 3))
+    null = ()
+    routes = [
+        Route(first, (*adapters, null), 2, 1.0, (1, 1, 1, 1, 1)),
+        None,
+        Route(second, (*adapters[:2], null), 5, 20.0, (1, 0, 1)),
+        None,
+        Route(first, (*adapters, null), 1, 0.5, (0, 1, 1, 1, 1)),
+    ]
+    pages = [None if route is not None else lists[name] for name, route in zip(ORDER, routes, strict=True)]
+    return Passes(decoder, checkpoint, [PROMPTS[name] for name in ORDER], pool, pages, routes)
+
+
+def test_a_whole_pass_with_routed_rows_is_its_ops_one_by_one(adapted: Adapted, decoder: Decoder) -> None:
+    """A prefill, then a step in which all decode; the tallies too."""
+    passes = passes_with_routes(adapted, decoder)
+    ends = [len(PROMPTS[name]) - 1 for name in ORDER]
+    for starts, stops in ((repeat(0), ends), (ends, [end + 1 for end in ends])):
+        parts = [Part(i, start, stop) for i, (start, stop) in enumerate(zip(starts, stops, strict=False))]
+        whole, tallies = passes.run(*parts), [rows.tally for rows in passes.routed]
+        for one, other in zip(whole, passes.run_op_by_op(*parts), strict=True):
+            assert torch.equal(one, other)
+        assert len(tallies) == 2
+        for one, rows in zip(tallies, passes.routed, strict=True):
+            assert torch.equal(one, rows.tally)
+            weights = rows.tally[:, :-1].sum(dim=1)
+            torch.testing.assert_close(weights, torch.full_like(weights, rows.table.num_gated))
+    routed, plain = whole[0], passes_of(adapted, decoder, ORDER).run(*[Part(i, 0, ends[i] + 1) for i in range(5)])[0]
+    assert (routed[-1] - plain[-1]).abs().max() > 0.1, "the gates change nothing"
 
 
 def test_decodes_and_chunks_of_mixed_ranks(adapted: Adapted, decoder: Decoder) -> None:

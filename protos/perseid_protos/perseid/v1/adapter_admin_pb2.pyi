@@ -83,7 +83,7 @@ class PinAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings", "error")
+    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings", "error", "gate_set")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class Adapter(_message.Message):
     TRAINED_ON_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    GATE_SET_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     source: str
@@ -114,4 +115,33 @@ class Adapter(_message.Message):
     trained_on: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
     error: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ...) -> None: ...
+    gate_set: GateSet
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., gate_set: _Optional[_Union[GateSet, _Mapping]] = ...) -> None: ...
+
+class GateSet(_message.Message):
+    __slots__ = ("columns", "null", "method", "k", "temperature", "has_request_router")
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    NULL_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    HAS_REQUEST_ROUTER_FIELD_NUMBER: _ClassVar[int]
+    columns: _containers.RepeatedCompositeFieldContainer[GateColumn]
+    null: bool
+    method: str
+    k: int
+    temperature: float
+    has_request_router: bool
+    def __init__(self, columns: _Optional[_Iterable[_Union[GateColumn, _Mapping]]] = ..., null: _Optional[bool] = ..., method: _Optional[str] = ..., k: _Optional[int] = ..., temperature: _Optional[float] = ..., has_request_router: _Optional[bool] = ...) -> None: ...
+
+class GateColumn(_message.Message):
+    __slots__ = ("name", "version", "loaded", "training_free")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FREE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    loaded: bool
+    training_free: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., loaded: _Optional[bool] = ..., training_free: _Optional[bool] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdapterAdminStub:
-    """Loading and unloading adapters while the server runs.
+    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class AdapterAdminStub:
 
 
 class AdapterAdminServicer:
-    """Loading and unloading adapters while the server runs.
+    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
     """
 
     def LoadAdapter(self, request, context):
@@ -137,7 +137,7 @@ def add_AdapterAdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterAdmin:
-    """Loading and unloading adapters while the server runs.
+    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
     """
 
     @staticmethod

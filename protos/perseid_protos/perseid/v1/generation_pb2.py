@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bperseid/v1/generation.proto\x12\nperseid.v1\"\xdc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.perseid.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.perseid.v1.TokenIdsH\x00\x12\x11\n\x07\x61\x64\x61pter\x18\x05 \x01(\tH\x01\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.perseid.v1.SamplingParamsB\x07\n\x05inputB\x0c\n\nadaptation\"o\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.perseid.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb9\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x17\n\nmin_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\t\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x02H\n\x88\x01\x01\x12=\n\nlogit_bias\x18\x0e \x03(\x0b\x32).perseid.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12\x11\n\x04\x65\x63ho\x18\x11 \x01(\x08H\r\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x12 \x01(\x08H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\r\n\x0b_min_tokensB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\x04\n\x02_nB\x07\n\x05_echoB\x1d\n\x1b_include_stop_str_in_outputB\x16\n\x14_skip_special_tokens\"\x96\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x12.perseid.v1.Choice\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.perseid.v1.AdapterRef\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.perseid.v1.Usage\"\xaa\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.perseid.v1.FinishReason\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.perseid.v1.TokenLogprob\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\"\xfb\x01\n\rGenerateChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.perseid.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.perseid.v1.FinishReason\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.perseid.v1.Usage\x12\'\n\x07\x61\x64\x61pter\x18\x08 \x01(\x0b\x32\x16.perseid.v1.AdapterRef\"s\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.perseid.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"+\n\nAdapterRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x9f\x01\n\nGeneration\x12\x45\n\x08Generate\x12\x1b.perseid.v1.GenerateRequest\x1a\x1c.perseid.v1.GenerateResponse\x12J\n\x0eGenerateStream\x12\x1b.perseid.v1.GenerateRequest\x1a\x19.perseid.v1.GenerateChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bperseid/v1/generation.proto\x12\nperseid.v1\"\xd5\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.perseid.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.perseid.v1.TokenIdsH\x00\x12\x11\n\x07\x61\x64\x61pter\x18\x05 \x01(\tH\x01\x12\"\n\x05\x62lend\x18\x07 \x01(\x0b\x32\x11.perseid.v1.BlendH\x01\x12 \n\x04\x61uto\x18\x08 \x01(\x0b\x32\x10.perseid.v1.AutoH\x01\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.perseid.v1.SamplingParams\x12\x31\n\x0erouting_report\x18\t \x01(\x0e\x32\x19.perseid.v1.RoutingReportB\x07\n\x05inputB\x0c\n\nadaptation\"6\n\x05\x42lend\x12-\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1b.perseid.v1.WeightedAdapter\"?\n\x0fWeightedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xb1\x01\n\x04\x41uto\x12\x10\n\x08gate_set\x18\x01 \x01(\t\x12\r\n\x05\x61llow\x18\x02 \x03(\t\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x04tier\x18\x05 \x01(\x0e\x32\x10.perseid.v1.Tier\x12\x11\n\x04null\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x0c\n\x04join\x18\x07 \x01(\x08\x42\x04\n\x02_kB\x0e\n\x0c_temperatureB\x07\n\x05_null\"o\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.perseid.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb9\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x17\n\nmin_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\t\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x02H\n\x88\x01\x01\x12=\n\nlogit_bias\x18\x0e \x03(\x0b\x32).perseid.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12\x11\n\x04\x65\x63ho\x18\x11 \x01(\x08H\r\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x12 \x01(\x08H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\r\n\x0b_min_tokensB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\x04\n\x02_nB\x07\n\x05_echoB\x1d\n\x1b_include_stop_str_in_outputB\x16\n\x14_skip_special_tokens\"\x86\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x12.perseid.v1.Choice\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.perseid.v1.AdapterRef\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.perseid.v1.Usage\x12%\n\x05\x62lend\x18\x05 \x03(\x0b\x32\x16.perseid.v1.AdapterRef\x12!\n\x04\x61uto\x18\x06 \x01(\x0b\x32\x13.perseid.v1.AutoRef\x12$\n\x07routing\x18\x07 \x01(\x0b\x32\x13.perseid.v1.Routing\"\xaa\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.perseid.v1.FinishReason\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.perseid.v1.TokenLogprob\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\"\xeb\x02\n\rGenerateChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.perseid.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.perseid.v1.FinishReason\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.perseid.v1.Usage\x12\'\n\x07\x61\x64\x61pter\x18\x08 \x01(\x0b\x32\x16.perseid.v1.AdapterRef\x12%\n\x05\x62lend\x18\t \x03(\x0b\x32\x16.perseid.v1.AdapterRef\x12!\n\x04\x61uto\x18\n \x01(\x0b\x32\x13.perseid.v1.AutoRef\x12$\n\x07routing\x18\x0b \x01(\x0b\x32\x13.perseid.v1.Routing\"s\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.perseid.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"K\n\nAdapterRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x06weight\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\\\n\x07\x41utoRef\x12\x10\n\x08gate_set\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.perseid.v1.Tier\x12\x0e\n\x06joined\x18\x04 \x03(\t\"}\n\x07Routing\x12!\n\x06prompt\x18\x01 \x03(\x0b\x32\x11.perseid.v1.Share\x12%\n\ncompletion\x18\x02 \x03(\x0b\x32\x11.perseid.v1.Share\x12(\n\x06tokens\x18\x03 \x03(\x0b\x32\x18.perseid.v1.TokenRouting\"$\n\x05Share\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x02\".\n\x0cTokenRouting\x12\x1e\n\x03top\x18\x01 \x03(\x0b\x32\x11.perseid.v1.Share\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*M\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_AUTO\x10\x01\x12\x10\n\x0cTIER_REQUEST\x10\x02\x12\x0e\n\nTIER_TOKEN\x10\x03*\x7f\n\rRoutingReport\x12\x1e\n\x1aROUTING_REPORT_UNSPECIFIED\x10\x00\x12\x17\n\x13ROUTING_REPORT_NONE\x10\x01\x12\x1a\n\x16ROUTING_REPORT_SUMMARY\x10\x02\x12\x19\n\x15ROUTING_REPORT_TOKENS\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x9f\x01\n\nGeneration\x12\x45\n\x08Generate\x12\x1b.perseid.v1.GenerateRequest\x1a\x1c.perseid.v1.GenerateResponse\x12J\n\x0eGenerateStream\x12\x1b.perseid.v1.GenerateRequest\x1a\x19.perseid.v1.GenerateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2166
-  _globals['_FINISHREASON']._serialized_end=2261
+  _globals['_TIER']._serialized_start=3151
+  _globals['_TIER']._serialized_end=3228
+  _globals['_ROUTINGREPORT']._serialized_start=3230
+  _globals['_ROUTINGREPORT']._serialized_end=3357
+  _globals['_FINISHREASON']._serialized_start=3359
+  _globals['_FINISHREASON']._serialized_end=3454
   _globals['_GENERATEREQUEST']._serialized_start=44
-  _globals['_GENERATEREQUEST']._serialized_end=264
-  _globals['_CHAT']._serialized_start=266
-  _globals['_CHAT']._serialized_end=377
-  _globals['_CHATMESSAGE']._serialized_start=379
-  _globals['_CHATMESSAGE']._serialized_end=423
-  _globals['_TOKENIDS']._serialized_start=425
-  _globals['_TOKENIDS']._serialized_end=448
-  _globals['_SAMPLINGPARAMS']._serialized_start=451
-  _globals['_SAMPLINGPARAMS']._serialized_end=1276
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=979
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1027
-  _globals['_GENERATERESPONSE']._serialized_start=1279
-  _globals['_GENERATERESPONSE']._serialized_end=1429
-  _globals['_CHOICE']._serialized_start=1432
-  _globals['_CHOICE']._serialized_end=1602
-  _globals['_GENERATECHUNK']._serialized_start=1605
-  _globals['_GENERATECHUNK']._serialized_end=1856
-  _globals['_TOKENLOGPROB']._serialized_start=1858
-  _globals['_TOKENLOGPROB']._serialized_end=1973
-  _globals['_TOPLOGPROB']._serialized_start=1975
-  _globals['_TOPLOGPROB']._serialized_end=2037
-  _globals['_ADAPTERREF']._serialized_start=2039
-  _globals['_ADAPTERREF']._serialized_end=2082
-  _globals['_USAGE']._serialized_start=2084
-  _globals['_USAGE']._serialized_end=2164
-  _globals['_GENERATION']._serialized_start=2264
-  _globals['_GENERATION']._serialized_end=2423
+  _globals['_GENERATEREQUEST']._serialized_end=385
+  _globals['_BLEND']._serialized_start=387
+  _globals['_BLEND']._serialized_end=441
+  _globals['_WEIGHTEDADAPTER']._serialized_start=443
+  _globals['_WEIGHTEDADAPTER']._serialized_end=506
+  _globals['_AUTO']._serialized_start=509
+  _globals['_AUTO']._serialized_end=686
+  _globals['_CHAT']._serialized_start=688
+  _globals['_CHAT']._serialized_end=799
+  _globals['_CHATMESSAGE']._serialized_start=801
+  _globals['_CHATMESSAGE']._serialized_end=845
+  _globals['_TOKENIDS']._serialized_start=847
+  _globals['_TOKENIDS']._serialized_end=870
+  _globals['_SAMPLINGPARAMS']._serialized_start=873
+  _globals['_SAMPLINGPARAMS']._serialized_end=1698
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1401
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1449
+  _globals['_GENERATERESPONSE']._serialized_start=1701
+  _globals['_GENERATERESPONSE']._serialized_end=1963
+  _globals['_CHOICE']._serialized_start=1966
+  _globals['_CHOICE']._serialized_end=2136
+  _globals['_GENERATECHUNK']._serialized_start=2139
+  _globals['_GENERATECHUNK']._serialized_end=2502
+  _globals['_TOKENLOGPROB']._serialized_start=2504
+  _globals['_TOKENLOGPROB']._serialized_end=2619
+  _globals['_TOPLOGPROB']._serialized_start=2621
+  _globals['_TOPLOGPROB']._serialized_end=2683
+  _globals['_ADAPTERREF']._serialized_start=2685
+  _globals['_ADAPTERREF']._serialized_end=2760
+  _globals['_AUTOREF']._serialized_start=2762
+  _globals['_AUTOREF']._serialized_end=2854
+  _globals['_ROUTING']._serialized_start=2856
+  _globals['_ROUTING']._serialized_end=2981
+  _globals['_SHARE']._serialized_start=2983
+  _globals['_SHARE']._serialized_end=3019
+  _globals['_TOKENROUTING']._serialized_start=3021
+  _globals['_TOKENROUTING']._serialized_end=3067
+  _globals['_USAGE']._serialized_start=3069
+  _globals['_USAGE']._serialized_end=3149
+  _globals['_GENERATION']._serialized_start=3457
+  _globals['_GENERATION']._serialized_end=3616
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationStub:
-    """Generation with the base model or one of its adapters.
+    """Generation with the base model, its adapters, or what gates choose among them.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class GenerationStub:
 
 
 class GenerationServicer:
-    """Generation with the base model or one of its adapters.
+    """Generation with the base model, its adapters, or what gates choose among them.
     """
 
     def Generate(self, request, context):
@@ -87,7 +87,7 @@ def add_GenerationServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Generation:
-    """Generation with the base model or one of its adapters.
+    """Generation with the base model, its adapters, or what gates choose among them.
     """
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import grpc
@@ -9,7 +10,9 @@ import grpc
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc
 from perseid_server.api.grpc.errors import abort
-from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
+from perseid_server.frontend.gate_sets import columns_of
+from perseid_server.frontend.loaded import Loaded, LoadedGateSet
+from perseid_server.frontend.registry import AdapterRegistry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -58,7 +61,7 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
 
     @_mapped
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Context) -> pb.ListAdaptersResponse:  # noqa: N802
-        """Describe all adapters."""
+        """Describe all adapters and gate sets."""
         return pb.ListAdaptersResponse(adapters=[self._describe(loaded) for loaded in self._registry.list()])
 
     @_mapped
@@ -67,17 +70,15 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
         loaded = await self._registry.pin(request.name, pinned=request.pinned)
         return pb.PinAdapterResponse(adapter=self._describe(loaded))
 
-    def _describe(self, loaded: LoadedAdapter) -> pb.Adapter:
+    def _describe(self, loaded: Loaded) -> pb.Adapter:
         state = self._registry.state(loaded)
         info = loaded.info
-        return pb.Adapter(
+        told = pb.Adapter(
             name=loaded.name,
             version=loaded.version,
             source=loaded.entry.source,
             kind=info.kind,
-            rank=info.rank,
             targets=info.targets,
-            num_layers=len(info.layers),
             num_parameters=info.num_parameters,
             size_bytes=info.nbytes,
             location=_LOCATION[state.location] if state else pb.LOCATION_DISK,
@@ -86,4 +87,21 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
             trained_on=info.trained_on or "",
             warnings=info.warnings,
             error=(state.error if state else None) or "",
+        )
+        if isinstance(loaded, LoadedGateSet):
+            told.num_layers = loaded.info.num_layers
+            told.gate_set.CopyFrom(self._gate_set(loaded))
+        else:
+            told.rank, told.num_layers = loaded.info.rank, len(loaded.info.layers)
+        return told
+
+    def _gate_set(self, gate_set: LoadedGateSet) -> pb.GateSet:
+        config = gate_set.config
+        return pb.GateSet(
+            columns=[pb.GateColumn(**asdict(column)) for column in columns_of(gate_set, self._registry)],
+            null=config.null,
+            method=config.method,
+            k=config.k,
+            temperature=config.temperature,
+            has_request_router=gate_set.router is not None,
         )

@@ -8,8 +8,17 @@ import grpc
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc
+from perseid_server.api.grpc.adaptation import (
+    adapter_ref,
+    auto_ref,
+    blend_refs,
+    read_adaptation,
+    read_report,
+    routing_of,
+)
 from perseid_server.api.grpc.errors import abort
 from perseid_server.errors import InvalidRequest
+from perseid_server.frontend.generation import Delta, Generation, Usage
 from perseid_server.frontend.requests import (
     ChatInput,
     GenerationRequest,
@@ -18,7 +27,7 @@ from perseid_server.frontend.requests import (
     TextInput,
     TokenInput,
 )
-from perseid_server.frontend.service import Delta, Generation, GenerationService, Usage
+from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import TokenLogprobs
 
@@ -54,8 +63,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 return pb.GenerateResponse(
                     request_id=generation.request.request_id,
                     choices=[self._choice(index, deltas) for index, deltas in sorted(choices.items())],
-                    adapter=_adapter(generation),
+                    adapter=adapter_ref(generation),
                     usage=_usage(generation.usage),
+                    blend=blend_refs(generation),
+                    auto=auto_ref(generation),
+                    routing=routing_of(generation, choices.get(0, ()), summary=True),
                 )
         except Exception as error:
             await abort(context, error)
@@ -68,11 +80,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         try:
             async with self._service.generate(read_request(request, self._base)) as generation:
                 unfinished = generation.request.sampling.n
-                adapter = _adapter(generation)
+                is_first = True
                 async for delta in generation:
                     unfinished -= delta.finish_reason is not None
-                    yield self._chunk(generation, delta, adapter, is_last=unfinished == 0)
-                    adapter = None
+                    yield self._chunk(generation, delta, is_first=is_first, is_last=unfinished == 0)
+                    is_first = False
         except Exception as error:  # noqa: BLE001  the boundary: every error becomes a status
             await abort(context, error)
 
@@ -88,9 +100,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             stop_reason=self._service.text.token_text(stop) if isinstance(stop, int) else stop or "",
         )
 
-    def _chunk(
-        self, generation: Generation, delta: Delta, adapter: pb.AdapterRef | None, *, is_last: bool
-    ) -> pb.GenerateChunk:
+    def _chunk(self, generation: Generation, delta: Delta, *, is_first: bool, is_last: bool) -> pb.GenerateChunk:
         return pb.GenerateChunk(
             request_id=generation.request.request_id,
             index=delta.index,
@@ -99,18 +109,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             logprobs=() if delta.is_prompt else _logprobs(delta.logprobs, self._service.text),
             finish_reason=_FINISH[delta.finish_reason],
             usage=_usage(generation.usage) if is_last else None,
-            adapter=adapter,
+            adapter=adapter_ref(generation) if is_first else None,
+            blend=blend_refs(generation) if is_first else (),
+            auto=auto_ref(generation) if is_first else None,
+            routing=routing_of(generation, [delta], summary=is_last),
         )
 
 
 def read_request(message: pb.GenerateRequest, base: str) -> GenerationRequest:
     """The message as the frontend's request. InvalidRequest names a missing field."""
-    adapter = message.adapter
     return GenerationRequest(
         request_id=message.request_id or uuid.uuid4().hex,
         input=_input(message),
-        adapter=adapter if adapter and adapter != base else None,
+        adaptation=read_adaptation(message, base),
         sampling=_sampling(message.sampling),
+        report=read_report(message),
     )
 
 
@@ -140,11 +153,6 @@ def _sampling(message: pb.SamplingParams) -> SamplingOptions:
         stop_token_ids=tuple(message.stop_token_ids),
         logit_bias=dict(message.logit_bias),
     )
-
-
-def _adapter(generation: Generation) -> pb.AdapterRef | None:
-    adapter = generation.adapter
-    return pb.AdapterRef(name=adapter.name, version=adapter.version) if adapter else None
 
 
 def _usage(usage: Usage) -> pb.Usage:

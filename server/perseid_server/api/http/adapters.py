@@ -1,5 +1,6 @@
-"""vLLM's routes for loading and unloading adapters, and OpenAI's list of models."""
+"""vLLM's routes for loading and unloading adapters, which take gate sets too, and OpenAI's list of models."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -7,10 +8,13 @@ from starlette.responses import PlainTextResponse, Response
 
 from perseid_server.api.http.errors import model_not_found
 from perseid_server.api.http.schemas import LoadAdapterBody, UnloadAdapterBody
-from perseid_server.frontend.registry import AdapterRegistry, LoadedAdapter
+from perseid_server.frontend.gate_sets import columns_of
+from perseid_server.frontend.loaded import Loaded, LoadedGateSet
+from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
 _OWNER = "perseid"
+_AUTO = "auto:"
 
 
 class AdapterRoutes:
@@ -30,57 +34,68 @@ class AdapterRoutes:
         add("/v1/unload_lora_adapter", self.unload, methods=["POST"], response_model=None)
 
     async def models(self) -> dict[str, Any]:
-        """The base first, then the adapters in the order they were loaded."""
-        cards = [self._base_card(), *(self._card(adapter) for adapter in self._registry.list())]
+        """The base first, then adapters and gate sets in the order they were loaded, then what `auto` alone means."""
+        cards = [self._base_card(), *(self._card(loaded) for loaded in self._registry.list())]
+        meant = self._service.gate_sets.meant_by_auto()
+        if meant is not None:
+            cards.append(self._gate_set_card(meant, "auto"))
         return {"object": "list", "data": cards}
 
     async def model(self, model: str) -> dict[str, Any]:
-        """One model."""
+        """One model, as a request would name it."""
         if model == self._base:
             return self._base_card()
-        adapter = self._registry.find(model)
-        if adapter is None:
+        if model == "auto" and (meant := self._service.gate_sets.meant_by_auto()) is not None:
+            return self._gate_set_card(meant, "auto")
+        loaded = self._registry.find(model.removeprefix(_AUTO))
+        if loaded is None or isinstance(loaded, LoadedGateSet) != model.startswith(_AUTO):
             raise model_not_found(model)
-        return self._card(adapter)
+        return self._card(loaded)
 
     async def load(self, body: LoadAdapterBody) -> Response:
-        """Load an adapter; `load_inplace` replaces one of that name."""
+        """Load an adapter or a gate set; `load_inplace` replaces one of that name."""
         await self._registry.load(body.lora_name, body.lora_path, replace=body.load_inplace, pin=body.pin)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, body: UnloadAdapterBody) -> Response:
-        """Unload an adapter."""
+        """Unload an adapter or a gate set."""
         await self._registry.unload(body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     def _base_card(self) -> dict[str, Any]:
-        return {
-            "id": self._base,
-            "object": "model",
-            "created": self._created,
-            "owned_by": _OWNER,
-            "root": self._root,
-            "parent": None,
-            "max_model_len": self._service.max_model_len,
-        }
+        return {"id": self._base, "created": self._created, "root": self._root, "parent": None} | self._common()
 
-    def _card(self, adapter: LoadedAdapter) -> dict[str, Any]:
-        state = self._registry.state(adapter)
-        return {
-            "id": adapter.name,
-            "object": "model",
-            "created": int(adapter.entry.loaded_at),
-            "owned_by": _OWNER,
-            "root": adapter.entry.source,
-            "parent": self._base,
-            "max_model_len": self._service.max_model_len,
-            "perseid": {
-                "version": adapter.version,
-                "kind": adapter.info.kind,
-                "rank": adapter.info.rank,
-                "targets": list(adapter.info.targets),
-                "pinned": adapter.entry.pinned,
-                "warnings": list(adapter.info.warnings),
-                "error": state.error if state else None,
-            },
+    def _common(self) -> dict[str, Any]:
+        return {"object": "model", "owned_by": _OWNER, "max_model_len": self._service.max_model_len}
+
+    def _card(self, loaded: Loaded) -> dict[str, Any]:
+        if isinstance(loaded, LoadedGateSet):
+            return self._gate_set_card(loaded, f"{_AUTO}{loaded.name}")
+        told = {"rank": loaded.info.rank, "targets": list(loaded.info.targets)}
+        return self._loaded_card(loaded, loaded.name, told)
+
+    def _gate_set_card(self, gate_set: LoadedGateSet, model: str) -> dict[str, Any]:
+        config = gate_set.config
+        told = {
+            "name": gate_set.name,
+            "adapters": [asdict(column) for column in columns_of(gate_set, self._registry)],
+            "null": config.null,
+            "method": config.method,
+            "k": config.k,
+            "temperature": config.temperature,
+            "request_router": gate_set.router is not None,
         }
+        return self._loaded_card(gate_set, model, told)
+
+    def _loaded_card(self, loaded: Loaded, model: str, told: dict[str, Any]) -> dict[str, Any]:
+        state = self._registry.state(loaded)
+        perseid = {
+            "version": loaded.version,
+            "kind": loaded.info.kind,
+            **told,
+            "pinned": loaded.entry.pinned,
+            "warnings": list(loaded.info.warnings),
+            "error": state.error if state else None,
+        }
+        card = {"id": model, "created": int(loaded.entry.loaded_at), "root": loaded.entry.source, "parent": self._base}
+        return card | self._common() | {"perseid": perseid}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from perseid_server.frontend.service import Delta, Generation, Usage
+from perseid_server.frontend.generation import Delta, Generation, Usage
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import TokenLogprobs
 
@@ -35,11 +35,44 @@ def usage_json(usage: Usage) -> Json:
     }
 
 
-def perseid_json(generation: Generation) -> Json:
-    """What only Perseid tells, under one key, so that strict clients are untouched."""
-    adapter = generation.adapter
-    named = {"name": adapter.name, "version": adapter.version} if adapter else None
-    return {"adapter": named, "cached_tokens": generation.usage.cached_tokens}
+def perseid_json(generations: Sequence[Generation], deltas: Sequence[Delta] = ()) -> Json:
+    """What only Perseid tells, under one key, so that strict clients are untouched.
+
+    With several prompts each may be served by another choice of `auto`: `prompts` tells them all.
+    """
+    first = generations[0]
+    told = _adapted_json(first) | {"cached_tokens": first.usage.cached_tokens}
+    if len(generations) > 1 and first.resolved.auto is not None:
+        told |= {"adapter": None, "auto": None, "prompts": [_adapted_json(each) for each in generations]}
+    if first.routing is not None:
+        summary = {"prompt": dict(first.routing.prompt), "completion": dict(first.routing.completion)}
+        told["routing"] = summary | token_routing_json(deltas)
+    return told
+
+
+def token_routing_json(deltas: Sequence[Delta]) -> Json:
+    """For each token of these deltas (name, share) of its top adapters; nothing where that was not asked for."""
+    tokens = [token for delta in deltas for token in delta.routing]
+    return {"tokens": tokens} if tokens else {}
+
+
+def _adapted_json(generation: Generation) -> Json:
+    """What adapted the base: one adapter, a blend, or `auto`, which may have chosen one adapter."""
+    resolved, adapter = generation.resolved, generation.adapter
+    told: Json = {"adapter": {"name": adapter.name, "version": adapter.version} if adapter else None}
+    if resolved.blend:
+        told["adapters"] = [
+            {"name": each.name, "version": each.version, "weight": weight} for each, weight in resolved.blend
+        ]
+    if resolved.auto is not None:
+        auto = resolved.auto
+        told["auto"] = {
+            "gate_set": auto.gate_set.name,
+            "version": auto.gate_set.version,
+            "tier": auto.tier,
+            "joined": list(auto.joined),
+        }
+    return told
 
 
 class _Base:

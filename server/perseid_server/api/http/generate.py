@@ -12,12 +12,21 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from perseid_server.api.http.answers import ChatShape, CompletionShape, Shape, perseid_json, usage_json
-from perseid_server.api.http.errors import body_of, model_not_found
+from perseid_server.api.http.answers import (
+    ChatShape,
+    CompletionShape,
+    Shape,
+    perseid_json,
+    token_routing_json,
+    usage_json,
+)
+from perseid_server.api.http.errors import ModelNotFound, body_of, model_not_found
 from perseid_server.api.http.schemas import ChatBody, CompletionBody, SamplingFields
-from perseid_server.errors import NotFound, PerseidError
+from perseid_server.errors import InvalidRequest, NotFound, PerseidError
+from perseid_server.frontend.adaptation_options import AutoOptions, Named
+from perseid_server.frontend.generation import Delta, Generation, Usage
 from perseid_server.frontend.requests import GenerationRequest, Input, SamplingOptions
-from perseid_server.frontend.service import Delta, Generation, GenerationService, Usage
+from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.streams import merge
 
 MAX_PROMPTS = 256
@@ -49,14 +58,17 @@ class GenerationRoutes:
     async def _answer(
         self, shape: Shape, body: SamplingFields, inputs: Sequence[Input], options: SamplingOptions, request: Request
     ) -> Response:
-        adapter = adapter_of(body.model, self._base)
-        answer_id = shape.prefix + uuid.uuid4().hex
-        requests = [
-            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adapter, options)
-            for i, source in enumerate(inputs[:MAX_PROMPTS])
-        ]
         if len(inputs) > MAX_PROMPTS:
             raise PerseidError(f"prompt: {len(inputs)} prompts; expected at most {MAX_PROMPTS}", field="prompt")
+        report = body.routing or "none"
+        if report != "none" and len(inputs) != 1:
+            raise InvalidRequest("routing: a report is of one answer; expected one prompt", field="routing")
+        adaptation = body.adaptation(self._base)
+        answer_id = shape.prefix + uuid.uuid4().hex
+        requests = [
+            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adaptation, options, report)
+            for i, source in enumerate(inputs)
+        ]
         stack = AsyncExitStack()
         try:
             generations = [await self._start(stack, one) for one in requests]
@@ -71,17 +83,20 @@ class GenerationRoutes:
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
         try:
             return await stack.enter_async_context(self._service.generate(request))
-        except NotFound as error:
-            raise model_not_found(request.adapter or "") from error
+        except (NotFound, InvalidRequest) as error:
+            raise _as_model(error, request) from error
 
 
-def adapter_of(model: str, base: str) -> str | None:
-    """`base` and `base:` are the base itself; `base:adapter` and `adapter` name an adapter."""
-    if model == base:
-        return None
-    prefix = f"{base}:"
-    name = model.removeprefix(prefix)
-    return name or None
+def _as_model(error: PerseidError, request: GenerationRequest) -> PerseidError:
+    """What the frontend says of a name, said of `model`, which is where this transport has it."""
+    match request.adaptation:
+        case Named(name) if isinstance(error, NotFound):
+            return model_not_found(name)
+        case Named() if error.field == "name":
+            return InvalidRequest(f"model: {error.message}", field="model")
+        case AutoOptions() if isinstance(error, NotFound):
+            return ModelNotFound(error.message, field=error.field)
+    return error
 
 
 async def _numbered(place: int, generation: Generation) -> AsyncGenerator[Delta]:
@@ -113,7 +128,7 @@ async def _whole(shape: Shape, generations: Sequence[Generation]) -> Response:
         **shape.head(generations[0], chunk=False),
         "choices": [shape.choice(index, deltas) for index, deltas in sorted(choices.items())],
         "usage": usage_json(_total(generations)),
-        "perseid": perseid_json(generations[0]),
+        "perseid": perseid_json(generations, [delta for deltas in choices.values() for delta in deltas]),
     }
     return JSONResponse(answer)
 
@@ -153,10 +168,11 @@ async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Gene
         async for delta in _deltas(generations):
             continuous = options is not None and options.continuous_usage_stats
             more = {"usage": usage_json(_total(generations))} if continuous else {}
+            more |= {"perseid": {"routing": token_routing_json([delta])}} if delta.routing else {}
             yield event([shape.delta(delta)], **more)
-        if with_usage:
-            told = {"usage": usage_json(_total(generations)), "perseid": perseid_json(generations[0])}
-            yield event([], **told)
+        if with_usage or generations[0].routing is not None:
+            told = {"usage": usage_json(_total(generations))} if with_usage else {}
+            yield event([], **told, perseid=perseid_json(generations))
         yield _DONE
     except PerseidError as error:
         yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE

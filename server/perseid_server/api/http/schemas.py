@@ -11,7 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from perseid_server.api.http.adaptation import AutoBody, WeightedAdapterBody, adaptation_of
 from perseid_server.errors import InvalidRequest
+from perseid_server.frontend.adaptation_options import AdaptationOptions, Report
 from perseid_server.frontend.requests import (
     ChatInput,
     Input,
@@ -78,6 +80,9 @@ class SamplingFields(Body):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
+    adapters: list[WeightedAdapterBody] | None = None
+    auto: AutoBody | None = None
+    routing: Report | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -107,6 +112,10 @@ class SamplingFields(Body):
             raise InvalidRequest(f"{name} is not supported; leave it out (it is {shown})", field=name)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options: allowed only with stream = true", field="stream_options")
+
+    def adaptation(self, base: str) -> AdaptationOptions | None:
+        """What adapts the base."""
+        return adaptation_of(self.model, base, self.adapters, self.auto)
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None, *, echo: bool = False) -> SamplingOptions:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
