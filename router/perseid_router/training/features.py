@@ -21,12 +21,12 @@ class Batch(Protocol):
     """Some rows with known answers."""
 
     @property
-    def labels_R(self) -> Tensor:
+    def labels_R(self) -> Tensor:  # noqa: N802  its suffix is its shape
         """int64: the column that is right for each row."""
         ...
 
     @property
-    def weights_R(self) -> Tensor:
+    def weights_R(self) -> Tensor:  # noqa: N802
         """float32, Σ = 1: what each row counts."""
         ...
 

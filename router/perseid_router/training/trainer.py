@@ -1,6 +1,6 @@
 """The cheap stage: every gate is a softmax classifier of its own on its linear's detached input (MeteoRA).
 
-    l = Ĝ (x / r) + b        r_k = √(mean of x_k²), so that inputs of all linears and dimensions are alike to the optimiser
+    l = Ĝ (x / r) + b        r_k = √(mean of x_k²): inputs of all linears and dimensions are alike to the optimiser
     loss = Σ_t w_t · −log softmax(l_t)[label_t]        for each gate by itself
 
 With p = softmax(l) the gradient is closed: ∂/∂Ĝ = Σ_t w_t (p_t − onehot_t) (x_t / r)ᵀ, ∂/∂b = Σ_t w_t (p_t − onehot_t),
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from perseid_router.training.features import Batch, FusedGates
 from perseid_router.training.options import TrainingOptions
+
+MeanSquares = Mapping[str, Tensor]
+"""By fused linear: [L, K]."""
 
 _SMALLEST_SQUARE = 1e-8
 
@@ -61,18 +64,10 @@ class GateTrainer:
             betas=(0.9, 0.99),
         )
 
-    def calibrate(self, batches: Sequence[Batch]) -> None:
-        """Take r from some batches. Rows count by their weights."""
-        sums = {fused: torch.zeros_like(squares) for fused, squares in self.mean_squares.items()}
-        for batch in batches:
-            weights_R = batch.weights_R
-
-            def observe(layer: int, fused: str, x_RK: Tensor, weights_R: Tensor = weights_R) -> None:
-                sums[fused][layer] += weights_R @ x_RK.float().square()
-
-            batch.show(observe)
-        for fused, total in sums.items():
-            self.mean_squares[fused] = (total / len(batches)).clamp_min(_SMALLEST_SQUARE)
+    def calibrate(self, mean_squares: MeanSquares) -> None:
+        """Take r² from what `mean_squares_of` found."""
+        for fused, held in self.mean_squares.items():
+            held.copy_(mean_squares[fused].clamp_min(_SMALLEST_SQUARE))
 
     @torch.no_grad()
     def step(self, batch: Batch) -> StepReport:
@@ -146,6 +141,19 @@ class GateTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
+
+
+def mean_squares_of(batches: Sequence[Batch], linears: Sequence[FusedGates], device: torch.device) -> MeanSquares:
+    """The mean of x_k² in every gated linear, [L, K]. Rows count by their weights."""
+    sums = {linear.fused: torch.zeros((len(linear.gated), linear.num_inputs), device=device) for linear in linears}
+    for batch in batches:
+        weights_R = batch.weights_R / len(batches)
+
+        def observe(layer: int, fused: str, x_RK: Tensor, weights_R: Tensor = weights_R) -> None:
+            sums[fused][layer] += weights_R @ x_RK.float().square()
+
+        batch.show(observe)
+    return sums
 
 
 def _clip_scale(gradient: Tensor, bias_gradient: Tensor, longest: float) -> Tensor:

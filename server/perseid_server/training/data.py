@@ -44,8 +44,9 @@ class DataReader:
     null: int
     max_tokens: int  # longest sample
 
-    def read(self, path: Path, source: str, column: int) -> list[Sample | Unanswered]:
-        """Every line of a file, labelled `column`. InvalidRequest names file and line."""
+    def read(self, path: Path, source: str, column: int | None) -> list[Sample | Unanswered]:
+        """Every line of a file, labelled `column`; None: only segments have labels. InvalidRequest names file and
+        line."""
         try:
             lines = path.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -61,10 +62,12 @@ class DataReader:
             raise InvalidRequest(f"{path}: no lines; expected JSON lines with prompt and completion", field="data")
         return found
 
-    def _line(self, line: str, source: str, column: int) -> Sample | Unanswered:
+    def _line(self, line: str, source: str, column: int | None) -> Sample | Unanswered:
         fields = _parse(line)
         if "segments" in fields:
             sample = Sample.of(self._segments(fields["segments"]), source)
+        elif column is None:
+            raise InvalidRequest(f"{source!r} is not an adapter, so segments have to say what is right where")
         elif "messages" in fields:
             sample = Sample.of(self._conversation(_messages(fields["messages"]), column), source)
         else:

@@ -18,6 +18,7 @@ class SampleBatch:
     """Samples in one pass; `rows_R` of its rows are shown, with the columns that are right for them."""
 
     bench: Workbench
+    shown: frozenset[tuple[int, str]]  # the linears that have gates
     rows: Rows
     rows_R: Tensor  # int64
     labels_R: Tensor  # int64
@@ -29,8 +30,12 @@ class SampleBatch:
         batch = self.rows.host.on(bench.decoder.device)
         with torch.inference_mode():
             bench.decoder.hidden(
-                batch, bench.kv, bench.pool, lambda layer, fused, x_TK: observe(layer, fused, x_TK[self.rows_R])
+                batch, bench.kv, bench.pool, lambda layer, fused, x_TK: self._show(observe, layer, fused, x_TK)
             )
+
+    def _show(self, observe: Observer, layer: int, fused: str, x_TK: Tensor) -> None:
+        if (layer, fused) in self.shown:
+            observe(layer, fused, x_TK[self.rows_R])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,9 @@ def batch_of(
     device = bench.decoder.device
     labels_R = torch.tensor(labels, dtype=torch.int64, device=device)
     weights_R = balanced_weights(labels_R, bench.null + 1, null_weight)
-    return SampleBatch(bench, rows, torch.tensor(numbers, dtype=torch.int64, device=device), labels_R, weights_R)
+    return SampleBatch(
+        bench, bench.gated, rows, torch.tensor(numbers, dtype=torch.int64, device=device), labels_R, weights_R
+    )
 
 
 def _label(bench: Workbench, samples: Sequence[Sample], index: int, place: int) -> int:

@@ -40,7 +40,11 @@ def lay_out(
     for sample in samples:
         first = max((block for of_one in blocks for block in of_one), default=-1) + 1
         blocks.append([*common, *range(first, first + -(-(len(sample) - start) // block_size))])
-    rows = [(index, place, of_one) for (index, begin, end), of_one in zip(spans, blocks, strict=True) for place in range(begin, end)]
+    rows = [
+        (index, place, of_one)
+        for (index, begin, end), of_one in zip(spans, blocks, strict=True)
+        for place in range(begin, end)
+    ]
     host = HostBatch(
         token_ids=[shared[place] if index < 0 else samples[index].token_ids[place] for index, place, _ in rows],
         positions=[place for _, place, _ in rows],

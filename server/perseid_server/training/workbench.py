@@ -19,9 +19,10 @@ from perseid_server.model.checkpoint import Checkpoint, open_checkpoint
 from perseid_server.model.decoder import Decoder
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.source import resolve_model
-from perseid_server.model.spec import BaseSpec
+from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 from perseid_server.model.tokenizer import export_tokenizer
 
+MAX_SAMPLES = 256  # in a pass
 BLOCK_SIZE = 8  # small, so that few tokens of a shared beginning are run more than once
 
 
@@ -66,6 +67,13 @@ class Workbench:
         """The null column."""
         return len(self.adapters)
 
+    @property
+    def gated(self) -> frozenset[tuple[int, str]]:
+        """(layer, fused linear) of those that some adapter changes: the ones that need gates."""
+        adapted = {(site.layer, site.projection) for adapter in self.adapters for site in adapter.sites}
+        fused_of = {name: fused for fused, names in FUSED_LINEARS.items() for name in names}
+        return frozenset((layer, fused_of[projection]) for layer, projection in adapted)
+
     def page_list(self, column: int) -> PageList | None:
         """The pages of a column; None for the base."""
         return None if column == self.null else self.adapters[column].pages
@@ -88,7 +96,7 @@ def open_workbench(
     decoder = build_decoder(checkpoint, backend, on, length, lambda _done, _total: None)
     num_pages = sum(_num_pages(adapter) for _, adapter in checked.values())
     pool = AdapterPool(spec, max(num_pages, 1), on, backend.compute_dtype)
-    blocks = -(-max_rows // BLOCK_SIZE) * 2  # each sample's last block may be all but empty
+    blocks = -(-max_rows // BLOCK_SIZE) + MAX_SAMPLES  # each sample's last block may be all but empty
     return Workbench(
         checkpoint,
         decoder,
