@@ -3,13 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
-from composites import Composite
 from serving import Reply, Server
 from tasks import Task
 
 OUTSIDE_TOKENS = 32
+
+
+class Composite(Protocol):
+    """A prompt of several problems."""
+
+    question: str
+    max_new_tokens: int
+
+    def solved(self, text: str) -> Sequence[bool]:
+        """Which of its problems an answer solves."""
+        ...
 
 
 @dataclass(frozen=True)
