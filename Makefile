@@ -17,7 +17,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir 
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-eval clean
+.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-eval router-eval router-scale clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,12 @@ examples: $(DEV_READY)  ## train the example adapters anew (hours on two cores)
 
 examples-eval: $(DEV_READY)  ## score the base and every example adapter on held-out items through a server
 	$(BIN)/python examples/evaluate.py $(ARGS)
+
+router-eval: $(DEV_READY)  ## score auto beside the base and every adapter; tables into docs/routing.md (ARGS=--quick)
+	$(BIN)/python examples/router_eval.py $(ARGS)
+
+router-scale: $(DEV_READY)  ## accuracy and step cost of gates over 4 to 64 adapters; table into docs/routing.md (ARGS=--quick)
+	$(BIN)/python examples/router_scale.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
