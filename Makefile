@@ -12,12 +12,12 @@ DEV_READY   := $(VENV)/.ready-to-develop
 # Without a C++ compiler, one comes as a Python package.
 COMPILER := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,[compiler])
 
-# The example adapters belong to the embedded base; another --model starts without them.
-EXAMPLES := $(foreach folder,$(wildcard examples/adapters/*),--adapter $(notdir $(folder))=$(folder))
+# The example adapters and their gates belong to the embedded base; another --model starts without them.
+EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--adapter $(notdir $(folder))=$(folder))
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-eval clean
+.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval router-bench router-eval router-scale clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,8 +60,20 @@ bench-gpu: $(DEV_READY)  ## the whole GPU suite, within nine minutes; needs a GP
 examples: $(DEV_READY)  ## train the example adapters anew (hours on two cores)
 	$(BIN)/python examples/train.py --out examples/adapters $(ARGS)
 
+examples-gates: $(DEV_READY)  ## train the gates of the example adapters anew (minutes)
+	$(BIN)/python examples/train_gates.py $(ARGS)
+
 examples-eval: $(DEV_READY)  ## score the base and every example adapter on held-out items through a server
 	$(BIN)/python examples/evaluate.py $(ARGS)
+
+router-bench: $(DEV_READY)  ## what routing costs a decode step, beside adapters asked for by name (ARGS="…")
+	$(BIN)/python -m perseid_loadtest.routed_step $(ARGS)
+
+router-eval: $(DEV_READY)  ## score auto beside the base and every adapter; tables into docs/routing.md (ARGS=--quick)
+	$(BIN)/python examples/router_eval.py $(ARGS)
+
+router-scale: $(DEV_READY)  ## accuracy and step cost of gates over 4 to 64 adapters; table into docs/routing.md (ARGS=--quick)
+	$(BIN)/python examples/router_scale.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,32 +9,22 @@ status is 1 where an adapter misses the mark: at least 80 right where the base h
 """
 
 import argparse
-import asyncio
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import httpx
-from openai import AsyncOpenAI
 from recipes import RECIPES
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from serving import Server, own_server
 from tasks import TASKS, Item, Task
 
 HERE = Path(__file__).parent
-CONCURRENT = 16
-READY_SECONDS = 300
-STOP_SECONDS = 30
 ADAPTER_AT_LEAST = 80
 BASE_AT_MOST = 20
 
@@ -63,38 +53,6 @@ class Backend(Protocol):
         """Greedy answers in the items' order."""
 
 
-class Server:
-    """An OpenAI-compatible server: the adapter's name is the model's name."""
-
-    def __init__(self, url: str) -> None:
-        """Ask for the base's id: the first of /v1/models."""
-        self._url = f"{url.rstrip('/')}/v1"
-        self._key = os.environ.get("PERSEID_API_KEY", "none")
-        headers = {"Authorization": f"Bearer {self._key}"}
-        models = httpx.get(f"{self._url}/models", headers=headers, timeout=30).raise_for_status().json()
-        self._base = str(models["data"][0]["id"])
-
-    def answers(self, task: Task, items: Sequence[Item], adapter: str | None) -> list[str]:
-        """Sixteen requests at a time."""
-        return asyncio.run(self._answers(task, items, adapter or self._base))
-
-    async def _answers(self, task: Task, items: Sequence[Item], model: str) -> list[str]:
-        free = asyncio.Semaphore(CONCURRENT)
-        async with AsyncOpenAI(base_url=self._url, api_key=self._key, timeout=600) as client:
-
-            async def ask(item: Item) -> str:
-                async with free:
-                    reply = await client.chat.completions.create(
-                        model=model,
-                        messages=[{"role": "user", "content": item.question}],
-                        temperature=0,
-                        max_tokens=task.max_new_tokens,
-                    )
-                return reply.choices[0].message.content or ""
-
-            return await asyncio.gather(*(ask(item) for item in items))
-
-
 class Reference:
     """transformers and PEFT in this process."""
 
@@ -118,47 +76,6 @@ class Reference:
             return answers(model, self._tokenizer, questions, task.max_new_tokens)
         finally:
             model.unload()
-
-
-def _wait_for_url(process: subprocess.Popen[bytes], out: Path, err: Path) -> str:
-    """The address that the server prints, once /ready answers 200 there."""
-    end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        if found := re.search(r"http://127\.0\.0\.1:[1-9]\d*\b", out.read_text(errors="replace")):
-            url = found[0]
-            try:
-                if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
-                    return url
-            except httpx.TransportError:
-                pass  # it does not listen yet
-        time.sleep(0.2)
-    said = "\n".join(file.read_text(errors="replace")[-2000:] for file in (out, err))
-    raise SystemExit(f"the server did not become ready:\n{said}")
-
-
-@contextmanager
-def own_server(adapters: Sequence[Path], base: Path | None) -> Iterator[str]:
-    """A Perseid with these adapters on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "perseid_server", "serve", "--http-port", "0", "--grpc-port", "0"]
-    for folder in adapters:
-        command += ["--adapter", f"{folder.name}={folder}"]
-    if base is not None:
-        command += ["--model", str(base)]
-    with tempfile.TemporaryDirectory() as scratch:
-        command += ["--store", str(Path(scratch, "store"))]  # not the user's, where these names may mean others
-        out, err = Path(scratch, "stdout"), Path(scratch, "stderr")
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
-        try:
-            yield _wait_for_url(process, out, err)
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def evaluate(folder: Path, backend: Backend) -> Result:

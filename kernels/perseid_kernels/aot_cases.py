@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perseid_kernels import attention, expand, matmul_common, shrink
+from perseid_kernels import attention, expand, gate, matmul_common, routed_lora, shrink
 from perseid_kernels._triton import power_of_two
 from perseid_kernels.activation import silu_mul_kernel
 from perseid_kernels.devices import compiler_options
@@ -25,7 +25,9 @@ _POINTER_TYPES = {
     "codes": "*i32", "codebook": "*fp32", "scale": "*fp32", "offset": "*fp32", "parts": "*fp32", "z": "*fp32",
     "weights": "*fp32", "cos": "*fp32", "sin": "*fp32", "maxima": "*fp32", "sums": "*fp32",
     "rows": "*i32", "in_use": "*i32", "counts": "*i32", "pages": "*i32",
-    "items": "*i32", "tiles": "*i32", "columns": "*i32",
+    "items": "*i32", "tiles": "*i32", "columns": "*i32", "page_indptr": "*i32", "chosen": "*i32", "top_k": "*i32",
+    "absolute": "*i32", "allowed": "*i32",
+    "gates": "*fp32", "logits": "*fp32", "bias": "*fp32", "temperature": "*fp32", "tally": "*fp32",
     "query_start": "*i32", "context_len": "*i32", "block_table": "*i32", "positions": "*i64", "slots": "*i64",
     **dict.fromkeys(
         ("x", "a", "b", "w", "y", "q", "k", "v", "k_cache", "v_cache", "out", "residual", "weight"), "*bf16"
@@ -129,6 +131,61 @@ def _lora_cases(target: str) -> Iterator[KernelCase]:
         )
 
 
+def _gate_cases(target: str) -> Iterator[KernelCase]:
+    """Few and many columns, all of which may be chosen."""
+    for columns, max_k in ((9, 2), (65, 8), (512, 512)):
+        knobs = gate.choose_config(3 * columns, 4096)
+        tile = {"TILE_ROWS": knobs.tile_rows, "BLOCK_C": knobs.block_c, "BLOCK_K": knobs.block_k}
+        yield KernelCase(
+            f"gate_logits/c{columns}",
+            gate.gate_logits_kernel,
+            {"SPLITS": knobs.splits, **tile},
+            knobs.num_warps,
+            knobs.num_stages,
+            options=compiler_options(target),
+            blocks=2,
+        )
+        sizes = {"BLOCK_S": 4, "BLOCK_C": power_of_two(columns), "BLOCK_PLACES": power_of_two(max_k)}
+        choice = {"GATED": 7, "SLICES": 3, "SPLITS": knobs.splits, **sizes}
+        name = f"gate_choice/c{columns}/k{max_k}"
+        yield KernelCase(name, gate.gate_choice_kernel, choice, num_warps=gate.choose_warps(columns))
+
+
+def _routed_cases(target: str) -> Iterator[KernelCase]:
+    """Decode by places and by columns, prefill, and the most picks of large and of small tiles."""
+    for num_rows, max_k in ((1, 2), (16, 2), (2048, 2), (2048, 32), (2048, 512)):
+        config = routed_lora.choose_config(num_rows, 4096, max_k)
+        common = {"SLICES": 3, "SPLITS": config.shrink.splits, "RANK": PAGE_RANK, "PLACES": power_of_two(max_k)}
+        yield KernelCase(
+            f"routed_shrink/t{num_rows}/k{max_k}",
+            routed_lora.routed_shrink_kernel,
+            {
+                "TILE_ROWS": config.shrink_rows,
+                "BLOCK_K": config.shrink.block_k,
+                "BY_COLUMN": num_rows > 1,
+                **common,
+            },
+            config.shrink.num_warps,
+            config.shrink.num_stages,
+            options=compiler_options(target),
+            blocks=2 if config.shrink_rows == 16 else 1,
+        )
+        yield KernelCase(
+            f"routed_expand/t{num_rows}/k{max_k}",
+            routed_lora.routed_expand_kernel,
+            {
+                "ROWS": config.expand_rows,
+                "TILE_ROWS": config.expand_lanes,
+                "BLOCK_N": config.expand.block_n,
+                **common,
+            },
+            config.expand.num_warps,
+            config.expand.num_stages,
+            options=compiler_options(target),
+            blocks=2 if config.expand_rows == 1 else 1,
+        )
+
+
 def _attention_cases(target: str) -> Iterator[KernelCase]:
     group = 4
     for head_dim in (64, 96, 128, 256):
@@ -162,5 +219,5 @@ def _row_cases(_target: str) -> Iterator[KernelCase]:
 
 def cases_for(target: str) -> dict[str, KernelCase]:
     """Every variant a target launches, by name, so that a worker process finds its case without pickling a kernel."""
-    parts = (_matmul_cases, _lora_cases, _attention_cases, _row_cases)
+    parts = (_matmul_cases, _lora_cases, _gate_cases, _routed_cases, _attention_cases, _row_cases)
     return {case.name: case for part in parts for case in part(target)}

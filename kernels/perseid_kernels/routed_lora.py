@@ -9,7 +9,8 @@ Nothing is read back: grids follow from R, S, C, max_k and max_pages. The shrink
 what a tile chose is done once for all its rows that chose it: a page of A is read once a tile. A decode step has fewer
 rows than the gate set has columns, or more: its programs go over the places of the tile's rows, or over the columns,
 whichever are fewer; in the first case the first row that chose a column does it. The expand goes over the distinct
-columns of a tile in ascending order; its tiles hold one row in a decode step, to have enough programs.
+columns of a tile in ascending order; its tiles hold one row in a decode step, to have enough programs, and where rows
+choose many columns.
 
 A row's numbers do not depend on its neighbours: sums over K, over pages and over columns have one order and one
 matrix instruction, which are those of `shrink` and `expand`, and a lane takes up only what its row chose. So one
@@ -34,8 +35,8 @@ from perseid_kernels.routing import RoutedRows
 from perseid_kernels.row_tiles import LARGE_TILE_ROWS, SMALL_TILE_ROWS
 from perseid_kernels.segments import PAGE_RANK
 
-_ALONE = 64  # routed rows up to which each has expand programs of its own: a decode step
-_MAX_PICKS = 2048  # (row, place) pairs that one program keeps in registers
+_ALONE = 64  # routed rows up to which each has expand programs of its own
+_MAX_PICKS = 2048  # (row, place) pairs that a large tile may keep in registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,15 @@ def choose_config(num_rows: int, num_inputs: int, max_k: int) -> RoutedConfig:
     """Small tiles for decode and wherever rows choose many columns, large ones for prefill."""
     large = LARGE_TILE_ROWS * power_of_two(max_k) <= _MAX_PICKS
     rows = LARGE_TILE_ROWS if large and num_rows > 2 * SMALL_TILE_ROWS else SMALL_TILE_ROWS
-    lanes = LARGE_TILE_ROWS if large and num_rows > _ALONE else SMALL_TILE_ROWS
-    taken = 1 if num_rows <= _ALONE else lanes
-    return RoutedConfig(rows, shrink.choose_config(num_inputs, rows), taken, lanes, expand.choose_config(lanes))
+    together = large and num_rows > _ALONE
+    lanes = LARGE_TILE_ROWS if together else SMALL_TILE_ROWS
+    return RoutedConfig(
+        shrink_rows=rows,
+        shrink=shrink.choose_config(num_inputs, rows),
+        expand_rows=lanes if together else 1,
+        expand_lanes=lanes,
+        expand=expand.choose_config(lanes),
+    )
 
 
 @triton.jit
@@ -64,6 +71,19 @@ def picks_of(chosen, r, live, slice_index, max_k, SLICES: tl.constexpr, PLACES: 
     place = tl.arange(0, PLACES)[None, :]
     at = chosen + ((r * SLICES + slice_index) * max_k)[:, None] + place
     return tl.load(at, mask=live[:, None] & (place < max_k), other=-1), place
+
+
+@triton.jit
+def next_column(picks, after, C):
+    """The lowest column above `after` that any of the rows chose; C when there is none."""
+    return tl.min(tl.min(tl.where(picks > after, picks, C), axis=1), axis=0)
+
+
+@triton.jit
+def column_at(chosen, r, slice_index, place, max_k, C, SLICES: tl.constexpr):
+    """What one row chose at this place; C when nothing."""
+    column = tl.load(chosen + (r * SLICES + slice_index) * max_k + place, mask=place < max_k, other=-1)
+    return tl.where(column < 0, C, column)
 
 
 @triton.jit
@@ -149,7 +169,7 @@ def routed_expand_kernel(
     SLICES: tl.constexpr,
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
-    ROWS: tl.constexpr,  # of a tile, on TILE_ROWS lanes
+    ROWS: tl.constexpr,  # of a tile: TILE_ROWS, or one on so many lanes
     TILE_ROWS: tl.constexpr,
     PLACES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -161,14 +181,22 @@ def routed_expand_kernel(
         slice_index = tl.load(columns + column_tile * 3)
         n = tl.load(columns + column_tile * 3 + 1) + tl.arange(0, BLOCK_N)
         inside = n < tl.load(columns + column_tile * 3 + 2)
-        r = (piece // column_tiles * ROWS + lane).to(tl.int64)
-        picks, place = picks_of(chosen, r, (lane < ROWS) & (r < R), slice_index, max_k, SLICES, PLACES)
+        first_row = (piece // column_tiles * ROWS).to(tl.int64)
+        r = first_row + lane
+        step = 0
+        if ROWS > 1:
+            picks, place = picks_of(chosen, r, r < R, slice_index, max_k, SLICES, PLACES)
+            column = next_column(picks, -1, C)
+        else:
+            column = column_at(chosen, first_row, slice_index, step, max_k, C, SLICES)
 
         acc = tl.zeros((BLOCK_N, TILE_ROWS), dtype=tl.float32)
         touched = tl.zeros((TILE_ROWS,), dtype=tl.int32)
-        column = next_column(picks, -1, C)
         while column < C:
-            at = tl.max(tl.where(picks == column, place, -1), axis=1)
+            if ROWS > 1:
+                at = tl.max(tl.where(picks == column, place, -1), axis=1)
+            else:
+                at = tl.where(lane == 0, step, -1)
             chose = at >= 0
             of_row = (r * SLICES + slice_index) * max_k + at
             w = tl.load(weights + of_row, mask=chose, other=0.0)
@@ -186,7 +214,11 @@ def routed_expand_kernel(
                 # chosen by lane, and not left to zeros in z: a neighbour's page may hold inf
                 acc = tl.where(chose[None, :], tl.dot(b_NR, z_RT.to(b_NR.dtype), acc, input_precision="ieee"), acc)
                 touched = touched | (chose & uses).to(tl.int32)
-            column = next_column(picks, column, C)
+            step += 1
+            if ROWS > 1:
+                column = next_column(picks, column, C)
+            else:
+                column = column_at(chosen, first_row, slice_index, step, max_k, C, SLICES)
 
         if tl.max(touched, axis=0) > 0:
             row = tl.load(rows + r, mask=touched > 0, other=0).to(tl.int64)
@@ -194,12 +226,6 @@ def routed_expand_kernel(
             mask = inside[:, None] & (touched > 0)[None, :]
             before = tl.load(y_tile, mask=mask, other=0.0).to(tl.float32)
             tl.store(y_tile, (before + acc).to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def next_column(picks, after, C):
-    """The lowest column above `after` that any row of the tile chose; C when there is none."""
-    return tl.min(tl.min(tl.where(picks > after, picks, C), axis=1), axis=0)
 
 
 def add_chosen(x_TK: Tensor, pages: RankPages, routed: RoutedRows, choice: Choice, out_TN: Tensor) -> None:

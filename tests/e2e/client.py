@@ -14,19 +14,25 @@ TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Job:
-    """One greedy request."""
+    """One greedy request, adapted by an adapter, a blend or gates; None is the base."""
 
     prompt: tuple[int, ...]
-    adapter: str | None
+    adapter: str | messages.Blend | messages.Auto | None
     num_tokens: int
 
     def message(self) -> messages.GenerateRequest:
         """The request on the wire."""
-        return messages.GenerateRequest(
+        request = messages.GenerateRequest(
             token_ids=messages.TokenIds(ids=self.prompt),
-            adapter=self.adapter or "",
             sampling=messages.SamplingParams(max_tokens=self.num_tokens, temperature=0.0, ignore_eos=True),
         )
+        if isinstance(self.adapter, messages.Auto):
+            request.auto.CopyFrom(self.adapter)
+        elif isinstance(self.adapter, messages.Blend):
+            request.blend.CopyFrom(self.adapter)
+        else:
+            request.adapter = self.adapter or ""
+        return request
 
 
 def generate(address: str, job: Job) -> messages.GenerateResponse:

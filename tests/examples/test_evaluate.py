@@ -7,7 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import evaluate
+import httpx
 import pytest
+import serving
 from tasks import TASKS
 
 ADAPTERS = Path(__file__).parents[2] / "examples" / "adapters"
@@ -88,7 +90,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_scores_through_a_server(oracle):
-    result = evaluate.evaluate(ADAPTERS / "iso-date", evaluate.Server(oracle))
+    result = evaluate.evaluate(ADAPTERS / "iso-date", serving.Server(oracle))
     assert (result.base, result.adapter) == (0, 100)
     assert result.passes()
 
@@ -109,15 +111,15 @@ def test_the_mark(base, adapter, passes):
 
 
 def test_own_server_starts_and_ends(stand_in):
-    with evaluate.own_server([ADAPTERS / "iso-date"], base=None) as url:
-        assert evaluate.httpx.get(f"{url}/ready").status_code == 200
-    with pytest.raises(evaluate.httpx.TransportError):
-        evaluate.httpx.get(f"{url}/ready")
+    with serving.own_server([ADAPTERS / "iso-date"], base=None) as url:
+        assert httpx.get(f"{url}/ready").status_code == 200
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/ready")
     words, store = (stand_in / "arguments").read_text().split(" --store ")
     assert words == f"serve --http-port 0 --grpc-port 0 --adapter iso-date={ADAPTERS / 'iso-date'}"
     assert not Path(store).exists()
 
 
 def test_own_server_tells_why_it_failed(stand_in):
-    with pytest.raises(SystemExit, match="no such adapter"), evaluate.own_server([], base=Path("nowhere.gguf")):
+    with pytest.raises(SystemExit, match="no such adapter"), serving.own_server([], base=Path("nowhere.gguf")):
         pass

@@ -11,12 +11,14 @@ from perseid_kernels import (
     activation,
     attention,
     expand,
+    gate,
     matmul_common,
     matmul_dense,
     matmul_q4,
     matmul_q8,
     norm,
     rope,
+    routed_lora,
     shrink,
 )
 from perseid_kernels.aot import BUDGETS, TARGETS, Usage, compile_case
@@ -52,6 +54,17 @@ def test_a_product_sums_k_the_same_way_for_any_number_of_rows(usages: list[Usage
         assert all(u.matrix for u in usages if "matmul" in u.kernel)
 
 
+def test_routed_sums_use_the_instructions_of_sums_by_name(usages: list[Usage]) -> None:
+    """Or an adapter that the gates choose would have other bits than the same adapter asked for by name."""
+    for target in TARGETS:
+        for part in ("shrink", "expand"):
+            of_target = [usage for usage in usages if usage.target == target]
+            routed = {u.matrix for u in of_target if u.kernel.startswith(f"routed_{part}/")}
+            assert routed == {u.matrix for u in of_target if u.kernel.startswith(f"{part}/")}
+        gates = {u.matrix for u in usages if u.target == target and u.kernel.startswith("gate_logits")}
+        assert len(gates) == 1, f"gates on {target}: {gates}"
+
+
 def test_the_variants_of_a_product_are_all_compiled() -> None:
     """K split over programs, split within one, and not split; small and large tiles."""
     for target in TARGETS:
@@ -62,7 +75,8 @@ def test_the_variants_of_a_product_are_all_compiled() -> None:
 
 def test_every_kernel_has_a_case() -> None:
     """A kernel added to an op file must be added to the cases: names end in `_kernel` and nothing else does."""
-    modules = (activation, attention, expand, matmul_common, matmul_dense, matmul_q4, matmul_q8, norm, rope, shrink)
+    products = (matmul_common, matmul_dense, matmul_q4, matmul_q8)
+    modules = (activation, attention, *products, expand, gate, norm, rope, routed_lora, shrink)
     kernels = {id(value) for module in modules for name, value in vars(module).items() if name.endswith("_kernel")}
     for target in TARGETS:
         assert kernels == {id(case.kernel) for case in cases_for(target).values()}

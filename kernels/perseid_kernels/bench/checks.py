@@ -6,6 +6,7 @@ its neighbours, and a recorded graph repeats its step.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from torch import Tensor
 from perseid_kernels.activation import silu_mul_oracle
 from perseid_kernels.attention import attention_oracle
 from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.bench.routed import routed_rows
 from perseid_kernels.bench.sections import CheckFailed, Deadline, Report, points
-from perseid_kernels.bench.weights import random_int4, random_pages
+from perseid_kernels.bench.weights import random_gates, random_int4, random_pages
 from perseid_kernels.expand import expand_oracle
 from perseid_kernels.norm import rms_norm_oracle
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_oracle
+from perseid_kernels.routing import RoutedRows, add_routed_oracle
 from perseid_kernels.row_tiles import StaticSegments
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.shrink import shrink_oracle
@@ -107,6 +110,33 @@ def _check_replay(
         raise CheckFailed("low-rank sums: the replayed graph differs from the launch")
 
 
+def _routed(num_rows: int, columns: int, k: int, num_inputs: int, slices: tuple[int, ...]) -> Check:
+    """Adapters of two pages, and the base; the last row among all and alone."""
+
+    def run(backend: TritonBackend, rng: torch.Generator) -> float:
+        device, dtype = backend.device, backend.compute_dtype
+        pages = random_pages(2 * (columns - 1), num_inputs, slices, device, dtype)
+        gates = random_gates(columns, num_inputs, len(slices), device)
+        routed = routed_rows(gates, num_rows, columns, k, 32, device)
+        x = torch.randn(num_rows, num_inputs, generator=rng).to(dtype).to(device)
+        out = torch.zeros(num_rows, sum(slices), dtype=dtype, device=device)
+        wanted, tally = add_routed_oracle(x, gates, pages, routed, out)
+        backend.add_routed(x, gates, pages, routed, out)
+        alone = torch.zeros_like(out[:1])
+        backend.add_routed(x[-1:], gates, pages, _first_row(routed), alone)
+        if not torch.equal(alone[0], out[-1]):
+            raise CheckFailed(f"routed sums: a row alone differs from it among {num_rows}")
+        return max(relative_error(out, wanted) / 2, relative_error(routed.tally, tally))  # z is rounded as well
+
+    return run
+
+
+def _first_row(routed: RoutedRows) -> RoutedRows:
+    """Row 0 alone, with a tally of its own."""
+    names = ("rows", "k", "temperature", "allowed", "tally")
+    return replace(routed, **{name: getattr(routed, name)[:1].clone() for name in names})
+
+
 def _attention(heads: int, kv_heads: int, head_dim: int) -> Check:
     """Decodes below and above a span of 512, a prompt, and a chunk on a prefix, in one batch."""
 
@@ -172,6 +202,7 @@ def all_checks() -> dict[str, Check]:
     checks |= {f"{kind} 333 × 192, 40 rows": _product(kind, 333, 192, 40) for kind in ("affine", "nf4", "dense")}
     checks["affine 28672 × 512, 700 rows"] = _product("affine", 28672, 512, 700)
     checks |= {f"low rank, {rows} rows": _lora(rows, 4096, (1024, 256, 256)) for rows in (4, 300)}
+    checks |= {f"routed, {rows} rows": _routed(rows, 9, 2, 4096, (1024, 256, 256)) for rows in (4, 50, 300)}
     checks |= {f"attention d{dim}": _attention(8, 2, dim) for dim in (64, 96, 128, 256)}
     checks |= {"norm and gate": _row_ops, "rope and store": _rope}
     return checks

@@ -3,8 +3,9 @@
     python -m perseid_kernels.bench.gpu [--seconds 500] [--out build/gpu-bench.json]
 
 Needs a GPU, torch, Triton and NumPy; no network. Order: the device's own rates; each kernel against its oracle (a
-wrong one ends the suite with exit code 1); the decode step; the 4-bit product; the low-rank sums. Each section has
-a budget; what did not fit is noted. Results are written after every section, so a stopped run keeps its own.
+wrong one ends the suite with exit code 1); the decode step; the 4-bit product; the low-rank sums, by name and routed.
+Each section has a budget; what did not fit is noted. Results are written after every section, so a stopped run keeps
+its own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from perseid_kernels.bench.products import bench_products
 from perseid_kernels.bench.rates import measure_rates
 from perseid_kernels.bench.report import lines_of, machine, write_json
 from perseid_kernels.bench.roofline import Rates
+from perseid_kernels.bench.routed import bench_routed
 from perseid_kernels.bench.sections import Deadline, Report, Section, run_sections
 from perseid_kernels.bench.step import bench_step
 
@@ -58,12 +60,16 @@ def sections_for(device: torch.device, share: float = 1.0) -> list[Section]:
     def lora(report: Report, deadline: Deadline) -> None:
         bench_lora(report, deadline, measured.rates(), device)
 
+    def routed(report: Report, deadline: Deadline) -> None:
+        bench_routed(report, deadline, measured.rates(), device)
+
     return [
         Section("rates of the device", 20 * share, measured.section),
         Section("kernels against their oracles", 130 * share, partial(run_checks, device=device)),
         Section("decode step of an 8B-shaped model", 150 * share, step),
-        Section("4-bit product", 100 * share, products),
-        Section("shrink + expand", 95 * share, lora),
+        Section("4-bit product", 85 * share, products),
+        Section("shrink + expand", 80 * share, lora),
+        Section("routed sums", 30 * share, routed),
     ]
 
 

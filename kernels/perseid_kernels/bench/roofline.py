@@ -54,6 +54,25 @@ def lora_work(num_rows: int, num_inputs: int, slices: Sequence[int], rank: int, 
     return Work(held + activations, 2 * num_rows * lora_parameters(num_inputs, slices, rank))
 
 
+def routed_work(
+    num_rows: int,
+    num_inputs: int,
+    slices: Sequence[int],
+    columns: int,
+    rank: int,
+    distinct: Sequence[int],
+    picks: int,
+    itemsize: int,
+) -> Work:
+    """Float32 gates of all columns and projections; A and B of the adapters that some row chose, `distinct` in each
+    projection; x read, out read and written. `picks`: choices of an adapter, over rows and projections."""
+    gates = len(slices) * columns * (num_inputs + 1)
+    held = sum(count * rank * (num_inputs + width) for count, width in zip(distinct, slices, strict=True))
+    activations = num_rows * (num_inputs + 2 * sum(slices))
+    mean = rank * (num_inputs + sum(slices) / len(slices))  # of one pick
+    return Work(4 * gates + (held + activations) * itemsize, 2 * num_rows * gates + 2 * picks * mean)
+
+
 def lora_parameters(num_inputs: int, slices: Sequence[int], rank: int) -> int:
     """Numbers in one adapter's A and B for a fused linear."""
     return rank * (len(slices) * num_inputs + sum(slices))

@@ -7,6 +7,7 @@ from perseid_kernels._triton import cdiv
 from perseid_kernels.matmul_q4 import PackedInt4
 from perseid_kernels.matmul_q8 import PackedInt8
 from perseid_kernels.rank_pages import RankPages
+from perseid_kernels.routing import Gates
 from perseid_kernels.segments import PAGE_RANK
 from perseid_kernels.weights import Int4Weight
 
@@ -69,3 +70,9 @@ def random_pages(
 
     a = numbers(num_pages, PAGE_RANK * len(slices), num_inputs)
     return RankPages.of(a, numbers(num_pages, PAGE_RANK, sum(slices)), slices)
+
+
+def random_gates(columns: int, num_inputs: int, slices: int, device: torch.device) -> Gates:
+    """Gates of every projection, whose logits of a normed row have a variance of about 1."""
+    weight = torch.randn(slices * columns, num_inputs, device=device).div_(num_inputs**0.5)
+    return Gates(weight, torch.zeros(slices * columns, device=device), (True,) * slices)

@@ -32,7 +32,7 @@ class Decision {
     void begin(int64_t columns) { logits_.assign((columns + LANES - 1) / LANES * LANES, NEVER); }
     float* logits() { return logits_.data(); }
 
-    // Writes the k largest (of equal ones the first) with softmax(l / T) over them, columns ascending; returns how many.
+    // Writes the k largest (of equal ones the first) with softmax(l / T) over them; returns how many.
     int32_t choose(int64_t k, float temperature, Choice* choices);
 
     // Of softmax(l / T) over all columns, in nats. Call it after `choose`.
@@ -79,11 +79,7 @@ int32_t Decision::take_largest(int64_t k, Choice* choices) {
         }
         const int32_t column = int32_t(first - LANES) + __builtin_ctz(lanes);
         left_[column] = NEVER;
-        int32_t place = count;
-        for (; place > 0 && choices[place - 1].column > column; --place) {
-            choices[place] = choices[place - 1];
-        }
-        choices[place].column = column;
+        choices[count].column = column;
     }
     return int32_t(k);
 }
@@ -125,7 +121,7 @@ class Router {
     std::vector<int64_t> slices_;     // the gated projections
     std::vector<const float*> rows_;  // their gates, the last one repeated up to a multiple of four
     std::vector<float> logits_;       // [R][rows_]
-    std::vector<Choice> choices_;     // [R][slices_][most_], columns ascending
+    std::vector<Choice> choices_;     // [R][slices_][most_], the largest first
     std::vector<int32_t> counts_;     // [R][slices_]
     std::vector<int32_t> starts_;     // [C + 1], of each column's rows in a chain
     std::vector<int32_t> chain_rows_;

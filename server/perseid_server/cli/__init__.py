@@ -1,4 +1,4 @@
-"""The `perseid` command: serve, generate, adapters, inspect. Each is one file, imported only when it runs."""
+"""The `perseid` command: serve, generate, adapters, inspect, train. Each is one file, imported only when it runs."""
 
 import os
 import sys
@@ -44,6 +44,7 @@ app.command(
     help="Load, unload and look at the adapters and gate sets of a running server.",
 )
 app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
+app.command("perseid_server.cli.train:train", help="Train gates that choose among your adapters.")
 
 
 @app.meta.default

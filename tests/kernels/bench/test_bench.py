@@ -6,17 +6,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from perseid_kernels.bench import gpu, kernels, lora, peers, products
-from perseid_kernels.bench.checks import Check, _attention, _lora, _product, _rope, _row_ops, all_checks, run_checks
+from perseid_kernels.bench import gpu, kernels, lora, peers, products, routed
+from perseid_kernels.bench.checks import (
+    Check,
+    _attention,
+    _lora,
+    _product,
+    _rope,
+    _routed,
+    _row_ops,
+    all_checks,
+    run_checks,
+)
 from perseid_kernels.bench.lora import bench_lora, cut_to_rank, page_lists
 from perseid_kernels.bench.peers import Peer, chunks_by_adapter, split_weights
 from perseid_kernels.bench.products import bench_products
 from perseid_kernels.bench.rates import measure_rates
-from perseid_kernels.bench.roofline import ModelShape, Rates, decode_work
+from perseid_kernels.bench.roofline import ModelShape, Rates, decode_work, routed_work
+from perseid_kernels.bench.routed import bench_routed, distinct_adapters, routed_rows
 from perseid_kernels.bench.sections import CheckFailed, Deadline, Report
 from perseid_kernels.bench.step import bench_step, build_inputs, build_model, decode_step, triton_packers
 from perseid_kernels.bench.timing import seconds
-from perseid_kernels.bench.weights import random_int4, random_packed_int4, random_packed_int8, random_pages
+from perseid_kernels.bench.weights import (
+    random_gates,
+    random_int4,
+    random_packed_int4,
+    random_packed_int8,
+    random_pages,
+)
 from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.matmul_q4 import unpack_rows
 from perseid_kernels.segments import PageList, Segments
@@ -37,7 +54,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
         run()
         return 1e-3
 
-    for module in (products, lora, kernels, peers):
+    for module in (products, lora, kernels, peers, routed):
         monkeypatch.setattr(module, "seconds", run_once)
     monkeypatch.setattr(kernels, "_COLD_BYTES", 20_000)
     monkeypatch.setattr("perseid_kernels.bench.step.seconds", run_once)
@@ -175,6 +192,7 @@ def test_the_step_section_measures_every_point() -> None:
         _product("int8", 33, 64, 2),
         _product("dense", 33, 70, 2),
         _lora(5, 64, (24, 8)),
+        _routed(3, 4, 2, 64, (24, 8)),
         _attention(4, 2, 16),
         _row_ops,
         _rope,
@@ -202,6 +220,36 @@ def test_a_wrong_kernel_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not report.rows[0]["right"]
 
 
+def test_a_wrong_choice_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tally alone is off by a thousandth; and a row's sum follows how many rows there are."""
+    honest = TritonBackend.add_routed
+    for spoil in (lambda rows, out: rows.tally.mul_(1.001), lambda rows, out: out.mul_(1 + out.shape[0] * 1e-6)):
+
+        def add_routed(self, x, gates, pages, rows, out, spoil=spoil) -> None:
+            honest(self, x, gates, pages, rows, out)
+            spoil(rows, out)
+
+        monkeypatch.setattr(TritonBackend, "add_routed", add_routed)
+        with pytest.raises(CheckFailed, match=r"r: error|a row alone differs"):
+            run_checks(Report("checks"), LATER, DEVICE, dtype=torch.float32, checks={"r": _routed(2, 3, 1, 32, (8,))})
+
+
+def test_routed_rows_have_the_floor_of_what_they_chose() -> None:
+    report = Report("routed")
+    grid = [(1, 3, 2), (5, 4, 1)]
+    bench_routed(report, LATER, RATES, DEVICE, dtype=torch.float32, num_inputs=64, slices=(24, 8), grid=grid)
+    assert [(row["rows"], row["columns"], row["k"]) for row in report.rows] == grid
+    assert all(row["routed / by name"] == 1.0 for row in report.rows)
+
+    gates = random_gates(3, 16, 2, DEVICE)
+    gates.weight.zero_()
+    gates.bias.copy_(torch.tensor([0.0, 2, 1, 5, 4, 9]))  # 1 and the base; then the base and 0
+    rows = routed_rows(gates, 4, 3, 2, 16, DEVICE)
+    distinct, picks = distinct_adapters(torch.zeros(4, 16, device=DEVICE), gates, rows)
+    assert (distinct, picks) == ([1, 1], 8)
+    assert routed_work(4, 16, (24, 8), 3, 16, distinct, picks, 4).bytes > 4 * 2 * 3 * 16
+
+
 def test_a_row_that_depends_on_its_neighbours_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TritonBackend.matmul
 
@@ -217,7 +265,9 @@ def test_a_row_that_depends_on_its_neighbours_fails_the_checks(monkeypatch: pyte
 
 def test_every_kind_of_weight_and_op_is_checked() -> None:
     names = " ".join(all_checks())
-    assert all(word in names for word in ("affine", "nf4", "int8", "dense", "low rank", "attention", "norm", "rope"))
+    assert all(
+        word in names for word in ("affine", "nf4", "int8", "dense", "low rank", "routed", "attention", "norm", "rope")
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -14,6 +14,7 @@ from perseid_kernels.bench.roofline import (
     lora_work,
     matmul_work,
     pages_of,
+    routed_work,
 )
 
 TINY = ModelShape(
@@ -40,6 +41,14 @@ def test_low_rank_sums_read_each_adapter_once() -> None:
     assert work.bytes == 2 * 88 * 2 + 6 * (7 + 8 + 8) * 2
     assert work.flops == 2 * 6 * 88
     assert lora_work(6, 7, (5, 3), 4, adapters=0, itemsize=2) == Work(0, 0)
+
+
+def test_routed_sums_read_all_gates_and_the_chosen_adapters() -> None:
+    """Two of nine adapters in the first projection, none in the second: its three rows chose the base."""
+    work = routed_work(3, 7, (5, 3), columns=10, rank=4, distinct=(2, 0), picks=4, itemsize=2)
+    gates = 2 * 10 * (7 + 1)
+    assert work.bytes == gates * 4 + (2 * 4 * (7 + 5)) * 2 + 3 * (7 + 8 + 8) * 2
+    assert work.flops == 2 * 3 * gates + 2 * 4 * 4 * (7 + 4)
 
 
 def test_attention_reads_keys_and_values_of_the_key_heads() -> None:

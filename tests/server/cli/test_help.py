@@ -11,7 +11,7 @@ from perseid_server.config import ServeConfig
 from tests.server.cli.running import Perseid
 
 ADAPTERS = ("load", "unload", "list", "show", "pin", "unpin")
-COMMANDS = ["serve", "generate", "inspect", *(f"adapters {name}" for name in ADAPTERS)]
+COMMANDS = ["serve", "generate", "inspect", "train gates", *(f"adapters {name}" for name in ADAPTERS)]
 UNITS = {
     "--kv-memory": "MiB", "--adapter-memory": "MiB", "--adapter-host-memory": "MiB", "--max-batch-tokens": "tokens",
     "--max-num-seqs": "sequences", "--max-model-len": "tokens", "--max-queue": "requests", "--grace": "Seconds",
@@ -33,7 +33,7 @@ def test_every_option_is_explained_with_its_default(perseid: Perseid, command: s
     assert "--config" in found
     for option, line in found.items():
         if option not in {"--config", "--help", "--version"}:
-            assert re.search(r"default:", line, re.IGNORECASE), line
+            assert re.search(r"default:|\[required\]", line, re.IGNORECASE), line
             explanation = re.sub(r"--\S+|[A-Z=.]{3,}|\[.*?\]", "", line)
             assert len(explanation.split()) >= 3, line
 
@@ -51,7 +51,7 @@ def test_sizes_are_explained_with_their_unit(perseid: Perseid, option: str, unit
 
 def test_the_list_of_commands_explains_each(perseid: Perseid) -> None:
     text = perseid("--help").out
-    for name in ("serve", "generate", "adapters", "inspect"):
+    for name in ("serve", "generate", "adapters", "inspect", "train"):
         assert re.search(rf"│ {name} +\w+\W+\w+", text), text
 
 

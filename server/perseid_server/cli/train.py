@@ -1,0 +1,151 @@
+"""`perseid train gates`: gates for a user's own adapters, from examples of what each is for."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter, validators
+from rich.console import Console
+
+from perseid_server.cli.progress import ProgressDisplay
+from perseid_server.config import NamedSource
+from perseid_server.errors import InvalidRequest
+
+train = App(name="train", help="Train what a server can load.")
+
+_COUNT = validators.Number(gte=1)
+_SHARE = validators.Number(gte=0, lt=1)
+_Named = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False, show_default=False)]
+
+
+@train.command
+def gates(
+    *,
+    adapter: _Named,
+    data: _Named,
+    out: Path,
+    model: str = "embedded",
+    held_out: _Named = (),
+    held_out_share: Annotated[float, Parameter(validator=_SHARE)] = 0.1,
+    generic: Annotated[Path | None, Parameter(show_default=False)] = None,
+    generic_held_out: Annotated[Path | None, Parameter(show_default=False)] = None,
+    steps: Annotated[int, Parameter(validator=_COUNT)] = 300,
+    epochs: Annotated[float | None, Parameter(validator=validators.Number(gt=0), show_default=False)] = None,
+    seed: int = 0,
+    learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-3,
+    null_weight: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 3.0,
+    k: Annotated[int, Parameter(validator=_COUNT)] = 2,
+    temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
+    joint: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    joint_beta: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 1.0,
+    request_router: bool = True,
+    float16: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    max_tokens: Annotated[int, Parameter(validator=validators.Number(gte=128))] = 1024,
+    checkpoint_every: Annotated[int, Parameter(validator=_COUNT)] = 25,
+    resume: bool = False,
+    plot: bool = True,
+) -> None:
+    """Train gates that choose among adapters token by token, and write a gate set that a server can load.
+
+    Each line of a data file is a JSON object: {"prompt", "completion"}, or {"messages"} with answers by the assistant,
+    or {"segments": [{"text", "adapter", "train", "answer"}]} for text that several adapters share.
+
+    Parameters
+    ----------
+    adapter
+        NAME=SOURCE of an adapter that gates may choose, a PEFT folder or a hub id. Repeat for each; the order is that
+        of the columns.
+    data
+        NAME=FILE with what adapter NAME is for. Another name is for files with segments. Repeat for more.
+    out
+        Folder for the gate set and the report.
+    model
+        The base the adapters are for.
+    held_out
+        NAME=FILE to judge by, in place of a share of NAME's data. Repeat for more. Default: none.
+    held_out_share
+        Share of each data file that is kept to judge by.
+    generic
+        Prompts that the base should answer as it does. Default: 330 that come with Perseid.
+    generic_held_out
+        Such prompts to judge by. Default: 100 that come with Perseid.
+    steps
+        Steps of the optimizer, each on some samples of every data set.
+    epochs
+        Rounds through the largest data file, instead of steps. Default: none.
+    seed
+        Decides initial gates and the order of the data.
+    learning_rate
+        The highest, after a warm-up; it ends at zero.
+    null_weight
+        What tokens of the base count, beside those of one adapter: more sends doubtful tokens to the base.
+    k
+        Columns that a gate chooses, unless a request says otherwise.
+    temperature
+        Of the softmax over the chosen columns, unless a request says otherwise.
+    joint
+        Steps of a second stage through the whole model, on its own routing; slow, and needs k of 2 or more.
+    joint_beta
+        What the gates' own loss counts there, beside that of the text.
+    request_router
+        Also train the router that picks one adapter for a whole request.
+    float16
+        Write gates in float16: half the size.
+    device
+        Where to run. "auto" takes a CUDA device when there is one.
+    max_tokens
+        Longest sample of the data, in tokens.
+    checkpoint_every
+        Steps from one checkpoint to the next.
+    resume
+        Go on with the unfinished run in OUT; it ends as it would have.
+    plot
+        Draw the confusion matrix; needs matplotlib.
+    """
+    from perseid_router.training.options import TrainingOptions  # noqa: PLC0415  imports torch
+    from perseid_server.training.config import GateTraining  # noqa: PLC0415
+    from perseid_server.training.report import check_plotting, write_report  # noqa: PLC0415
+    from perseid_server.training.run import train_gates  # noqa: PLC0415
+
+    if plot:
+        check_plotting()
+    adapters = dict(_named("adapter", text) for text in adapter)
+    if len(adapters) < len(adapter):
+        raise InvalidRequest("--adapter: a name is given twice", field="adapter")
+    config = GateTraining(
+        model=model,
+        adapters=adapters,
+        data=tuple((name, Path(file)) for name, file in (_named("data", text) for text in data)),
+        out=out,
+        held_out=tuple((name, Path(file)) for name, file in (_named("held-out", text) for text in held_out)),
+        held_out_share=held_out_share,
+        generic=generic,
+        generic_held_out=generic_held_out,
+        options=TrainingOptions(steps=steps, seed=seed, learning_rate=learning_rate),
+        epochs=epochs,
+        null_weight=null_weight,
+        k=k,
+        temperature=temperature,
+        joint_steps=joint,
+        joint_beta=joint_beta,
+        request_router=request_router,
+        float16=float16,
+        device=device,
+        max_tokens=max_tokens,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+    )
+    with ProgressDisplay() as display:
+        report = train_gates(config, display.listener())
+    write_report(report, out, plot=plot)
+    Console(highlight=False, soft_wrap=True).print(
+        f"{out}: {report['steps']} steps, {100 * report['accuracy']['all']:.1f} % of decisions right; see report.md"
+    )
+
+
+def _named(option: str, text: str) -> tuple[str, str]:
+    try:
+        found = NamedSource.parse(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--{option}: {error}", field=option) from error
+    return found.name, found.source
