@@ -96,7 +96,7 @@ class Intake:
         return info
 
     def _stage(self, name: str, source: AdapterFolder) -> Generator[tuple[str, Staged]]:
-        if not _is_meteora(source.path):
+        if not is_checkpoint(source.path):
             yield name, self._store.stage(source)
             return
         scratch = self._store.new_folder()
@@ -113,8 +113,8 @@ class Intake:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _is_meteora(folder: Path) -> bool:
-    """Whether a folder is a MeteoRA checkpoint. AdapterRejected for one that lacks its meteora.json."""
+def is_checkpoint(folder: Path) -> bool:
+    """Whether what a folder brings is a MeteoRA checkpoint. AdapterRejected for one that lacks its meteora.json."""
     if kind_of(folder) == "gates" or (folder / FILES["adapter"][0]).exists() or not is_meteora(folder):
         return False
     if not (folder / METEORA_FILES[0]).exists():
