@@ -19,7 +19,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
-from composites import COMPOSITE_SIZES, composites
+from composites import SIZES, composites
 from rich.console import Console
 from rich.progress import Progress
 from router_scores import (
@@ -41,6 +41,7 @@ from tasks import TASKS
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "routing.md"
 MARK = "router-eval"
+COMPOSITE_SEED = 0
 QUICK_ITEMS = 4
 
 
@@ -50,11 +51,11 @@ def outside_prompts() -> list[str]:
     return [str(json.loads(line)["prompt"]) for line in text.splitlines()]
 
 
-def evaluate(server: Server, adapters: Sequence[str], count: int, bar: Progress) -> Results:
-    """All prompts in all ways; `count` of each kind at most."""
+def evaluate(server: Server, adapters: Sequence[str], count: int, num_composites: int, bar: Progress) -> Results:
+    """All prompts in all ways: `count` of each task and outside, `num_composites` of each size."""
     start = time.monotonic()
     of_tasks = [(TASKS[name], way) for name in adapters for way in task_ways(name, adapters)]
-    prompts_of = {n: composites(n)[:count] for n in COMPOSITE_SIZES}
+    prompts_of = {n: composites("held_out", n, num_composites, COMPOSITE_SEED) for n in SIZES}
     of_composites = [(n, way) for n in prompts_of for way in composite_ways(adapters)]
     task_scores = [score_task(server, task, way, count) for task, way in bar.track(of_tasks, description="tasks")]
     composite_scores = [
@@ -63,7 +64,7 @@ def evaluate(server: Server, adapters: Sequence[str], count: int, bar: Progress)
     prompts = outside_prompts()[:count]
     bases = [reply.text for reply in server.ask(prompts, OUTSIDE_TOKENS)]
     outside = [score_outside(server, prompts, bases, way) for way in bar.track((AUTO, GATES), description="outside")]
-    return Results(round(time.monotonic() - start), count, task_scores, composite_scores, outside)
+    return Results(round(time.monotonic() - start), count, num_composites, task_scores, composite_scores, outside)
 
 
 def arguments() -> argparse.Namespace:
@@ -74,7 +75,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--adapters", type=Path, default=HERE / "adapters")
     parser.add_argument("--gates", type=Path, default=HERE / "gates" / "examples")
     parser.add_argument("--items", type=int, default=100, help="of each task; at most 100")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS} items of each task, written nowhere")
+    parser.add_argument("--composites", type=int, default=40, help="of each size")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS} items of everything, written nowhere")
     parser.add_argument("--out", type=Path, help="without it, examples/router-results.json; the document is left alone")
     return parser.parse_args()
 
@@ -87,7 +89,8 @@ def main() -> int:
     with ExitStack() as stack:
         url = args.url or stack.enter_context(own_server([*folders, args.gates], None))
         bar = stack.enter_context(Progress(console=console, transient=True))
-        results = evaluate(Server(url), list(TASKS), QUICK_ITEMS if args.quick else args.items, bar)
+        counts = (QUICK_ITEMS, QUICK_ITEMS) if args.quick else (args.items, args.composites)
+        results = evaluate(Server(url), list(TASKS), *counts, bar)
     tables = sheets(results)
     for table in tables:
         console.print(table.in_terminal())

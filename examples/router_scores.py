@@ -12,10 +12,11 @@ OUTSIDE_TOKENS = 32
 
 
 class Composite(Protocol):
-    """A prompt of several problems."""
+    """A conversation with several problems (composites.py)."""
 
-    question: str
-    max_new_tokens: int
+    def body(self, model: str) -> dict[str, Any]:
+        """The request."""
+        ...
 
     def solved(self, text: str) -> Sequence[bool]:
         """Which of its problems an answer solves."""
@@ -71,6 +72,7 @@ class Results:
 
     seconds: float
     items: int  # of each task
+    prompts: int  # composites of each size
     tasks: Sequence[TaskScore]
     composites: Sequence[CompositeScore]
     outside: Sequence[OutsideScore]
@@ -123,8 +125,7 @@ def score_task(server: Server, task: Task, way: Way, count: int) -> TaskScore:
 
 def score_composites(server: Server, n: int, prompts: Sequence[Composite], way: Way) -> CompositeScore:
     """One cell of the second table."""
-    longest = max(prompt.max_new_tokens for prompt in prompts)
-    replies = server.ask([prompt.question for prompt in prompts], longest, way.model, way.extra)
+    replies = server.send([{**prompt.body(way.model or server.base), **way.extra} for prompt in prompts])
     solved = [prompt.solved(reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
     return CompositeScore(
         n,

@@ -41,7 +41,7 @@ def _composites(results: Results) -> Sheet:
         ratio = _times(by_way[AUTO.name].problems, best.problems)
         rows.append([str(n), *(_composite(by_way[way]) for way in NAMED_WAYS), f"{_composite(best)} {best.way}", ratio])
     return Sheet(
-        "Several tasks in a prompt, solved in one answer",
+        f"Several tasks in a prompt, solved in one answer: {results.prompts} prompts of each size",
         ["problems in a prompt", *NAMED_WAYS, "best single adapter", "auto ÷ best single"],
         rows,
         "Problems solved; in brackets, prompts with all of them solved. All adapters are run, the best is shown.",

@@ -53,25 +53,27 @@ class Server:
         model: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """Greedy replies in the questions' order, sixteen requests at a time. `extra`: more fields of the body."""
-        return asyncio.run(self._ask(questions, max_tokens, model or self.base, dict(extra or {})))
+        """Greedy replies in the questions' order. `extra`: more fields of the body."""
+        rest = {"model": model or self.base, "temperature": 0, "max_tokens": max_tokens, **(extra or {})}
+        return self.send([{"messages": [{"role": "user", "content": asked}], **rest} for asked in questions])
 
-    async def _ask(self, questions: Sequence[str], max_tokens: int, model: str, extra: dict[str, Any]) -> list[Reply]:
+    def send(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        """Replies to requests for chat completions in their order, sixteen at a time."""
+        return asyncio.run(self._send(bodies))
+
+    async def _send(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
         free = asyncio.Semaphore(CONCURRENT)
         async with AsyncOpenAI(base_url=self._url, api_key=self._key, timeout=600) as client:
 
-            async def ask(question: str) -> Reply:
+            async def send(body: Mapping[str, Any]) -> Reply:
+                rest = {key: value for key, value in body.items() if key not in {"model", "messages"}}
                 async with free:
                     reply = await client.chat.completions.create(
-                        model=model,
-                        messages=[{"role": "user", "content": question}],
-                        temperature=0,
-                        max_tokens=max_tokens,
-                        extra_body=extra,
+                        model=body["model"], messages=body["messages"], extra_body=rest
                     )
                 return Reply(reply.choices[0].message.content or "", (reply.model_extra or {}).get("perseid") or {})
 
-            return await asyncio.gather(*(ask(question) for question in questions))
+            return await asyncio.gather(*(send(body) for body in bodies))
 
 
 def _wait_for_url(process: subprocess.Popen[bytes], out: Path, err: Path) -> str:

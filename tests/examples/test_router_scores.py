@@ -29,11 +29,15 @@ class Scripted:
 
     def __init__(self, *replies):
         self.replies = replies
-        self.asked = None
+        self.asked = self.sent = None
 
     def ask(self, questions, max_tokens, model=None, extra=None):
         self.asked = (list(questions), max_tokens, model, extra)
-        return [self.replies[i % len(self.replies)] for i in range(len(questions))]
+        return self.send(questions)
+
+    def send(self, bodies):
+        self.sent = list(bodies)
+        return [self.replies[i % len(self.replies)] for i in range(len(self.sent))]
 
 
 def told(tier, adapter=None, **completion):
@@ -89,20 +93,29 @@ def test_composites_are_tried_with_every_single_adapter():
 
 @dataclass
 class Letters:
-    """Solved where the answer has each letter of the question."""
+    """Solved where the answer has each letter."""
 
-    question: str
-    max_new_tokens: int
+    letters: str
+
+    def body(self, model):
+        return {"model": model, "messages": self.letters, "max_tokens": 9}
 
     def solved(self, text):
-        return [letter in text for letter in self.question]
+        return [letter in text for letter in self.letters]
 
 
 def test_composites_count_problems_and_whole_prompts():
     server = Scripted(Reply("abcd"), Reply("a"))
-    score = score_composites(server, 2, [Letters("ab", 5), Letters("ab", 9)], BASE)
+    score = score_composites(server, 2, [Letters("ab"), Letters("ac")], BASE)
     assert (score.problems, score.prompts, score.whole_request) == (75, 50, None)
-    assert server.asked[1] == 9
+
+
+def test_composites_are_sent_as_they_are_with_the_way_s_fields():
+    server = Scripted(Reply(""))
+    score_composites(server, 2, [Letters("ab")], AUTO)
+    assert server.sent == [{"model": "auto", "messages": "ab", "max_tokens": 9, **AUTO.extra}]
+    score_composites(server, 2, [Letters("ab")], uniform(ADAPTERS))
+    assert server.sent[0]["model"] == "the-base"
 
 
 def test_outside_all_tasks_the_base_is_right():

@@ -11,6 +11,7 @@ from perseid_loadtest.routed_step import Cost
 RESULTS = Results(
     seconds=600,
     items=100,
+    prompts=40,
     tasks=[
         TaskScore("iso-date", BASE.name, 0),
         TaskScore("iso-date", EXPLICIT, 100),
