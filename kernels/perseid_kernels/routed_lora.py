@@ -80,13 +80,6 @@ def next_column(picks, after, C):
 
 
 @triton.jit
-def column_at(chosen, r, slice_index, place, max_k, C, SLICES: tl.constexpr):
-    """What one row chose at this place; C when nothing."""
-    column = tl.load(chosen + (r * SLICES + slice_index) * max_k + place, mask=place < max_k, other=-1)
-    return tl.where(column < 0, C, column)
-
-
-@triton.jit
 def routed_shrink_kernel(
     x,  # [T, K]
     a,  # [P, SLICES · RANK, K]
@@ -169,7 +162,7 @@ def routed_expand_kernel(
     SLICES: tl.constexpr,
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
-    ROWS: tl.constexpr,  # of a tile: TILE_ROWS, or one on so many lanes
+    ROWS: tl.constexpr,  # of a tile: TILE_ROWS, or one, of which all lanes hold the same and the first one is written
     TILE_ROWS: tl.constexpr,
     PLACES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -181,22 +174,16 @@ def routed_expand_kernel(
         slice_index = tl.load(columns + column_tile * 3)
         n = tl.load(columns + column_tile * 3 + 1) + tl.arange(0, BLOCK_N)
         inside = n < tl.load(columns + column_tile * 3 + 2)
-        first_row = (piece // column_tiles * ROWS).to(tl.int64)
-        r = first_row + lane
-        step = 0
-        if ROWS > 1:
-            picks, place = picks_of(chosen, r, r < R, slice_index, max_k, SLICES, PLACES)
-            column = next_column(picks, -1, C)
-        else:
-            column = column_at(chosen, first_row, slice_index, step, max_k, C, SLICES)
+        r = (piece // column_tiles * ROWS).to(tl.int64) + tl.arange(0, ROWS)
+        picks, place = picks_of(chosen, r, r < R, slice_index, max_k, SLICES, PLACES)
+        column = next_column(picks, -1, C)
 
         acc = tl.zeros((BLOCK_N, TILE_ROWS), dtype=tl.float32)
-        touched = tl.zeros((TILE_ROWS,), dtype=tl.int32)
+        touched = tl.zeros((ROWS,), dtype=tl.int32)
+        used = 0
+        # what depends on rows has ROWS lanes up to tl.dot: with TILE_ROWS of them a lone row's registers spill on sm_80
         while column < C:
-            if ROWS > 1:
-                at = tl.max(tl.where(picks == column, place, -1), axis=1)
-            else:
-                at = tl.where(lane == 0, step, -1)
+            at = tl.max(tl.where(picks == column, place, -1), axis=1)
             chose = at >= 0
             of_row = (r * SLICES + slice_index) * max_k + at
             w = tl.load(weights + of_row, mask=chose, other=0.0)
@@ -205,25 +192,22 @@ def routed_expand_kernel(
                 page = tl.load(pages + first_page + j).to(tl.int64)
                 uses = tl.load(in_use + page * SLICES + slice_index) > 0
                 z_tile = z + ((of_row * max_pages + j) * SPLITS * RANK)[None, :] + rank[:, None]
-                z_RT = tl.zeros((RANK, TILE_ROWS), dtype=tl.float32)
+                z_RT = tl.zeros((RANK, ROWS), dtype=tl.float32)
                 for split in tl.static_range(SPLITS):
                     z_RT += tl.load(z_tile + split * RANK, mask=chose[None, :] & uses, other=0.0)
-                z_RT = z_RT * w[None, :]
                 b_at = b + (page * RANK + rank)[None, :] * N + n[:, None]
                 b_NR = tl.load(b_at, mask=inside[:, None] & uses, other=0.0)
+                z_RT = tl.broadcast_to((z_RT * w[None, :]).to(b_NR.dtype), (RANK, TILE_ROWS))
                 # chosen by lane, and not left to zeros in z: a neighbour's page may hold inf
-                acc = tl.where(chose[None, :], tl.dot(b_NR, z_RT.to(b_NR.dtype), acc, input_precision="ieee"), acc)
+                acc = tl.where(chose[None, :], tl.dot(b_NR, z_RT, acc, input_precision="ieee"), acc)
                 touched = touched | (chose & uses).to(tl.int32)
-            step += 1
-            if ROWS > 1:
-                column = next_column(picks, column, C)
-            else:
-                column = column_at(chosen, first_row, slice_index, step, max_k, C, SLICES)
+                used += uses.to(tl.int32)
+            column = next_column(picks, column, C)
 
-        if tl.max(touched, axis=0) > 0:
+        if used > 0:
             row = tl.load(rows + r, mask=touched > 0, other=0).to(tl.int64)
-            y_tile = y + row[None, :] * stride_y + n[:, None]
-            mask = inside[:, None] & (touched > 0)[None, :]
+            y_tile = y + tl.broadcast_to(row * stride_y, (TILE_ROWS,))[None, :] + n[:, None]
+            mask = inside[:, None] & ((touched > 0) & (lane < ROWS))[None, :]
             before = tl.load(y_tile, mask=mask, other=0.0).to(tl.float32)
             tl.store(y_tile, (before + acc).to(y.dtype.element_ty), mask=mask)
 

@@ -1,4 +1,5 @@
-"""Generators of routed rows, which always hold the killer case, and the backend's answers to them.
+"""Generators of routed rows, which always hold the killer case, the backend's answers to them, and how far off those
+may be.
 
 Inputs, gates, A and bias are small multiples of 1/8, so that a float32 logit is exact whatever the order of its sum:
 all backends see the same ties, and the oracle chooses the same columns.
@@ -7,15 +8,16 @@ all backends see the same ties, and the oracle chooses the same columns.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import log
 
 import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Backend
 from perseid_kernels.rank_pages import RankPages
-from perseid_kernels.routing import Gates, GateTable, RoutedRows, column_pages
+from perseid_kernels.routing import Gates, GateTable, RoutedRows, add_routed_oracle, column_pages
 from perseid_kernels.segments import PAGE_RANK, PageList, Segments
-from tests.kernels.cases import DEVICE, SENTINEL
+from tests.kernels.cases import DEVICE, SENTINEL, UNIT_ROUNDOFF, assert_sum
 
 CPU = torch.device("cpu")
 SLICES = (70, 33, 33)
@@ -137,7 +139,7 @@ def random_case(
 
 
 def on_device(case: Case) -> Case:
-    """The case on the device under test."""
+    """The case on the device under test, with a tally and a y of its own."""
     routed, table, pages = case.routed, case.routed.table, case.pages
     gates = Gates(case.gates.weight.to(DEVICE), case.gates.bias.to(DEVICE), case.gates.gated)
     tensors = {
@@ -151,7 +153,7 @@ def on_device(case: Case) -> Case:
         **tensors,
     )
     on = RankPages(pages.a.to(DEVICE), pages.b.to(DEVICE), pages.live.to(DEVICE), pages.slices)
-    return Case(case.x_TK.to(DEVICE), gates, on, moved, case.y_TN.to(DEVICE))
+    return Case(case.x_TK.to(DEVICE), gates, on, moved, case.y_TN.clone().to(DEVICE))
 
 
 def run(backend: Backend, case: Case) -> tuple[Tensor, Tensor]:
@@ -181,6 +183,43 @@ def by_lists(backend: Backend, case: Case, list_of_row: dict[int, PageList]) -> 
     case = on_device(case)
     segments = Segments.build([list_of_row.get(row) for row in range(len(case.x_TK))], DEVICE)
     assert segments is not None
-    y = case.y_TN.clone()
-    backend.add_lora(case.x_TK, case.pages, segments, y)
-    return y.cpu()
+    backend.add_lora(case.x_TK, case.pages, segments, case.y_TN)
+    return case.y_TN.cpu()
+
+
+def largest_sums(case: Case) -> Tensor:
+    """Per row and output, |y| plus the most that Σ |x · A · B| is over the columns: as weights sum to one, what any
+    choice adds is no more."""
+    pages, rows = case.pages, case.routed.rows.long()
+    a = pages.a.view(pages.a.shape[0], len(pages.slices), PAGE_RANK, -1).abs()
+    z = torch.einsum("tk,psrk->sptr", case.x_TK[rows].abs(), a)
+    b = pages.b.abs().split(pages.slices, dim=2)
+    of_page = torch.cat([torch.einsum("ptr,prn->ptn", z[s], b[s]) for s in range(len(b))], dim=2)
+    of_column = [
+        of_page[case.routed.pages[start:end].long()].sum(dim=0)
+        for start, end in pairwise(case.routed.page_indptr.tolist())
+    ]
+    return case.y_TN[rows].abs() + torch.stack(of_column).amax(dim=0)
+
+
+def assert_as_defined(backend: Backend, case: Case) -> None:
+    assert_answer(case, *run(backend, case))
+
+
+def assert_answer(case: Case, y: Tensor, tally: Tensor) -> None:
+    expected_y, expected_tally = add_routed_oracle(case.x_TK, case.gates, case.pages, case.routed, case.y_TN)
+    assert y.isfinite().all()
+    rows = case.routed.rows.long()
+    # a row adds the ranks of all its columns' pages; a weight is e^d within |d| u relative, and vanishes below d = −87
+    terms = case.x_TK.shape[1] + PAGE_RANK * case.routed.pages.numel() + 87
+    assert_sum(y[rows], expected_y[rows], largest_sums(case), terms)
+    others = torch.ones(len(y), dtype=torch.bool)
+    others[rows] = False
+    assert torch.equal(y[others], case.y_TN[others]), "a row that is not routed was touched"
+
+    # Σ shares and Σ shares · d have C terms and so (C + 10) u relative error with the exponential; the entropy is the
+    # sum of two numbers that are not negative and no more than ln C. A factor 2 for the exponents' own rounding.
+    columns = case.routed.table.num_columns
+    decision = 2 * (columns + 10) * UNIT_ROUNDOFF * (1 + log(columns))
+    bound = len(case.gates.gated) * (decision + 4 * UNIT_ROUNDOFF * float(tally.abs().max()))
+    torch.testing.assert_close(tally.double(), expected_tally, rtol=0, atol=bound)
