@@ -170,9 +170,11 @@ def _add_pages(
 
 def _choose(logits_RSC: Tensor, routed: RoutedRows) -> tuple[Tensor, Tensor]:
     """(weights [R, S, C], zero where a column is not chosen; entropy [R, S] over all allowed columns)."""
-    masked = logits_RSC.masked_fill(~routed.allowed.bool()[:, None], float("-inf"))
+    most = torch.finfo(torch.float32).max
+    finite = logits_RSC.nan_to_num(nan=-most, posinf=most, neginf=-most)
+    masked = finite.masked_fill(~routed.allowed.bool()[:, None], float("-inf"))
     ranks = masked.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)  # of equal ones the first
-    scaled = masked / routed.temperature[:, None, None]
+    scaled = (masked - masked.amax(dim=-1, keepdim=True)) / routed.temperature[:, None, None]
     weights = scaled.masked_fill(ranks >= routed.k[:, None, None], float("-inf")).softmax(dim=-1)
     return weights, torch.special.entr(scaled.softmax(dim=-1)).sum(dim=-1)
 

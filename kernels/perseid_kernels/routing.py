@@ -8,8 +8,9 @@ Each projection of each layer has a gate row for every column of its gate set. A
     w     = softmax over I of l_I / T
     y[t] += Σ_{c ∈ I, ascending} w_c · Σ_{j ∈ pages of c} (x[t] @ A[p_j]ᵀ) @ B[p_j]
 
-x is the linear's own input; logits, softmax and sums are float32. A projection without gates adds nothing. Columns are
-added in ascending order, so one column of weight 1 gives the bits of the same adapter asked for by name.
+x is the linear's own input; logits, softmax and sums are float32. A logit that is not finite counts as the largest or
+the smallest number, NaN as the smallest: columns are always chosen. A projection without gates adds nothing. Columns
+are added in ascending order, so one column of weight 1 gives the bits of the same adapter asked for by name.
 
 Shape legend: T rows of the batch, R routed rows, S projections of a fused linear, C columns, K inputs.
 Source: MeteoRA (arXiv:2405.13053); training-free columns: Arrow (arXiv:2405.11157).
@@ -74,11 +75,15 @@ class RoutedRows:
     tally: Tensor  # float32 [R, C+1], added to: Σ over projections of w_c, and last of the entropy of l / T in nats
 
 
+_MOST = torch.finfo(torch.float32).max
+
+
 def route(logits_C: Tensor, allowed_C: Tensor, k: int, temperature: float) -> tuple[list[int], Tensor, float]:
     """The decision of one row and projection: chosen columns ascending, their weights, the entropy of all allowed.
 
     The oracle: computes in the dtype it is given.
     """
+    logits_C = logits_C.nan_to_num(nan=-_MOST, posinf=_MOST, neginf=-_MOST)
     candidates = [column for column in range(logits_C.numel()) if allowed_C[column]]
     ranked = sorted(candidates, key=lambda column: (-float(logits_C[column]), column))
     chosen = sorted(ranked[:k])

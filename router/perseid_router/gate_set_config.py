@@ -14,6 +14,7 @@ CONFIG_FILE = "gate_set.json"
 FORMAT = "perseid-gates"
 SCHEMA = 1
 MAX_COLUMNS = 512
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 100.0
 MAX_CONFIG_BYTES = 4 << 20
 MAX_NAME = 128
 MAX_BASE = 1024
@@ -99,7 +100,7 @@ def parse_config(raw: bytes) -> GateSetConfig:
         adapters=_columns(found["adapters"]),
         null=_boolean("null", found.get("null", True)),
         k=check_count("k", found.get("k", 2), 1, MAX_COLUMNS),
-        temperature=_positive("temperature", found.get("temperature", 1.0)),
+        temperature=check_temperature("temperature", found.get("temperature", 1.0)),
         method=_method(found.get("method", "trained")),
         base=_text("base", found.get("base", ""), 0, MAX_BASE),
         request_router=_object_or_none("request_router", found.get("request_router")),
@@ -153,10 +154,11 @@ def check_number(field: str, value: Any) -> float:
     raise GateSetError(f"{field} {_quoted(value)}: expected a finite number")
 
 
-def _positive(field: str, value: Any) -> float:
+def check_temperature(field: str, value: Any) -> float:
     number = check_number(field, value)
-    if number <= 0:
-        raise GateSetError(f"{field} {_quoted(value)}: expected a finite number above 0")
+    if not MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:
+        expected = f"a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        raise GateSetError(f"{field} {_quoted(value)}: expected {expected}")
     return number
 
 

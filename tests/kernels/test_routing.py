@@ -146,6 +146,26 @@ def test_extreme_logits(backend: Backend, rng: torch.Generator, temperature: flo
 
 
 @on_all
+def test_logits_that_are_not_finite_still_choose(backend: Backend, rng: torch.Generator) -> None:
+    """Gates so large that logits overflow, to inf and to inf − inf."""
+    case = random_case(rng)
+    weight = case.gates.weight * 1e38
+    weight[::2] = torch.where(torch.arange(weight.shape[1]) % 2 == 0, 3e38, -3e38)
+    case.x_TK[:] = case.x_TK.abs() + 4
+    y, tally = run(backend, case.with_gates(weight=weight))
+    assert y.isfinite().all()
+    chosen = (tally - case.routed.tally)[:, :-1]
+    torch.testing.assert_close(chosen.sum(dim=1), torch.full((len(case.rows),), float(case.gates.num_gated)))
+
+
+@on_all
+def test_the_smallest_temperature_is_the_largest_logit(backend: Backend, rng: torch.Generator) -> None:
+    """T = 1e-3: one column has all the weight, unless two are equal."""
+    case = random_case(rng)
+    assert_as_defined(backend, case.with_rows(temperature=torch.full((9,), 1e-3)))
+
+
+@on_all
 def test_pages_that_nobody_may_choose_are_not_read(backend: Backend, rng: torch.Generator) -> None:
     """They hold NaN, and so do rows that are not routed."""
     case = random_case(rng)

@@ -18,8 +18,13 @@ namespace {
 
 constexpr int64_t ROW_TILE = 4;     // rows of a task: a gate is loaded once for all of them
 constexpr int64_t CHAIN_ROWS = 64;  // rows of a chain: enough that several share a page of it in the first cache
-constexpr float LEAST = -87.0f;     // of what `exp` takes: shares below e^-87 count as that much
+constexpr float LEAST = -87.0f;     // of what `exp` takes
+constexpr float NO_SHARE = 2e-38f;  // e^LEAST, about: what has no more has nothing
+constexpr float MOST = std::numeric_limits<float>::max();
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+// Whatever x and the gates hold, columns are chosen: NaN counts as the least.
+float finite(float logit) { return std::isnan(logit) ? -MOST : std::clamp(logit, -MOST, MOST); }
 
 struct Choice {
     int32_t column;
@@ -54,7 +59,8 @@ int32_t Decision::choose(int64_t k, float temperature, Choice* choices) {
         kept += shares_[choices[i].column];
     }
     for (int32_t i = 0; i < count; ++i) {
-        choices[i].weight = shares_[choices[i].column] / kept;
+        const float share = shares_[choices[i].column];
+        choices[i].weight = share > NO_SHARE ? share / kept : 0;
     }
     return count;
 }
@@ -74,7 +80,7 @@ int32_t Decision::take_largest(int64_t k, Choice* choices) {
         for (; first < size && !lanes; first += LANES) {
             lanes = equal_lanes(load(&left_[first]), set1(value));
         }
-        if (value == NEVER || !lanes) {  // no column is left; NaN is like none
+        if (value == NEVER) {  // no column is left
             return count;
         }
         const int32_t column = int32_t(first - LANES) + __builtin_ctz(lanes);
@@ -195,7 +201,7 @@ void Router::choose(int64_t r, int64_t g) {
     decision.begin(columns);
     for (int64_t c = 0; c < columns; ++c) {
         const float product = routed_.absolute[c] ? std::fabs(products[c]) : products[c];
-        decision.logits()[c] = allowed[c] ? product + bias[c] : NEVER;
+        decision.logits()[c] = allowed[c] ? finite(product + bias[c]) : NEVER;
     }
     Choice* choices = choices_.data() + index * most_;
     counts_[index] = decision.choose(std::min<int64_t>(routed_.k[r], most_), routed_.temperature[r], choices);

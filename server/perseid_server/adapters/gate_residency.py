@@ -18,7 +18,8 @@ from perseid_server.errors import PerseidError
 logger = logging.getLogger(__name__)
 
 MAX_IDLE = 8
-"""Tables that stay on the device though nobody uses or pins them."""
+MAX_IDLE_BYTES = 256 << 20
+"""Tables that stay on the device though nobody uses or pins them, and what they may take together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class _GateSet:
     source: GateSource
     table: GateTable | None = None
     loading: Future[GateTable] | None = None
+    load_again: bool = False  # registered while it loaded: its files may have gone and come back meanwhile
     users: int = 0
     pinned: bool = False
     forgotten: bool = False
@@ -65,6 +67,7 @@ class GateResidency:
         """Make a gate set known, or revive one that was to be forgotten."""
         gates = self._sets.setdefault(version, _GateSet(source))
         gates.source = source
+        gates.load_again = gates.loading is not None
         gates.forgotten = False
         gates.error = None
         self.pin(version, pinned)
@@ -133,6 +136,7 @@ class GateResidency:
         """Have it loaded."""
         gates = self._sets[version]
         if gates.table is None and gates.loading is None and gates.error is None:
+            gates.load_again = False
             gates.loading = self._loader.submit(self._build, gates.source)
 
     def poll(self) -> ResidencyEvents:
@@ -156,11 +160,13 @@ class GateResidency:
             gates.table = loaded.result()
             self._sets.move_to_end(version)
             self._events.moved.add(version)
-        elif not gates.forgotten:  # the files of a forgotten set are deleted, also under the loader's hands
-            if not isinstance(error, PerseidError):
-                logger.error("loading gate set %s failed", version[:12], exc_info=error)
-            gates.error = error.message if isinstance(error, PerseidError) else f"{type(error).__name__}: {error}"
-            self._events.failed[version] = gates.error
+        elif gates.load_again:
+            self.prefetch(version)
+        elif isinstance(error, PerseidError) and not gates.forgotten:
+            self._events.failed[version] = gates.error = error.message
+        elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
+            logger.error("loading gate set %s failed", version[:12], exc_info=error)
+            self._events.failed[version] = f"{type(error).__name__}: {error}"
 
     def _evict(self) -> None:
         idle = [
@@ -168,9 +174,13 @@ class GateResidency:
             for version, gates in self._sets.items()
             if gates.table is not None and gates.users == 0 and not gates.pinned
         ]
-        for version in idle[: max(len(idle) - MAX_IDLE, 0)]:
-            self._sets[version].table = None
-            self._events.moved.add(version)
+        taken = 0
+        for place, version in enumerate(reversed(idle)):
+            table = self._sets[version].table
+            taken += table.nbytes if table is not None else 0
+            if place >= MAX_IDLE or (place and taken > MAX_IDLE_BYTES):  # what has just come may be asked for now
+                self._sets[version].table = None
+                self._events.moved.add(version)
 
     def _drop_if_forgotten(self, version: str) -> None:
         gates = self._sets[version]

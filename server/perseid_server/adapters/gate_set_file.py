@@ -4,6 +4,7 @@
 understand it refuses by name. NumPy only: the API process checks, the engine builds (gate_table.py).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from perseid_server.adapters.lora import Site
 from perseid_server.adapters.tensor_file import TensorFile
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
+
+MAX_ROUTER_NUMBERS = 1 << 26
+"""Of a request router's tensors together: twice what 512 columns in 2^16 buckets take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,11 @@ def _check_router(checked: CheckedGateSet) -> None:
     if checked.config.request_router is None and checked.router_tensors:
         raise AdapterRejected(
             f"tensor {checked.router_tensors[0]!r} belongs to a request router, but {CONFIG_FILE} has no request_router"
+        )
+    numbers = sum(math.prod(checked.file.tensors[name].shape) for name in checked.router_tensors)
+    if numbers > MAX_ROUTER_NUMBERS:  # they are read whole
+        raise AdapterRejected(
+            f"the tensors {REQUEST_ROUTER_PREFIX}* hold {numbers} numbers; expected at most {MAX_ROUTER_NUMBERS}"
         )
     try:
         checked.request_router()

@@ -64,6 +64,8 @@ class MeteoraParts:
 
 def is_meteora(folder: Path) -> bool:
     """Whether a folder looks like a checkpoint of this kind, whether or not it is a good one."""
+    if not (folder / CHECKPOINT_FILE).is_file():  # a pipe would be waited for
+        return False
     try:
         return any(".moe_gate." in name for name in TensorFile.open(folder / CHECKPOINT_FILE).tensors)
     except AdapterRejected:

@@ -21,6 +21,7 @@ from perseid_router.gate_set_config import (
     check_count,
     check_keys,
     check_number,
+    check_temperature,
 )
 from perseid_server.adapters.lora_config import MAX_RANK, MAX_TEXT
 from perseid_server.adapters.names import check_name
@@ -89,9 +90,7 @@ def _parse(found: Any, base: BaseSpec) -> MeteoraConfig:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise GateSetError(f"adapters[{index}].name {adapters[index].name!r}: expected each name once")
-    temperature = check_number("temperature", found.get("temperature", 1.0))
-    if temperature <= 0:
-        raise GateSetError(f"temperature {temperature}: expected a number above 0")
+    temperature = check_temperature("temperature", found.get("temperature", 1.0))
     trained_on = found.get("base", "")
     if not isinstance(trained_on, str) or len(trained_on) > MAX_TEXT or not trained_on.isprintable():
         raise GateSetError(f"base {quoted(trained_on)}: expected the name of the base, at most {MAX_TEXT} characters")

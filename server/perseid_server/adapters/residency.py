@@ -156,13 +156,22 @@ class Residency:
     def error(self, *versions: str) -> str | None:
         """Why these versions cannot be on the device together."""
         adapters = [self._adapters[version] for version in versions]
+        error = next((adapter.error for adapter in adapters if adapter.error is not None), None)
+        missing = not all(adapter.on_device for adapter in adapters)
+        return self._why_no_room(adapters) if error is None and missing else error
+
+    def _why_no_room(self, adapters: Sequence[_Adapter]) -> str | None:
+        """Why adapters can never be on the device together, as far as their sizes are known."""
         needed = sum(adapter.num_pages for adapter in adapters)
-        if needed > self._pool.num_pages and len(adapters) > 1:
-            return (
-                f"the request's {len(adapters)} adapters need {needed} pages of adapter memory together and there are "
-                f"{self._pool.num_pages}; raise --adapter-memory, or name fewer"
-            )
-        return next((adapter.error for adapter in adapters if adapter.error is not None), None)
+        pinned = [self._adapters[version] for version in self._pinned]
+        kept = sum(adapter.num_pages for adapter in pinned if adapter not in adapters)
+        if needed <= self._pool.num_pages - kept:
+            return None
+        beside = f" beside {kept} of pinned adapters" if kept else ""
+        return (
+            f"the request's adapters need {needed} pages of adapter memory together and there are "
+            f"{self._pool.num_pages}{beside}; raise --adapter-memory, or name or pin fewer"
+        )
 
     @property
     def is_loading(self) -> bool:

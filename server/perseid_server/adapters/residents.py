@@ -68,14 +68,16 @@ class Residents:
         """Take a reference to each if all are on the device; otherwise none, and see that they come there."""
         gate_sets, adapters = self._sorted(versions)
         found: dict[str, Admission] = {version: self._gates.acquire(version) for version in gate_sets}
-        of_adapters = self._adapters.acquire(*adapters, evict_wanted=evict_wanted)
-        worst = min((*found.values(), of_adapters), key=_WORST_FIRST.index)
+        worst: Admission = min([*found.values(), "ready"], key=_WORST_FIRST.index)
+        if worst == "ready":
+            worst = self._adapters.acquire(*adapters, evict_wanted=evict_wanted)
+        else:  # meanwhile they come closer
+            for version in adapters:
+                self._adapters.prefetch(version)
         if worst != "ready":
             for version, admission in found.items():
                 if admission == "ready":
                     self._gates.release(version)
-            if of_adapters == "ready":
-                self._adapters.release(*adapters)
         return worst
 
     def release(self, *versions: str) -> None:

@@ -1,6 +1,7 @@
 """The engine: `submit`, `abort`, and one `step()` that is repeated while there is work."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -97,6 +98,7 @@ class Engine:
 
     def forget_adapter(self, version: str) -> None:
         """No new request names this version; it leaves memory with its last user."""
+        self._routed.pop(version, None)
         if self._residency.knows(version):
             self._residency.forget(version)
 
@@ -261,8 +263,8 @@ class Engine:
 
     def _count_routed(self, chunk: Chunk, result: ChunkResult) -> None:
         routed, routing = result.routed, chunk.sequence.adaptation.routing
-        if routed is None or routing is None:
-            return
+        if routed is None or routing is None or not math.isfinite(sum(routed.shares) + routed.entropy):
+            return  # numbers of a broken row would stay in the sums for ever
         for column, share in zip(routing.columns, routed.shares, strict=True):
             if column is not None:
                 self._routed[column] = self._routed.get(column, 0.0) + share
@@ -290,5 +292,5 @@ def _routing_report(sequence: Sequence, output: SequenceOutput, routed: RoutedCh
     """The prompt's mean shares once, and those of the row from which a token was sampled."""
     is_first = output.prefill_s is not None
     total = sum(sequence.prompt_shares)  # a token's shares sum to 1
-    prompt = tuple(share / total for share in sequence.prompt_shares) if is_first else None
+    prompt = tuple(share / total for share in sequence.prompt_shares) if is_first and total > 0 else None
     return RoutingReport(prompt, tuple(routed.last for _ in output.token_ids))

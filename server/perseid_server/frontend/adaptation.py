@@ -102,7 +102,7 @@ class Resolver:
         pinned = {one.version: one.info.num_pages for one in self._registry.adapters() if one.entry.pinned}
         others = sum(count for version, count in pinned.items() if version not in pages)
         needed, room = sum(pages.values()), self._registry.num_pages - others
-        if len(pages) > 1 and needed > room:
+        if needed > room:
             beside = f" beside {others} of pinned adapters" if others else ""
             mend = "name fewer adapters" if field == "adapters" else "allow fewer adapters with auto.allow"
             raise InvalidRequest(

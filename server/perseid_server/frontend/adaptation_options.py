@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perseid_router.gate_set_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from perseid_server.errors import InvalidRequest
 
 MAX_BLEND = 8
 MAX_WEIGHT = 16.0
-MAX_ROUTING_TEMPERATURE = 100.0
 MAX_ALLOW = 512
 
 Tier = Literal["auto", "request", "token"]
@@ -85,8 +85,9 @@ def _check_auto(options: AutoOptions) -> None:
         )
     if options.k is not None and options.k < 1:
         raise InvalidRequest(f"auto.k is {options.k}; expected a whole number from 1", field="auto.k")
-    if options.temperature is not None and not 0.0 < options.temperature <= MAX_ROUTING_TEMPERATURE:  # also NaN
+    low, high = MIN_TEMPERATURE, MAX_TEMPERATURE
+    if options.temperature is not None and not low <= options.temperature <= high:  # also NaN
         raise InvalidRequest(
-            f"auto.temperature is {options.temperature:g}; expected a number in (0, {MAX_ROUTING_TEMPERATURE:g}]",
+            f"auto.temperature is {options.temperature:g}; expected a number in [{low:g}, {high:g}]",
             field="auto.temperature",
         )

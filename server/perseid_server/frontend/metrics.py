@@ -148,15 +148,20 @@ class Metrics:
 
     def _count_routed(self, stats: EngineStats, seen: EngineStats, names: Mapping[str, str]) -> None:
         before = dict(seen.routed_tokens)
-        fresh = {version: share - before.get(version, 0.0) for version, share in stats.routed_tokens}
+        told = {version: share - before.get(version, 0.0) for version, share in stats.routed_tokens}
+        fresh = {version: share for version, share in told.items() if share > 0.0}
         num_rows = sum(fresh.values())  # a row's shares sum to 1
         if num_rows <= 0.0:
             return
         for version, share in fresh.items():
-            name = names.get(version, version[:12]) if version != BASE_COLUMN else "base"
-            self.routed_tokens.labels(self.adapter_label(name)).inc(max(share, 0.0))
+            label = "base" if version == BASE_COLUMN else self._label_of(version, names)
+            self.routed_tokens.labels(label).inc(share)
         self.null_share.set(fresh.get(BASE_COLUMN, 0.0) / num_rows)
         self.gate_entropy.observe((stats.gate_entropy - seen.gate_entropy) / num_rows)
+
+    def _label_of(self, version: str, names: Mapping[str, str]) -> str:
+        """A version that has lost its name takes no place among the labels."""
+        return self.adapter_label(names[version]) if version in names else "other"
 
     def _tell_adapters(self, stats: EngineStats, names: Mapping[str, str]) -> None:
         def listed(versions: tuple[str, ...]) -> str:

@@ -92,21 +92,63 @@ def test_a_set_that_is_forgotten_while_it_loads_is_no_failure():
     gates.close()
 
 
-UNREADABLE = AdapterRejected("tensor x holds NaN")
-BROKEN = MemoryError("m")
-
-
-@pytest.mark.parametrize(("error", "told"), [(UNREADABLE, "tensor x holds NaN"), (BROKEN, "MemoryError: m")])
-def test_a_set_that_cannot_be_loaded_says_why(error: Exception, told: str):
+def test_a_set_that_cannot_be_loaded_says_why():
     def build(source: GateSource) -> GateTable:
-        raise error
+        raise AdapterRejected("tensor x holds NaN")
 
     gates = GateResidency(build)
     gates.register("g", SOURCE, pinned=False)
     assert gates.acquire("g") == "loading"
-    assert settle(gates) == (set(), {"g": told})
+    assert settle(gates) == (set(), {"g": "tensor x holds NaN"})
     assert gates.acquire("g") == "failed"
-    assert gates.error("g") == told
+    assert gates.error("g") == "tensor x holds NaN"
     gates.register("g", SOURCE, pinned=False)  # loaded again
     assert gates.error("g") is None
     gates.close()
+
+
+def test_want_of_memory_costs_those_who_wait_and_nobody_else():
+    errors = [MemoryError("m")]
+
+    def build(source: GateSource) -> GateTable:
+        if errors:
+            raise errors.pop()
+        return table_of(source)
+
+    gates = GateResidency(build)
+    gates.register("g", SOURCE, pinned=False)
+    assert gates.acquire("g") == "loading"
+    assert settle(gates) == (set(), {"g": "MemoryError: m"})
+    assert gates.acquire("g") == "loading", "the next request tries again"
+    settle(gates)
+    assert gates.acquire("g") == "ready"
+    gates.close()
+
+
+def test_a_set_that_comes_back_while_its_files_go_is_loaded_again():
+    """Forgotten, deleted and registered anew while the loader reads what was deleted."""
+    may_end, gone = threading.Event(), [AdapterRejected("its files cannot be read")]
+
+    def build(source: GateSource) -> GateTable:
+        may_end.wait()
+        if gone:
+            raise gone.pop()
+        return table_of(source)
+
+    gates = GateResidency(build)
+    gates.register("g", SOURCE, pinned=True)
+    gates.forget("g")
+    gates.register("g", SOURCE, pinned=False)
+    may_end.set()
+    assert settle(gates) == ({"g"}, {})
+    assert gates.acquire("g") == "ready"
+    gates.close()
+
+
+def test_large_idle_sets_do_not_stay_side_by_side(monkeypatch: pytest.MonkeyPatch, gates: GateResidency):
+    monkeypatch.setattr("perseid_server.adapters.gate_residency.MAX_IDLE_BYTES", -1)
+    for name in ("a", "b"):
+        gates.register(name, SOURCE, pinned=False)
+        gates.prefetch(name)
+        settle(gates)
+    assert [gates.location(name) for name in "ab"] == ["disk", "device"]

@@ -108,3 +108,19 @@ def test_the_folders_of_adapters_are_told(residents: Residents, tmp_path: Path):
     residents.register_gate_set("g", str(tmp_path), (a, "unknown"), null=False, pinned=True)
     settle(residents)
     assert told == [GateSource(tmp_path, (a, "unknown"), (tmp_path / "1", None), null=False)]
+
+
+def test_what_pinned_adapters_leave_no_room_for_fails_at_once(residents: Residents, tmp_path: Path):
+    """It would wait for ever, and all who need adapters behind it."""
+    a, b, c, d = (adapter(residents, tmp_path, seed) for seed in range(4))
+    for version in (a, b):
+        residents.pin(version, True)
+    settle(residents)
+    assert residents.acquire(c, d) == "loading", "nothing is known of their size yet"
+    settle(residents)
+    assert residents.acquire(c, d) == "failed"
+    assert "need 2 pages of adapter memory together and there are 3 beside 2 of pinned" in str(residents.error(c, d))
+    use(residents, a, c)
+    residents.release(a, c)
+    residents.pin(a, False)
+    use(residents, c, d)

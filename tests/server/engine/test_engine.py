@@ -1,12 +1,15 @@
 """The engine over the fake model: whatever is batched, chunked, cached or preempted, answers stay the same."""
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.engine import MOST_FAILED_STEPS, Engine
 from perseid_server.engine.messages import SequenceOutput, Submit
+from perseid_server.engine.ports import ChunkResult, RoutedChunk, ScheduledStep
 from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import EOS, FakeResidency, FakeRunner, expected, fake_engine, name_of, next_token
 
@@ -417,3 +420,29 @@ def test_a_gate_set_nobody_registered_is_refused():
     engine = fake_engine()
     engine.submit(adapted("r", 1, Adaptation(routing=Routing("unknown", (BASE_COLUMN,), 1, 1.0))))
     assert run(engine)["r"][0].error == "version unknown is not registered"
+
+
+def test_broken_shares_stay_out_of_the_sums():
+    """A row whose numbers are not finite ends with an error; what it chose must not poison the counters."""
+    runner = FakeRunner(64)
+    shares = iter([(math.nan, 1.0), (0.25, 0.75)])
+
+    def run_with_shares(step: ScheduledStep) -> tuple[ChunkResult, ...]:
+        results = FakeRunner.run(runner, step)
+        told = next(shares, (0.0, 1.0))
+        routed = RoutedChunk(told, (0.0, 0.0), told, 0.5)
+        return tuple(replace(result, routed=routed) for result in results)
+
+    engine = fake_engine(runner=runner)
+    runner.run = run_with_shares
+    for version in ("a", "g"):
+        engine.register_adapter(version, "")
+    adaptation = Adaptation(routing=Routing("g", ("a", BASE_COLUMN), 1, 1.0))
+    sampling = SamplingParams(max_tokens=3, temperature=0.0)
+    engine.submit(Submit("r", prompt_of(4), sampling, adaptation, report_routing=True))
+    outputs = run(engine)["r"]
+    assert len(tokens(outputs)) == 3
+    assert outputs[0].routing.prompt is None, "nothing is known of the prompt"
+    assert dict(engine.stats().routed_tokens) == {"a": 0.25, BASE_COLUMN: 1.75}
+    engine.forget_adapter("a")
+    assert dict(engine.stats().routed_tokens) == {BASE_COLUMN: 1.75}
