@@ -51,7 +51,7 @@ def task_scores(
     found: dict[str, dict[str, Any]] = {}
     names = names_of_columns(bench)
     for place, (name, samples) in enumerate(data.held_out.items(), 1):
-        if samples:
+        if any(True in sample.answer for sample in samples):
             scores = {way: score(bench, samples, data.shared, how) for way, how in ways.items()}
             found[name] = {way: _told(each, names) for way, each in scores.items()}
         told("answers on held-out data", place, len(data.held_out))

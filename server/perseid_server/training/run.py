@@ -200,7 +200,7 @@ def _prompts(samples: Sequence[Sample], null: int) -> list[RouterSample]:
     """What stands before the first answer, where one column is right for all of it and its answer."""
     found = []
     for sample in samples:
-        column = sample.only_column
+        column = sample.only_column(null)
         if column is not None and True in sample.answer:
             prompt = sample.token_ids[: sample.answer.index(True)]
             found.append(RouterSample(prompt, BASE if column == null else column))

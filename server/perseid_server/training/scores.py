@@ -45,7 +45,7 @@ def score(bench: Workbench, samples: Sequence[Sample], shared: Sequence[int], ho
     """Run the samples, a few in each pass. The shared beginning is run as gates decide, for the others on the base; but
     for the oracle with a sample's one adapter, as a request that names it."""
     if how == "oracle":
-        samples, shared = [sample.explicit() for sample in samples], ()
+        samples, shared = [sample.explicit(bench.null) for sample in samples], ()
     right = total = exact = 0
     tally = torch.zeros(bench.null + 2, dtype=torch.float64)
     for start in range(0, len(samples), SAMPLES_OF_PASS):
