@@ -8,8 +8,8 @@ from perseid_server.training.config import GateTraining
 from perseid_server.training.datasets import DataSets, Told
 from perseid_server.training.features import batch_of
 from perseid_server.training.gates import names_of_columns
-from perseid_server.training.routed import gate_table
-from perseid_server.training.scores import SAMPLES_OF_PASS, Auto, Score, score
+from perseid_server.training.routed import Auto, gate_table
+from perseid_server.training.scores import SAMPLES_OF_PASS, Score, score
 from perseid_server.training.workbench import Workbench
 
 

@@ -20,6 +20,7 @@ from perseid_server.training.features import SampleFeatures, batch_of
 from perseid_server.training.gates import gate_set_of, gates_to_train, names_of_columns
 from perseid_server.training.joint import JointReport, JointTrainer
 from perseid_server.training.plan import Plan
+from perseid_server.training.routed import Auto, gate_table
 from perseid_server.training.samples import Sample
 from perseid_server.training.workbench import Workbench, open_workbench
 
@@ -115,7 +116,13 @@ class _Run:
         """All steps of the first stage taken, from the last checkpoint on."""
         options, device = self.config.options, self.bench.decoder.device
         trainer = GateTrainer(self.linears, self.bench.null + 1, options, device)
-        features = SampleFeatures(self.bench, self.plan, self.data.shared, self.config.null_weight)
+        features = SampleFeatures(
+            self.bench,
+            self.plan,
+            self.data.shared,
+            self.config.null_weight,
+            lambda step: self._own_routing(trainer, step),
+        )
         state = load_checkpoint(self.config.checkpoint, self.identity) if self.config.resume else None
         if state is None:
             first = range(min(CALIBRATION_STEPS, options.steps))
@@ -130,6 +137,13 @@ class _Run:
             self.listener.stepped(trainer.num_steps, options.steps, report)
             self._save_sometimes(trainer.num_steps, options.steps, progress)
         return progress
+
+    def _own_routing(self, trainer: GateTrainer, step: int) -> Auto | None:
+        """Later layers see what earlier gates did. In the last steps that is what they do when they are served."""
+        config = self.config
+        if step < config.options.steps * (1 - config.own_routing):
+            return None
+        return Auto(gate_table(trainer), min(config.k, trainer.num_columns), config.temperature)
 
     def _joined(self, progress: "_Progress") -> None:
         """All steps of the second stage taken."""
