@@ -75,6 +75,7 @@ class _Progress:
     mean_squares: MeanSquares
     joint: dict[str, Any] | None = None
     joint_losses: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0  # spent on steps, before a kill as well
 
     def state(self) -> dict[str, Any]:
         """For `save_checkpoint`."""
@@ -83,6 +84,7 @@ class _Progress:
             "mean_squares": dict(self.mean_squares),
             "joint": self.joint,
             "joint_losses": self.joint_losses,
+            "seconds": self.seconds,
         }
 
 
@@ -97,12 +99,10 @@ class _Run:
     listener: Listener
 
     def run(self) -> dict[str, Any]:
-        started = time.monotonic()
         progress = self._trained()
         self._joined(progress)
         router = self._request_router() if self.config.request_router else None
-        seconds = time.monotonic() - started
-        report = self._report(progress, router, seconds)
+        report = self._report(progress, router)
         told = {name: report[name] for name in ("steps", "seed", "tokens", "accuracy", "out_of_domain")}
         config = self.config
         gate_set = gate_set_of(
@@ -131,9 +131,13 @@ class _Run:
             progress = _Progress(trainer, mean_squares)
         else:
             trainer.load_state(state["trainer"])
-            progress = _Progress(trainer, state["mean_squares"], state["joint"], state["joint_losses"])
+            progress = _Progress(
+                trainer, state["mean_squares"], state["joint"], state["joint_losses"], state["seconds"]
+            )
         while trainer.num_steps < options.steps:
+            started = time.monotonic()
             report = trainer.step(features.batch(trainer.num_steps))
+            progress.seconds += time.monotonic() - started
             self.listener.stepped(trainer.num_steps, options.steps, report)
             self._save_sometimes(trainer.num_steps, options.steps, progress)
         return progress
@@ -162,7 +166,9 @@ class _Run:
         if progress.joint is not None:
             joint.load_state(progress.joint)
         while joint.num_steps < config.joint_steps:
+            started = time.monotonic()
             report = joint.step(plan.samples(joint.num_steps))
+            progress.seconds += time.monotonic() - started
             self.listener.joint_stepped(joint.num_steps, config.joint_steps, report)
             progress.joint = joint.state()
             progress.joint_losses.append([report.language, report.gates])
@@ -187,7 +193,7 @@ class _Run:
                 f"the request router cannot be trained: {error}; or give --no-request-router"
             ) from error
 
-    def _report(self, progress: "_Progress", router: RequestRouter | None, seconds: float) -> dict[str, Any]:
+    def _report(self, progress: "_Progress", router: RequestRouter | None) -> dict[str, Any]:
         trainer = progress.trainer
         columns = names_of_columns(self.bench)
         held_out = self.data.held_out
@@ -199,7 +205,7 @@ class _Run:
             "columns": list(columns),
             "steps": trainer.num_steps,
             "seed": self.config.options.seed,
-            "minutes": round(seconds / 60, 1),
+            "minutes": round(progress.seconds / 60, 1),
             "joint": [dict(zip(("language", "gates"), losses, strict=True)) for losses in progress.joint_losses],
             "tokens": {name: sum(map(len, samples)) for name, samples in self.data.train.items()},
             "accuracy": {kind: decisions.accuracy for kind, decisions in decided.items()},
