@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from composites import training_composites
 from tasks import TASKS, Item
 
 from perseid_router.training.options import TrainingOptions
@@ -24,12 +25,22 @@ from perseid_server.training.run import train_gates
 
 HERE = Path(__file__).parent
 SEED = 7
-STEPS = 300
+STEPS = 220
+COMPOSITES = 400
 
 
 def write_items(path: Path, items: Sequence[Item]) -> Path:
     """Items as `perseid train gates` reads them."""
     lines = (json.dumps({"prompt": i.question, "completion": i.answer}, ensure_ascii=False) for i in items)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def write_composites(path: Path) -> Path:
+    """Composite prompts of train items, with the adapter that is right piece by piece."""
+    lines = (
+        json.dumps({"segments": one.segments()}, ensure_ascii=False) for one in training_composites(COMPOSITES, SEED)
+    )
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
 
@@ -40,12 +51,20 @@ def recipe(out: Path, scratch: Path) -> GateTraining:
     return GateTraining(
         model="embedded",
         adapters={name: str(HERE / "adapters" / name) for name in names},
-        data=tuple((name, write_items(scratch / f"{name}.jsonl", TASKS[name].splits.train)) for name in names),
+        data=(
+            *((name, write_items(scratch / f"{name}.jsonl", TASKS[name].splits.train)) for name in names),
+            ("composites", write_composites(scratch / "composites.jsonl")),
+        ),
+        held_out_share=0.05,
         held_out=tuple(
             (name, write_items(scratch / f"{name}.held.jsonl", TASKS[name].splits.held_out)) for name in names
         ),
         out=out,
         options=TrainingOptions(steps=STEPS, seed=SEED),
+        samples_per_step=1,
+        generic_per_step=5,
+        null_weight=2.0,
+        k=1,
         float16=True,
     )
 

@@ -130,7 +130,7 @@ class GateTrainer:
 
     def _logits(self, layer: int, fused: str, scaled_RK: Tensor) -> Tensor:
         flat = torch.addmm(self.biases[fused][layer], scaled_RK, self.weights[fused][layer].T)
-        return flat.view(scaled_RK.shape[0], -1, self.num_columns)
+        return flat.view(len(flat), len(self.linears[fused].projections), self.num_columns)
 
     def _mask(self, layer: int, fused: str) -> Tensor:
         return torch.tensor(self.linears[fused].gated[layer], device=self.biases[fused].device)

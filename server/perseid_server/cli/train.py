@@ -33,6 +33,7 @@ def gates(
     seed: int = 0,
     learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-3,
     null_weight: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 3.0,
+    own_routing: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.3,
     k: Annotated[int, Parameter(validator=_COUNT)] = 2,
     temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
     joint: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
@@ -79,6 +80,8 @@ def gates(
         The highest, after a warm-up; it ends at zero.
     null_weight
         What tokens of the base count, beside those of one adapter: more sends doubtful tokens to the base.
+    own_routing
+        Share of the steps, the last ones, in which the gates themselves route the samples they learn from.
     k
         Columns that a gate chooses, unless a request says otherwise.
     temperature
@@ -124,6 +127,7 @@ def gates(
         options=TrainingOptions(steps=steps, seed=seed, learning_rate=learning_rate),
         epochs=epochs,
         null_weight=null_weight,
+        own_routing=own_routing,
         k=k,
         temperature=temperature,
         joint_steps=joint,

@@ -29,6 +29,7 @@ class GateTraining:
     samples_per_step: int = 2  # of each data set
     generic_per_step: int = 8
     null_weight: float = 3.0  # what the base's tokens count, beside an adapter's
+    own_routing: float = 0.3  # share of the steps, the last ones, whose passes the gates route themselves
     k: int = 2
     temperature: float = 1.0
     request_router: bool = True

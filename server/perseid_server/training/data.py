@@ -5,13 +5,15 @@
     {"segments": [{"text": "…", "adapter": "name" or null, "train": true, "answer": false}, …]}
                                            text rendered already, with its own label piece by piece
 
-All but the last are labelled with the adapter that the file is for, or the base. A prompt without a completion is
+All but the last are labelled with the adapter that the file is for, or the base; the template's markers always with
+the base. A prompt without a completion is
 allowed where the base can answer it: its answer is what the base itself writes.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +95,34 @@ class DataReader:
                 raise InvalidRequest(
                     "messages: the chat template changes earlier turns when later ones follow; give segments instead"
                 )
-            spans.append(Span(self._tokens(asked[len(done) :]), column))
+            spans += self._spans(self._tokens(asked[len(done) :]), column)
             answer = self._tokens(told[len(asked) :])
             if place + 1 == len(messages):
                 answer = self._up_to_its_end(answer)
-            spans.append(Span(answer, column, answer=True))
+            spans += self._spans(answer, column, answer=True)
             done = told
         if not spans:
             raise InvalidRequest("messages: expected at least one by the assistant")
         return spans
+
+    def _spans(self, token_ids: tuple[int, ...], column: int, *, answer: bool = False) -> list[Span]:
+        """The template's markers (special tokens, and white space between two of them) are the base's: they are the
+        same for all adapters, so nothing is lost, and a gate that sees little but the token itself can be right."""
+        marks = self._markers(token_ids)
+        return [
+            Span((token,), self.null if mark else column, answer=answer)
+            for token, mark in zip(token_ids, marks, strict=True)
+        ]
+
+    def _markers(self, token_ids: tuple[int, ...]) -> list[bool]:
+        added = self.text.tokenizer.get_added_tokens_decoder()
+        special = [token in added and added[token].special for token in token_ids]
+        marks = list(special)
+        places = [place for place, is_special in enumerate(special) if is_special]
+        for start, end in pairwise(places):
+            if not self.text.decode(token_ids[start + 1 : end], skip_special_tokens=False).strip():
+                marks[start:end] = [True] * (end - start)
+        return marks
 
     def _up_to_its_end(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Generation stops at the end token; what a template writes behind it is never an input."""

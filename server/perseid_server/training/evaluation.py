@@ -8,8 +8,8 @@ from perseid_server.training.config import GateTraining
 from perseid_server.training.datasets import DataSets, Told
 from perseid_server.training.features import batch_of
 from perseid_server.training.gates import names_of_columns
-from perseid_server.training.routed import gate_table
-from perseid_server.training.scores import SAMPLES_OF_PASS, Auto, Score, score
+from perseid_server.training.routed import Auto, gate_table
+from perseid_server.training.scores import SAMPLES_OF_PASS, Score, score
 from perseid_server.training.workbench import Workbench
 
 
@@ -51,7 +51,7 @@ def task_scores(
     found: dict[str, dict[str, Any]] = {}
     names = names_of_columns(bench)
     for place, (name, samples) in enumerate(data.held_out.items(), 1):
-        if samples:
+        if any(True in sample.answer for sample in samples):
             scores = {way: score(bench, samples, data.shared, how) for way, how in ways.items()}
             found[name] = {way: _told(each, names) for way, each in scores.items()}
         told("answers on held-out data", place, len(data.held_out))

@@ -1,5 +1,6 @@
 """Gates under training as the decoder takes them: what `auto` would do with them now."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -7,6 +8,15 @@ import torch
 from perseid_kernels.routing import Gates, GateTable, RoutedRows, column_pages
 from perseid_router.training.trainer import GateTrainer
 from perseid_server.training.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Gates decide, as for a request for `auto`."""
+
+    table: GateTable
+    k: int
+    temperature: float
 
 
 def gate_table(trainer: GateTrainer) -> GateTable:
@@ -32,16 +42,16 @@ def _gates(weight: torch.Tensor, bias: torch.Tensor, gated: tuple[bool, ...], co
     return Gates((weight * kept[:, None]).contiguous(), (bias * kept).contiguous(), gated)
 
 
-def routed_rows(bench: Workbench, table: GateTable, num_rows: int, k: int, temperature: float) -> RoutedRows:
+def routed_rows(bench: Workbench, auto: Auto, num_rows: int) -> RoutedRows:
     """All rows of a pass, all columns allowed."""
-    device = bench.decoder.device
+    table, k, device = auto.table, auto.k, bench.decoder.device
     lists = [bench.page_list(column) for column in range(table.num_columns)]
     pages, indptr = column_pages([() if each is None else each.pages for each in lists])
     return RoutedRows(
         table=table,
         rows=torch.arange(num_rows, dtype=torch.int32, device=device),
         k=torch.full((num_rows,), k, dtype=torch.int32, device=device),
-        temperature=torch.full((num_rows,), temperature, dtype=torch.float32, device=device),
+        temperature=torch.full((num_rows,), auto.temperature, dtype=torch.float32, device=device),
         allowed=torch.ones((num_rows, table.num_columns), dtype=torch.int32, device=device),
         pages=torch.tensor(pages, dtype=torch.int32, device=device),
         page_indptr=torch.tensor(indptr, dtype=torch.int32, device=device),

@@ -20,6 +20,7 @@ from perseid_server.training.features import SampleFeatures, batch_of
 from perseid_server.training.gates import gate_set_of, gates_to_train, names_of_columns
 from perseid_server.training.joint import JointReport, JointTrainer
 from perseid_server.training.plan import Plan
+from perseid_server.training.routed import Auto, gate_table
 from perseid_server.training.samples import Sample
 from perseid_server.training.workbench import Workbench, open_workbench
 
@@ -74,6 +75,7 @@ class _Progress:
     mean_squares: MeanSquares
     joint: dict[str, Any] | None = None
     joint_losses: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0  # spent on steps, before a kill as well
 
     def state(self) -> dict[str, Any]:
         """For `save_checkpoint`."""
@@ -82,6 +84,7 @@ class _Progress:
             "mean_squares": dict(self.mean_squares),
             "joint": self.joint,
             "joint_losses": self.joint_losses,
+            "seconds": self.seconds,
         }
 
 
@@ -96,12 +99,10 @@ class _Run:
     listener: Listener
 
     def run(self) -> dict[str, Any]:
-        started = time.monotonic()
         progress = self._trained()
         self._joined(progress)
         router = self._request_router() if self.config.request_router else None
-        seconds = time.monotonic() - started
-        report = self._report(progress, router, seconds)
+        report = self._report(progress, router)
         told = {name: report[name] for name in ("steps", "seed", "tokens", "accuracy", "out_of_domain")}
         config = self.config
         gate_set = gate_set_of(
@@ -115,7 +116,13 @@ class _Run:
         """All steps of the first stage taken, from the last checkpoint on."""
         options, device = self.config.options, self.bench.decoder.device
         trainer = GateTrainer(self.linears, self.bench.null + 1, options, device)
-        features = SampleFeatures(self.bench, self.plan, self.data.shared, self.config.null_weight)
+        features = SampleFeatures(
+            self.bench,
+            self.plan,
+            self.data.shared,
+            self.config.null_weight,
+            lambda step: self._own_routing(trainer, step),
+        )
         state = load_checkpoint(self.config.checkpoint, self.identity) if self.config.resume else None
         if state is None:
             first = range(min(CALIBRATION_STEPS, options.steps))
@@ -124,12 +131,23 @@ class _Run:
             progress = _Progress(trainer, mean_squares)
         else:
             trainer.load_state(state["trainer"])
-            progress = _Progress(trainer, state["mean_squares"], state["joint"], state["joint_losses"])
+            progress = _Progress(
+                trainer, state["mean_squares"], state["joint"], state["joint_losses"], state["seconds"]
+            )
         while trainer.num_steps < options.steps:
+            started = time.monotonic()
             report = trainer.step(features.batch(trainer.num_steps))
+            progress.seconds += time.monotonic() - started
             self.listener.stepped(trainer.num_steps, options.steps, report)
             self._save_sometimes(trainer.num_steps, options.steps, progress)
         return progress
+
+    def _own_routing(self, trainer: GateTrainer, step: int) -> Auto | None:
+        """Later layers see what earlier gates did. In the last steps that is what they do when they are served."""
+        config = self.config
+        if step < config.options.steps * (1 - config.own_routing):
+            return None
+        return Auto(gate_table(trainer), min(config.k, trainer.num_columns), config.temperature)
 
     def _joined(self, progress: "_Progress") -> None:
         """All steps of the second stage taken."""
@@ -148,7 +166,9 @@ class _Run:
         if progress.joint is not None:
             joint.load_state(progress.joint)
         while joint.num_steps < config.joint_steps:
+            started = time.monotonic()
             report = joint.step(plan.samples(joint.num_steps))
+            progress.seconds += time.monotonic() - started
             self.listener.joint_stepped(joint.num_steps, config.joint_steps, report)
             progress.joint = joint.state()
             progress.joint_losses.append([report.language, report.gates])
@@ -173,7 +193,7 @@ class _Run:
                 f"the request router cannot be trained: {error}; or give --no-request-router"
             ) from error
 
-    def _report(self, progress: "_Progress", router: RequestRouter | None, seconds: float) -> dict[str, Any]:
+    def _report(self, progress: "_Progress", router: RequestRouter | None) -> dict[str, Any]:
         trainer = progress.trainer
         columns = names_of_columns(self.bench)
         held_out = self.data.held_out
@@ -185,7 +205,7 @@ class _Run:
             "columns": list(columns),
             "steps": trainer.num_steps,
             "seed": self.config.options.seed,
-            "minutes": round(seconds / 60, 1),
+            "minutes": round(progress.seconds / 60, 1),
             "joint": [dict(zip(("language", "gates"), losses, strict=True)) for losses in progress.joint_losses],
             "tokens": {name: sum(map(len, samples)) for name, samples in self.data.train.items()},
             "accuracy": {kind: decisions.accuracy for kind, decisions in decided.items()},
@@ -200,7 +220,7 @@ def _prompts(samples: Sequence[Sample], null: int) -> list[RouterSample]:
     """What stands before the first answer, where one column is right for all of it and its answer."""
     found = []
     for sample in samples:
-        column = sample.only_column
+        column = sample.only_column(null)
         if column is not None and True in sample.answer:
             prompt = sample.token_ids[: sample.answer.index(True)]
             found.append(RouterSample(prompt, BASE if column == null else column))

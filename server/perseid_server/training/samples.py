@@ -41,15 +41,14 @@ class Sample:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def only_column(self) -> int | None:
-        """The one column that is right for all tokens that teach; None where there are several."""
-        wanted = {column for column, trains in zip(self.columns, self.train, strict=True) if trains}
-        return wanted.pop() if len(wanted) == 1 else None
+    def only_column(self, null: int) -> int | None:
+        """The one adapter that is right somewhere, or `null` where none is; None where several are."""
+        wanted = {column for column, trains in zip(self.columns, self.train, strict=True) if trains} - {null}
+        return wanted.pop() if len(wanted) == 1 else None if wanted else null
 
-    def explicit(self) -> "Sample":
+    def explicit(self, null: int) -> "Sample":
         """As a request that names its adapter runs: with it from the first token on."""
-        column = self.only_column
+        column = self.only_column(null)
         return self if column is None else replace(self, columns=(column,) * len(self))
 
     def predicts_answer(self, row: int) -> bool:

@@ -10,22 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perseid_kernels.routing import GateTable
-from perseid_server.training.routed import routed_rows
+from perseid_server.training.routed import Auto, routed_rows
 from perseid_server.training.rows import Rows, lay_out
 from perseid_server.training.samples import Sample
 from perseid_server.training.workbench import Workbench
 
 SAMPLES_OF_PASS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Auto:
-    """Gates decide."""
-
-    table: GateTable
-    k: int
-    temperature: float
 
 
 How = Literal["base", "oracle"] | Auto
@@ -45,7 +35,7 @@ def score(bench: Workbench, samples: Sequence[Sample], shared: Sequence[int], ho
     """Run the samples, a few in each pass. The shared beginning is run as gates decide, for the others on the base; but
     for the oracle with a sample's one adapter, as a request that names it."""
     if how == "oracle":
-        samples, shared = [sample.explicit() for sample in samples], ()
+        samples, shared = [sample.explicit(bench.null) for sample in samples], ()
     right = total = exact = 0
     tally = torch.zeros(bench.null + 2, dtype=torch.float64)
     for start in range(0, len(samples), SAMPLES_OF_PASS):
@@ -77,7 +67,7 @@ def _hits(
     """(whether each answer token was predicted, by sample; the tally of the rows after the shared ones)"""
     batch = rows.host.on(bench.decoder.device)
     if isinstance(how, Auto):
-        routed = routed_rows(bench, how.table, len(rows.samples), how.k, how.temperature)
+        routed = routed_rows(bench, how, len(rows.samples))
         batch = replace(batch, routed=(routed,))
     best = bench.decoder.bind(bench.kv, bench.pool)(batch).argmax(-1).tolist()
     hits: list[list[bool]] = [[] for _ in part]

@@ -45,3 +45,9 @@ def test_every_column_counts_the_same_however_many_tokens_it_has() -> None:
     assert [weights[labels == column].sum().item() for column in (0, 1, 3)] == [pytest.approx(1 / 3)] * 3
     favoured = balanced_weights(labels, 4, null_weight=2.0)
     assert [favoured[labels == column].sum().item() for column in (0, 1, 3)] == pytest.approx([0.25, 0.25, 0.5])
+
+
+def test_no_rows_are_no_decisions() -> None:
+    meter = DecisionMeter(GateTrainer(ONE_GATE, 3, TrainingOptions(), torch.device("cpu")), 2, 1.0)
+    meter.count(0, "o", torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
+    assert meter.decisions().confusion.sum() == 0

@@ -32,8 +32,9 @@ def test_a_prompt_is_rendered_as_it_is_served(tmp_path: Path) -> None:
     assert isinstance(sample, Sample)
     assert READER.text.decode(sample.token_ids, skip_special_tokens=False) == ("<turn>user: two?\n<turn>assistant: 2\n")
     assert text_where(sample, sample.answer) == "2\n"
-    assert set(sample.columns) == {0}
     assert all(sample.train)
+    assert text_where(sample, tuple(column == 0 for column in sample.columns)) == "user: two?\nassistant: 2\n"
+    assert text_where(sample, tuple(column == NULL for column in sample.columns)) == "<turn><turn>"
 
 
 def test_what_a_template_writes_behind_the_end_token_is_left_out(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_every_answer_of_a_conversation_is_one(tmp_path: Path) -> None:
     assert isinstance(sample, Sample)
     assert text_where(sample, sample.answer) == "1\n2\n"
     assert sample.token_ids[0] == TURN
-    assert set(sample.columns) == {1}
+    assert set(sample.columns) == {1, NULL}
 
 
 def test_segments_carry_their_own_labels(tmp_path: Path) -> None:
@@ -117,9 +118,10 @@ def test_what_all_samples_begin_with_is_the_bases_and_teaches_nothing(tmp_path: 
     samples = [sample for sample in found if isinstance(sample, Sample)]
     shared = shared_prefix(samples)
     assert READER.text.decode(shared, skip_special_tokens=False) == "<turn>user: a"
+    sample_columns = samples[0].columns
     cut = without_labels_before(samples[0], len(shared), NULL)
     assert text_where(cut, cut.train) == "b\n<turn>assistant: 1\n"
-    assert cut.columns == (NULL,) * len(shared) + (0,) * (len(cut) - len(shared))
+    assert cut.columns == (NULL,) * len(shared) + sample_columns[len(shared) :]
 
 
 def test_a_shared_beginning_leaves_every_sample_a_token() -> None:
@@ -130,7 +132,7 @@ def test_a_shared_beginning_leaves_every_sample_a_token() -> None:
 
 def test_an_explicit_request_runs_its_adapter_from_the_first_token_on() -> None:
     sample = Sample((1, 2, 3), (NULL, 1, 1), (False, True, True), (False,) * 3, "b")
-    assert sample.only_column == 1
-    assert sample.explicit().columns == (1, 1, 1)
+    assert sample.only_column(NULL) == 1
+    assert sample.explicit(NULL).columns == (1, 1, 1)
     mixed = Sample((1, 2, 3), (NULL, 1, 0), (False, True, True), (False,) * 3, "mixed")
-    assert (mixed.only_column, mixed.explicit()) == (None, mixed)
+    assert (mixed.only_column(NULL), mixed.explicit(NULL)) == (None, mixed)

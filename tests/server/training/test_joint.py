@@ -10,7 +10,7 @@ from perseid_router.training.trainer import GateTrainer
 from perseid_server.errors import InvalidRequest
 from perseid_server.training.gates import gates_to_train
 from perseid_server.training.joint import JointTrainer
-from perseid_server.training.routed import gate_table, routed_rows
+from perseid_server.training.routed import Auto, gate_table, routed_rows
 from perseid_server.training.rows import lay_out
 from perseid_server.training.samples import Sample, Span
 from perseid_server.training.workbench import Workbench
@@ -40,7 +40,7 @@ def samples(bench: Workbench) -> list[Sample]:
 def test_the_differentiable_pass_is_the_served_one(bench: Workbench, k: int) -> None:
     trainer, asked = trainer_of(bench), samples(bench)
     rows = lay_out(asked, (), bench.block_size, lambda _: None, wanted=lambda _index, _place: True)
-    routed = routed_rows(bench, gate_table(trainer), len(rows.samples), k, 0.8)
+    routed = routed_rows(bench, Auto(gate_table(trainer), k, 0.8), len(rows.samples))
     served = bench.decoder.forward(replace(rows.host.on(CPU), routed=(routed,)), bench.kv, bench.pool)
     joint = joint_of(bench, trainer, k)
     with torch.no_grad():

@@ -6,9 +6,11 @@ from torch import Tensor
 from perseid_server.training.completions import complete
 from perseid_server.training.features import SampleFeatures, batch_of
 from perseid_server.training.plan import Group, Plan
+from perseid_server.training.routed import Auto, gate_table
 from perseid_server.training.samples import Sample, Span, shared_prefix, without_labels_before
 from perseid_server.training.scores import score
 from perseid_server.training.workbench import Workbench
+from tests.server.training.test_scores import forced
 
 PREFIX = tuple(range(40, 59))  # two whole blocks and a rest
 
@@ -82,3 +84,16 @@ def test_greedy_completions_are_what_teacher_forcing_finds_right(bench: Workbenc
     assert (found.tokens, found.exact) == (1, 1)
     wrong = Sample.of([Span(prompts[0], 2), Span((*answers[0][:1], (answers[0][0] + 1) % 250), 2, answer=True)], "t")
     assert score(bench, [wrong], PREFIX, "base").exact == 0
+
+
+def test_gates_may_route_the_pass_they_learn_from(bench: Workbench) -> None:
+    """Forced to one column, they show what that column's label shows."""
+    by_label = shown(bench, [sample(bench, "one", 1)], ())
+    auto = Auto(gate_table(forced(bench, 1)), 1, 1.0)
+    one = sample(bench, "one", 1).explicit(bench.null)
+    found = {}
+    batch = batch_of(bench, [one], (), lambda _, place: place >= len(PREFIX), auto=auto)
+    batch.show(lambda layer, fused, x_RK: found.update({(layer, fused): x_RK.clone()}))
+    explicit = batch_of(bench, [one], (), lambda _, place: place >= len(PREFIX))
+    explicit.show(lambda layer, fused, x_RK: torch.testing.assert_close(found[layer, fused], x_RK, rtol=0, atol=0))
+    assert not torch.equal(found[1, "down"][0], by_label[1, "down", 0, len(PREFIX)])  # that one had a base's beginning

@@ -6,10 +6,10 @@ import torch
 from perseid_router.training.options import TrainingOptions
 from perseid_router.training.trainer import GateTrainer
 from perseid_server.training.gates import gates_to_train
-from perseid_server.training.routed import gate_table, routed_rows
+from perseid_server.training.routed import Auto, gate_table, routed_rows
 from perseid_server.training.rows import lay_out
 from perseid_server.training.samples import Sample, Span
-from perseid_server.training.scores import Auto, score
+from perseid_server.training.scores import score
 from perseid_server.training.workbench import Workbench
 
 
@@ -27,7 +27,7 @@ def test_forced_gates_are_their_column(bench: Workbench, column: int) -> None:
     plain = lay_out([sample], (), bench.block_size, bench.page_list, wanted=lambda _index, _place: True)
     routed = lay_out([sample], (), bench.block_size, lambda _: None, wanted=lambda _index, _place: True)
     explicit = bench.decoder.forward(plain.host.on(torch.device("cpu")), bench.kv, bench.pool)
-    rows = routed_rows(bench, gate_table(forced(bench, column)), len(sample), 1, 1.0)
+    rows = routed_rows(bench, Auto(gate_table(forced(bench, column)), 1, 1.0), len(sample))
     batch = routed.host.on(torch.device("cpu"))
     object.__setattr__(batch, "routed", (rows,))
     assert torch.equal(bench.decoder.forward(batch, bench.kv, bench.pool), explicit)
