@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "routing.md"
 MARK = "router-eval"
 COMPOSITE_SEED = 0
-QUICK_ITEMS = 4
+QUICK_ITEMS = 3
 
 
 def outside_prompts() -> list[str]:
