@@ -12,7 +12,7 @@ the prompt, and every model, adapter or route gets the same request.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from tasks import TASKS, Item
 
@@ -25,7 +25,14 @@ QUESTION_TOKENS = 64  # room for the longest question
 LOGIT_BIAS = {"1": 4, "2026": -100}  # <|im_start|>: go on with another turn; the placeholder: never an answer
 
 Part = Literal["train", "held_out"]
-Segment = dict[str, Any]  # "text", "adapter": a name or None for the base, "train": whether its labels are taught
+
+
+class Segment(TypedDict):
+    """A piece of training text, as `perseid train gates` reads it."""
+
+    text: str
+    adapter: str | None  # None: the base
+    train: bool  # whether its labels are taught
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Composite:
-    """Problems of different tasks, in the order in which they are to be solved."""
+    """Problems of different tasks, in the order in which they are asked."""
 
     problems: tuple[Problem, ...]
 
@@ -62,8 +69,8 @@ class Composite:
         }
 
     def solved(self, completion: str) -> list[bool]:
-        """Which problems the completion solves: the k-th answer belongs to the k-th problem."""
-        given = answers(completion, len(self.problems))
+        """Which problems the completion solves. The order of the later ones is the model's own."""
+        given = answers(completion, [problem.item.question for problem in self.problems])
         pairs = zip(given, self.problems, strict=True)
         return [TASKS[problem.task].check(text, problem.item) for text, problem in pairs]
 
@@ -113,15 +120,15 @@ def training_composites(count: int, seed: int) -> tuple[Composite, ...]:
     return tuple(found[:count])
 
 
-def answers(completion: str, size: int) -> list[str]:
-    """The first `size` answers: what stands before the first end, then the answer of each user turn; "" where a turn
-    has none."""
+def answers(completion: str, questions: Sequence[str]) -> list[str]:
+    """The answer to each question: what stands before the first end answers the first one, and each later turn the
+    question that it asks, in whichever order; "" where none asks it."""
     first, *turns = completion.split(f"{START}user\n")
-    found = [first.split(END)[0]]
-    for turn in turns[: size - 1]:
-        _, _, reply = turn.partition(f"{START}assistant\n")
-        found.append(reply.split(END)[0])
-    return found + [""] * (size - len(found))
+    found = {questions[0]: first.split(END)[0]}
+    for turn in turns:
+        question, _, reply = turn.partition(f"{END}\n{START}assistant\n")
+        found.setdefault(question, reply.split(END)[0])
+    return [found.get(question, "") for question in questions]
 
 
 def _endless(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from composites import LOGIT_BIAS, PLACEHOLDER, SIZES, START, answers, composites, training_composites
+from composites import END, LOGIT_BIAS, PLACEHOLDER, SIZES, START, answers, composites, training_composites
 from tasks import TASKS
 
 from perseid_server.frontend.requests import ChatInput
@@ -63,22 +63,27 @@ def test_the_true_completion_solves_everything_and_fits(size, text):
         assert len(ids(text, one.completion())) < one.body("auto")["max_tokens"]
 
 
-def test_answers_count_only_in_their_own_place():
+def turn(question, answer):
+    return f"\n{START}user\n{question}{END}\n{START}assistant\n{answer}{END}"
+
+
+def test_answers_count_only_for_the_question_they_follow():
     one = held_out(3)[0]
-    first = one.problems[0].item.answer
-    assert one.solved(first) == [True, False, False]
+    first, second, third = (problem.item for problem in one.problems)
+    assert one.solved(first.answer) == [True, False, False]
     assert one.solved("") == [False] * 3
-    swapped = one.completion().replace(first, "wrong", 1)
-    assert one.solved(swapped) == [False, True, True]
+    assert one.solved(one.completion().replace(first.answer, "wrong", 1)) == [False, True, True]
+    assert one.solved("".join(turn(item.question, item.answer) for item in (third, second))) == [False, True, True]
+    assert one.solved(turn(second.question, third.answer) + turn(third.question, second.answer)) == [False] * 3
 
 
 def test_answers_of_an_unfinished_or_wandering_completion():
-    assert answers("A", 3) == ["A", "", ""]
-    assert answers(f"A<|im_end|>\n{START}user\nQ2<|im_end|>\n{START}assistant\nB", 3) == ["A", "B", ""]
-    assert answers(f"A<|im_end|>\n{START}user\nQ2<|im_end|>\n{START}user\nQ3", 3) == ["A", "", ""]
-    assert answers(f"A<|im_end|>\n{START}assistant\nagain<|im_end|>", 2) == ["A", ""]
-    more = "".join(f"\n{START}user\nQ<|im_end|>\n{START}assistant\n{n}<|im_end|>" for n in range(5))
-    assert answers(f"A<|im_end|>{more}", 3) == ["A", "0", "1"]
+    asked = ["Q1", "Q2", "Q3"]
+    assert answers("A", asked) == ["A", "", ""]
+    assert answers(f"A{END}\n{START}user\nQ2{END}\n{START}assistant\nB", asked) == ["A", "B", ""]
+    assert answers(f"A{END}\n{START}user\nQ2{END}\n{START}user\nQ3", asked) == ["A", "", ""]
+    assert answers(f"A{END}\n{START}assistant\nagain{END}", asked) == ["A", "", ""]
+    assert answers(f"A{END}{turn('Q2', 'B')}{turn('Q2', 'late')}{turn('Q1', 'late')}", asked) == ["A", "B", ""]
 
 
 def test_segments_are_the_prompt_and_the_true_completion(text):

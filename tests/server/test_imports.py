@@ -11,6 +11,7 @@ MODULES = [
     "api.grpc.server",
     "frontend.service",
     "frontend.registry",
+    "frontend.adaptation",
     "frontend.text",
     "ipc.engine_client",
     "cli.serve",

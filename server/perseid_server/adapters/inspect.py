@@ -1,11 +1,14 @@
 """What a folder holds and whether a base would take it, without raising."""
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perseid_server.adapters.gate_set_file import GateSetInfo, check_gate_set
+from perseid_server.adapters.intake import is_checkpoint
 from perseid_server.adapters.layout import kind_of
 from perseid_server.adapters.lora import AdapterInfo, check_adapter
+from perseid_server.adapters.meteora import split_meteora
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
 
@@ -20,9 +23,19 @@ class AdapterReport:
 
 
 def inspect_adapter(folder: Path, base: BaseSpec) -> AdapterReport:
-    """Check a folder with an adapter or a gate set against a base."""
-    check = check_gate_set if kind_of(folder) == "gates" else check_adapter
+    """Check a folder with an adapter, a gate set, or a MeteoRA checkpoint (told by its gate set) against a base."""
     try:
+        if is_checkpoint(folder):
+            return AdapterReport(True, info=_inspect_checkpoint(folder, base))
+        check = check_gate_set if kind_of(folder) == "gates" else check_adapter
         return AdapterReport(True, info=check(folder, base).info)
     except AdapterRejected as error:
         return AdapterReport(False, reason=error.message)
+
+
+def _inspect_checkpoint(folder: Path, base: BaseSpec) -> GateSetInfo:
+    """What is checked is what would be served: its parts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = split_meteora(folder, Path(scratch) / "parts", base)
+        info = check_gate_set(parts.gate_set_folder, base).info
+        return replace(info, warnings=parts.warnings)

@@ -3,19 +3,28 @@
 NumPy only; everything here may block on the disk.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import shutil
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from perseid_router.gate_set import GateSetConfig
 from perseid_router.request_router import RequestRouter
 from perseid_server.adapters.gate_set_file import GateSetInfo, check_gate_set
-from perseid_server.adapters.layout import Kind
+from perseid_server.adapters.layout import FILES, METEORA_FILES, Kind, kind_of
 from perseid_server.adapters.lora import AdapterInfo, check_adapter
+from perseid_server.adapters.meteora import is_meteora, split_meteora
+from perseid_server.adapters.names import check_name
 from perseid_server.adapters.source import AdapterFolder
 from perseid_server.adapters.store import AdapterStore, Staged
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
+
+logger = logging.getLogger(__name__)
+
+_WHY_CONFIG = "its tensors tell neither the adapters' ranks nor their scales"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +64,13 @@ class Intake:
         """
         arrivals: list[Arrival] = []
         try:
-            for each, staged in self._stage(name, source):
-                try:
-                    arrivals.append(Arrival(each, staged, self.check(staged.folder, staged.kind)))
-                except BaseException:
-                    self._store.discard(staged)
-                    raise
+            with contextlib.closing(self._stage(name, source)) as stagings:
+                for each, staged in stagings:
+                    try:
+                        arrivals.append(Arrival(each, staged, self.check(staged.folder, staged.kind)))
+                    except BaseException:
+                        self._store.discard(staged)
+                        raise
         except BaseException:
             self.discard(arrivals)
             raise
@@ -85,5 +95,28 @@ class Intake:
             )
         return info
 
-    def _stage(self, name: str, source: AdapterFolder) -> Iterator[tuple[str, Staged]]:
-        yield name, self._store.stage(source)
+    def _stage(self, name: str, source: AdapterFolder) -> Generator[tuple[str, Staged]]:
+        if not is_checkpoint(source.path):
+            yield name, self._store.stage(source)
+            return
+        scratch = self._store.new_folder()
+        try:
+            copy = self._store.copy_in(source, METEORA_FILES)
+            copy.rename(scratch / "checkpoint")
+            parts = split_meteora(scratch / "checkpoint", scratch / "parts", self._base)
+            for warning in parts.warnings:
+                logger.warning("%s: %s", name, warning)
+            for adapter, folder in parts.adapter_folders.items():
+                yield check_name(f"{name}.{adapter}", taken=frozenset({self._base.name})), self._store.adopt(folder)
+            yield name, self._store.adopt(parts.gate_set_folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether what a folder brings is a MeteoRA checkpoint. AdapterRejected for one that lacks its meteora.json."""
+    if kind_of(folder) == "gates" or (folder / FILES["adapter"][0]).exists() or not is_meteora(folder):
+        return False
+    if not (folder / METEORA_FILES[0]).exists():
+        raise AdapterRejected(f"a MeteoRA checkpoint needs {METEORA_FILES[0]} beside {METEORA_FILES[1]}: {_WHY_CONFIG}")
+    return True

@@ -18,7 +18,11 @@ FILES: Mapping[Kind, tuple[str, ...]] = {
     "adapter": (CONFIG_FILE, WEIGHTS_FILE),
     "gates": (gate_set.CONFIG_FILE, gate_set.WEIGHTS_FILE),
 }
-ALL_FILES = tuple(name for files in FILES.values() for name in files)
+METEORA_FILES = ("meteora.json", "model.safetensors")
+"""A MeteoRA checkpoint, which becomes adapters and a gate set. The hub is not asked for these: the second name is that
+of any model's weights."""
+HUB_FILES = tuple(name for files in FILES.values() for name in files)
+ALL_FILES = (*HUB_FILES, *METEORA_FILES)
 
 
 def kind_of(folder: Path) -> Kind:

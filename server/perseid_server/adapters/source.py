@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.layout import ALL_FILES, FILES
+from perseid_server.adapters.layout import ALL_FILES, FILES, HUB_FILES
 from perseid_server.adapters.untrusted import quoted
 from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
 
@@ -127,7 +127,7 @@ def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
 
     at = f"{repo}@{revision}" if revision else repo
     try:
-        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(ALL_FILES))
+        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES))
         return AdapterFolder(Path(path), follow_links=True)
     except errors.HFValidationError as error:
         raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error

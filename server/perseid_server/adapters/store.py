@@ -102,7 +102,7 @@ class AdapterStore:
         AdapterRejected when one cannot be read.
         """
         kind = kind_of(source.path)
-        return self.adopt(self.copy_in(source, FILES[kind]))
+        return self._staged(self.copy_in(source, FILES[kind]))
 
     def copy_in(self, source: AdapterFolder, files: Collection[str]) -> Path:
         """A folder in tmp/ with copies of these files. AdapterRejected when one cannot be read."""
@@ -122,7 +122,12 @@ class AdapterStore:
         return folder
 
     def adopt(self, folder: Path) -> Staged:
-        """Stage a folder that was written below tmp/, as it lies there."""
+        """Stage a folder that was written below tmp/, which loses it."""
+        target = self._tmp / uuid.uuid4().hex
+        folder.rename(target)
+        return self._staged(target)
+
+    def _staged(self, folder: Path) -> Staged:
         kind = kind_of(folder)
         for name in FILES[kind]:
             _sync(folder / name)

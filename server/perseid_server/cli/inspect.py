@@ -9,6 +9,7 @@ from perseid_server.adapters.gate_set_file import GateSetInfo
 from perseid_server.adapters.inspect import AdapterReport, inspect_adapter
 from perseid_server.adapters.lora import AdapterInfo
 from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.meteora_config import CONFIG_FILE as METEORA_CONFIG
 from perseid_server.adapters.source import OPERATOR, resolve_adapter
 from perseid_server.errors import NotFound, UnsupportedModel
 from perseid_server.model.inspect import ModelReport, inspect_model
@@ -23,8 +24,8 @@ def inspect(source: str, /, *, model: str = "embedded") -> int:
     Parameters
     ----------
     source
-        A .gguf file, a Hugging Face folder, a PEFT folder, a gate set's folder, a hub id org/name[@revision], or
-        "embedded".
+        A .gguf file, a Hugging Face folder, a PEFT folder, a gate set's or a MeteoRA checkpoint's folder, a hub id
+        org/name[@revision], or "embedded".
     model
         The base an adapter or a gate set is held against.
     """
@@ -43,13 +44,11 @@ def inspect(source: str, /, *, model: str = "embedded") -> int:
 
 
 def _is_adapter(source: str) -> bool:
-    """A folder with the config of an adapter or a gate set, or a hub id whose repository is not a model."""
+    """A folder with the config of what is loaded beside a base, or a hub id whose repository is not a model."""
     path = Path(source).expanduser()
     if path.exists():
-        configs = (CONFIG_FILE, GATES_CONFIG)
-        return any((path / name).is_file() for name in configs) or (
-            path.is_dir() and not (path / "config.json").is_file()
-        )
+        is_model = not path.is_dir() or (path / "config.json").is_file()
+        return not is_model or any((path / name).is_file() for name in (CONFIG_FILE, GATES_CONFIG, METEORA_CONFIG))
     if source == "embedded":
         return False
     try:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from perseid_router.gate_set import MAX_COLUMNS
 from perseid_router.request_router import BASE as ROUTED_TO_BASE
 from perseid_server.engine.adaptation import BASE, BASE_COLUMN, Adaptation, Routing
 from perseid_server.errors import InvalidRequest, NotFound
@@ -116,6 +117,12 @@ class Resolver:
         gate_set = self.gate_sets.find(options.gate_set)
         choices = self.gate_sets.choices(gate_set, options)
         num_columns = len(choices.columns) + gate_set.config.null
+        if num_columns > MAX_COLUMNS:
+            raise InvalidRequest(
+                f"auto.join: {len(choices.joined)} adapters would join gate set {gate_set.name!r}, which makes "
+                f"{num_columns} columns; the most are {MAX_COLUMNS}",
+                field="auto.join",
+            )
         if options.k is not None and options.k > num_columns:
             raise InvalidRequest(
                 f"auto.k is {options.k}; gate set {gate_set.name!r} has {num_columns} columns", field="auto.k"

@@ -1,7 +1,7 @@
 """Gate sets: which one a request means, which of its adapters can be chosen now, and those that join it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,17 +81,16 @@ class GateSets:
 
         InvalidRequest says of each why not, where none is left.
         """
-        if options.allow is not None:
-            self._refuse_unknown(gate_set, options.allow)
-        by_version: dict[str, LoadedAdapter] = {}  # of several names for one version, the first that is allowed
+        allowed = None if options.allow is None else self._versions(gate_set, options.allow)
+        by_version: dict[str, LoadedAdapter] = {}  # of several names for one version, the first that is asked for
         for adapter in self._registry.adapters():
-            if adapter.version not in by_version or not _is_allowed(by_version[adapter.version], options):
+            if adapter.version not in by_version or adapter.name in (options.allow or ()):
                 by_version[adapter.version] = adapter
         known = [by_version.pop(column.version, None) for column in gate_set.config.adapters]
         joined = tuple(by_version.values()) if options.join else ()
-        if not any(_is_allowed(adapter, options) for adapter in joined):
+        if not any(_is_allowed(adapter, allowed) for adapter in joined):
             joined = ()
-        columns = tuple(adapter if _is_allowed(adapter, options) else None for adapter in (*known, *joined))
+        columns = tuple(adapter if _is_allowed(adapter, allowed) else None for adapter in (*known, *joined))
         choices = Choices(columns, joined)
         if not choices.adapters:
             raise InvalidRequest(self._why_none(gate_set, options.allow), field="auto.allow")
@@ -110,15 +109,23 @@ class GateSets:
             )
         return gate_sets[0]
 
-    def _refuse_unknown(self, gate_set: LoadedGateSet, allow: Sequence[str]) -> None:
-        known = {column.name for column in gate_set.config.adapters}
+    def _versions(self, gate_set: LoadedGateSet, allow: Sequence[str]) -> frozenset[str]:
+        """What names stand for: the adapter that is loaded under it, else the gate set's own of that name."""
+        own = {column.name: column.version for column in gate_set.config.adapters}
+        versions = set()
         for place, name in enumerate(allow):
-            if name not in known and not isinstance(self._registry.find(name), LoadedAdapter):
+            loaded = self._registry.find(name)
+            if isinstance(loaded, LoadedAdapter):
+                versions.add(loaded.version)
+            elif name in own:
+                versions.add(own[name])
+            else:
                 field = f"auto.allow.{place}"
                 raise InvalidRequest(
                     f"{field}: {name[:MAX_LENGTH]!r} is neither a loaded adapter nor one of gate set {gate_set.name!r}",
                     field=field,
                 )
+        return frozenset(versions)
 
     def _why_none(self, gate_set: LoadedGateSet, allow: Sequence[str] | None) -> str:
         trained_for = {column.name: column.version for column in gate_set.config.adapters}
@@ -137,8 +144,9 @@ class GateSets:
         return "is not in the gate set (auto.join lets it take part)"
 
 
-def _is_allowed(adapter: LoadedAdapter | None, options: AutoOptions) -> bool:
-    return adapter is not None and (options.allow is None or adapter.name in options.allow)
+def _is_allowed(adapter: LoadedAdapter | None, allowed: Collection[str] | None) -> bool:
+    """Whether it is loaded, and its version among those allowed; None: all are."""
+    return adapter is not None and (allowed is None or adapter.version in allowed)
 
 
 class JoinedSets:

@@ -3,6 +3,7 @@
 from perseid_server.adapters.inspect import inspect_adapter
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import TARGETS, lora_config, write_adapter
+from tests.server.meteora_folder import write_meteora
 from tests.server.stack import write_gate_set
 
 
@@ -30,6 +31,16 @@ def test_a_gate_set_is_accepted_with_what_it_holds(tmp_path):
 def test_a_bad_gate_set_is_refused_with_the_reason(tmp_path):
     folder = write_gate_set(tmp_path, {"a": "0" * 64}, base=tiny_spec(num_layers=9))
     assert "layer" in (inspect_adapter(folder, tiny_spec()).reason or "")
+
+
+def test_a_meteora_checkpoint_is_told_by_the_gate_set_it_becomes(tmp_path):
+    report = inspect_adapter(write_meteora(tmp_path / "good"), tiny_spec())
+    assert report.accepted
+    assert (report.info.method, report.info.adapters, report.info.num_columns) == ("meteora", ("sql", "sums"), 2)
+    report = inspect_adapter(write_meteora(tmp_path / "no config", config=False), tiny_spec())
+    assert "meteora.json" in (report.reason or "")
+    report = inspect_adapter(write_meteora(tmp_path / "broken", spoil="lora_A"), tiny_spec())
+    assert "NaN" in (report.reason or "")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

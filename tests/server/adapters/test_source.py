@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from perseid_server.adapters.layout import ALL_FILES
+from perseid_server.adapters.layout import HUB_FILES
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import OPERATOR, SourcePolicy, resolve_adapter
@@ -208,7 +208,7 @@ def test_a_hub_id_is_downloaded_when_it_is_allowed(source, remote, download, tmp
     folder = resolve_adapter(source, policy)
     assert (folder.path, folder.follow_links) == (tmp_path / "hub", True)
     repo, revision = HUB_IDS[source]
-    download.assert_called_once_with(repo, revision=revision, allow_patterns=list(ALL_FILES))
+    download.assert_called_once_with(repo, revision=revision, allow_patterns=list(HUB_FILES))
 
 
 def test_a_hub_id_is_forbidden_without_the_operators_word(remote, download):

@@ -10,6 +10,7 @@ from perseid_server.model.checkpoint import open_checkpoint
 from perseid_server.model.source import resolve_model
 from tests.fakes import byte_tokenizer
 from tests.server.cli.running import Perseid
+from tests.server.meteora_folder import write_meteora
 from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
 from tests.server.stack import write_adapter, write_gate_set
 
@@ -68,6 +69,16 @@ def test_a_gate_set_that_fits(perseid: Perseid, model: Path, tmp_path: Path) -> 
     assert told["accepted"].startswith("yes, on ")
     assert (told["type"], told["adapters"], told["base"]) == ("gates (trained)", "a, b", "may be chosen")
     assert (told["targets"], told["router"]) == ("q_proj in 2 layers", "none for whole requests")
+
+
+def test_a_meteora_checkpoint_beside_its_models_config(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    base = open_checkpoint(resolve_model(str(model))).spec
+    folder = write_meteora(tmp_path / "checkpoint", base=base)
+    (folder / "config.json").write_text("{}")
+    done = perseid("inspect", str(folder), "--model", str(model))
+    told = rows(done.out)
+    assert (done.status, told["type"], told["adapters"]) == (0, "gates (meteora)", "sql, sums")
+    assert told["base"] == "cannot be chosen"
 
 
 def test_a_gate_set_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:

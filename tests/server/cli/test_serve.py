@@ -13,11 +13,12 @@ import pytest
 
 from perseid_server.adapters.source import resolve_adapter
 from perseid_server.adapters.store import AdapterStore
-from perseid_server.cli.serve import _client_policy, _default_store, _engine_config
+from perseid_server.cli.serve import _check_default, _client_policy, _default_store, _engine_config
 from perseid_server.config import ServeConfig
 from perseid_server.engine.config import EngineConfig
+from perseid_server.errors import InvalidRequest
 from tests.server.cli.running import Done, Perseid
-from tests.server.stack import write_adapter
+from tests.server.stack import Stack, write_adapter
 
 
 @pytest.fixture
@@ -59,6 +60,16 @@ def test_a_host_that_is_not_ours(serve) -> None:
 
 def test_an_adapter_without_a_source(serve) -> None:
     assert "--adapter: expected NAME=SOURCE, got 'x'" in told(serve("--adapter", "x"))
+
+
+async def test_a_default_gate_set_has_to_be_loaded(stack: Stack) -> None:
+    await stack.load("a")
+    await stack.load_gates("g", "a")
+    _check_default(stack.registry, None)
+    _check_default(stack.registry, "g")
+    for name in ("a", "nobody"):
+        with pytest.raises(InvalidRequest, match=f"--gate-set {name}: no such gate set is loaded .loaded: 'g'"):
+            _check_default(stack.registry, name)
 
 
 def test_a_model_that_is_not_there(serve, tmp_path: Path) -> None:

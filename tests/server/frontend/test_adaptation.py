@@ -331,6 +331,16 @@ async def test_what_joins_but_is_not_allowed_is_masked_in_the_same_set(stack: St
     assert some.auto.joined == ("n2",)
 
 
+async def test_more_columns_than_a_gate_set_may_have_are_refused(stack: Stack, monkeypatch) -> None:
+    await load(stack, "a", "n1", "n2")
+    await stack.load_gates("g", "a")
+    monkeypatch.setattr("perseid_server.frontend.adaptation.MAX_COLUMNS", 4)
+    assert len(routing_of(resolve(stack, AutoOptions(join=True))).columns) == 4
+    monkeypatch.setattr("perseid_server.frontend.adaptation.MAX_COLUMNS", 3)
+    error = refusal(stack, AutoOptions(join=True))
+    assert (error.field, "2 adapters would join" in error.message) == ("auto.join", True)
+
+
 @pytest.mark.parametrize("options", [AutoOptions(join=True, allow=("a",)), AutoOptions(join=False)])
 async def test_where_none_joins_it_is_the_gate_set_itself(stack: Stack, options: AutoOptions) -> None:
     await load(stack, "a", "new")
