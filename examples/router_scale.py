@@ -8,6 +8,9 @@ The first eight of N adapters are the example adapters. The others are derived f
 for adapters that nobody trained, one for each of the prompt families of families/. Gates are trained for minutes, not
 to the end. Step costs are those of `make router-bench`: measured here, or read from a file that it wrote. The numbers
 go to examples/router-scale.json as they come, and as a table into docs/routing.md.
+
+Where other work keeps the cores busy, OMP_NUM_THREADS=1 makes this several times faster: threads that wait for one
+another spin.
 """
 
 import argparse
