@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "routing.md"
 MARK = "router-eval"
 COMPOSITE_SEED = 0
-QUICK_ITEMS = 4
+QUICK_ITEMS = 3
 
 
 def outside_prompts() -> list[str]:
@@ -89,8 +89,8 @@ def main() -> int:
     with ExitStack() as stack:
         url = args.url or stack.enter_context(own_server([*folders, args.gates], None))
         bar = stack.enter_context(Progress(console=console, transient=True))
-        counts = (QUICK_ITEMS, QUICK_ITEMS) if args.quick else (args.items, args.composites)
-        results = evaluate(Server(url), list(TASKS), *counts, bar)
+        count, num_composites = (QUICK_ITEMS, QUICK_ITEMS) if args.quick else (args.items, args.composites)
+        results = evaluate(Server(url), list(TASKS), count, num_composites, bar)
     tables = sheets(results)
     for table in tables:
         console.print(table.in_terminal())

@@ -1,7 +1,10 @@
 """The tables of the two router commands, on numbers made up here."""
 
+import json
+from dataclasses import asdict
+
 from gate_trial import Accuracy, Trial
-from router_scale import ROUTED, Scale, budget_for, sheet
+from router_scale import ROUTED, Scale, StepCost, budget_for, costs_from, sheet
 from router_scores import AUTO, BASE, EXPLICIT, GATES, UNIFORM, CompositeScore, OutsideScore, Results, TaskScore
 from router_tables import sheets
 
@@ -56,12 +59,10 @@ def test_outside():
 
 def test_scale_has_a_row_for_each_n():
     trial = Trial(28, 80, 80, 99.0, Accuracy(50, 60), Accuracy(70, 80), 75, 90, 1.5, 3.0)
-    costs = [
-        Cost(28, "explicit", Summary(20, 0.1), Summary(1, 0.0)),
-        Cost(28, ROUTED, Summary(25, 0.1), Summary(1.25, 0.1)),
-    ]
-    table = sheet([Scale(8, trial, costs)])
-    assert table.rows == [["28", "8 + 20", "50.0", "70.0", "80.0", "75.0", "90.0", "1.5", "25.0", "1.25"]]
+    costs = (StepCost("explicit", 20, 1), StepCost(ROUTED, 25, 1.25))
+    table = sheet([Scale(8, trial, costs), Scale(8, trial)])
+    shares = ["28", "8 + 20", "50.0", "70.0", "80.0", "75.0", "90.0", "1.5"]
+    assert table.rows == [[*shares, "25.0", "1.25"], [*shares, "–", "–"]]
     assert len(table.headings) == len(table.rows[0])
 
 
@@ -70,3 +71,14 @@ def test_many_adapters_get_fewer_samples_each():
     assert len({budget.steps for budget in budgets}) == 1
     assert [budget.per_step for budget in budgets] == [2, 2, 1, 1]
     assert [budget.held_out for budget in budgets] == [24, 24, 14, 6]
+
+
+def test_step_costs_come_from_what_the_benchmark_wrote(tmp_path):
+    costs = [
+        Cost(n, kind, Summary(ms, 0.1), Summary(ms / 20, 0.1))
+        for n in (4, 8)
+        for kind, ms in (("base", n), (ROUTED, 25))
+    ]
+    file = tmp_path / "costs.json"
+    file.write_text(json.dumps({"rows": 16, "costs": [asdict(cost) for cost in costs]}))
+    assert costs_from(file, 8) == (StepCost("base", 8, 0.4), StepCost(ROUTED, 25, 1.25))
