@@ -25,7 +25,7 @@ from perseid_server.training.run import train_gates
 
 HERE = Path(__file__).parent
 SEED = 7
-STEPS = 220
+STEPS = 260
 COMPOSITES = 400
 
 
@@ -61,10 +61,11 @@ def recipe(out: Path, scratch: Path) -> GateTraining:
         ),
         out=out,
         options=TrainingOptions(steps=STEPS, seed=SEED),
-        samples_per_step=1,
-        generic_per_step=5,
-        null_weight=2.0,
+        samples_per_step=2,
+        generic_per_step=8,
+        null_weight=3.0,
         k=1,
+        temperature=0.5,  # where a request asks for more than one column
         float16=True,
     )
 

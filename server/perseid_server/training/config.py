@@ -53,7 +53,7 @@ class GateTraining:
             del fields[name]
         fields |= {
             "base": base,
-            "adapters": dict(versions),
+            "adapters": list(versions.items()),  # their order is that of the columns
             "data": [name for name, _ in self.data],
             "held_out": [name for name, _ in self.held_out],
             "files": [_sha256(path) for path in files],

@@ -1,5 +1,6 @@
 """All samples of a run: what trains, what is held out, and the base's answers to generic prompts."""
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,12 @@ def read_datasets(config: GateTraining, bench: Workbench, told: Told) -> DataSet
     reader = DataReader(bench.text, columns, bench.null, config.max_tokens - config.generic_tokens)
     train, held_out = _split(config, _read(reader, config.data, columns), _read(reader, config.held_out, columns))
     _refuse_untaught(bench, train)
-    for part, path in (
-        (train, config.generic or shipped("generic")),
-        (held_out, config.generic_held_out or shipped("generic_held_out")),
+    for part, role, path in (
+        (train, "generic", config.generic or shipped("generic")),
+        (held_out, "generic_held_out", config.generic_held_out or shipped("generic_held_out")),
     ):
         found = reader.read(path, GENERIC, bench.null)
-        part[GENERIC] = tuple(_answered(config, bench, found, config.checkpoint / f"{path.stem}.json", told))
+        part[GENERIC] = tuple(_answered(config, bench, found, config.checkpoint / f"{role}.json", told))
     shared = shared_prefix([sample for part in (train, held_out) for samples in part.values() for sample in samples])
 
     def ready(part: Mapping[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
@@ -120,7 +121,8 @@ def _answered(
 ) -> list[Sample]:
     """The samples, answered by the base where need be. What it said is kept for a resumed run."""
     prompts = [one for one in found if isinstance(one, Unanswered)]
-    answers = _kept_answers(cache, len(prompts)) if config.resume else None
+    asked = _digest(bench.spec.hash, config.generic_tokens, prompts)
+    answers = _kept_answers(cache, asked) if config.resume else None
     if answers is None:
         answers = complete(
             bench,
@@ -128,13 +130,19 @@ def _answered(
             config.generic_tokens,
             lambda done: told("the base answers generic prompts", done, len(prompts)),
         )
-        write_whole(cache, json.dumps(answers).encode())
+        write_whole(cache, json.dumps({"asked": asked, "answers": answers}).encode())
     rest = iter(answers)
     return [one if isinstance(one, Sample) else one.answered(next(rest), bench.null) for one in found]
 
 
-def _kept_answers(cache: Path, count: int) -> list[tuple[int, ...]] | None:
+def _digest(base: str, max_tokens: int, prompts: Sequence[Unanswered]) -> str:
+    """What decides the base's answers."""
+    return hashlib.sha256(json.dumps([base, max_tokens, [one.token_ids for one in prompts]]).encode()).hexdigest()
+
+
+def _kept_answers(cache: Path, asked: str) -> list[tuple[int, ...]] | None:
+    """Answers to the same prompts by the same base; None where there are none."""
     if not cache.is_file():
         return None
-    answers = [tuple(answer) for answer in json.loads(cache.read_bytes())]
-    return answers if len(answers) == count else None
+    kept = json.loads(cache.read_bytes())
+    return [tuple(answer) for answer in kept["answers"]] if kept["asked"] == asked else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perseid_router.gate_set_config import GateSetError, check_temperature
 from perseid_router.request_router import BASE, RequestRouter
 from perseid_router.request_router_training import RouterSample, fit
 from perseid_router.training.accuracy import as_report
@@ -41,6 +42,7 @@ def train_gates(config: GateTraining, listener: Listener = Listener()) -> dict[s
 
     Killed, it goes on with `config.resume` and ends with the same gates.
     """
+    _check_set_options(config)
     files = files_of(config)
     if not config.resume:
         refuse_unfinished(config.checkpoint)
@@ -52,6 +54,19 @@ def train_gates(config: GateTraining, listener: Listener = Listener()) -> dict[s
     plan = data.plan(config)
     run = _Run(_with_steps(config, plan), bench, data, plan, gates_to_train(bench), identity, listener)
     return run.run()
+
+
+def _check_set_options(config: GateTraining) -> None:
+    """What the gate set will be refused for if it is wrong, before hours are spent on it."""
+    if not 1 <= config.k <= len(config.adapters) + 1:
+        raise InvalidRequest(
+            f"k is {config.k}; expected 1 to {len(config.adapters) + 1}, a column for each adapter and the base",
+            field="k",
+        )
+    try:
+        check_temperature("temperature", config.temperature)
+    except GateSetError as error:
+        raise InvalidRequest(str(error), field="temperature") from error
 
 
 def _most_rows(config: GateTraining) -> int:
