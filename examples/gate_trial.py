@@ -24,7 +24,7 @@ from perseid_server.training.config import GateTraining
 from perseid_server.training.datasets import DataSets, read_datasets, shipped
 from perseid_server.training.features import SampleFeatures, batch_of
 from perseid_server.training.gates import gates_to_train
-from perseid_server.training.routed import gate_table, routed_rows
+from perseid_server.training.routed import Auto, gate_table, routed_rows
 from perseid_server.training.rows import lay_out
 from perseid_server.training.samples import Sample
 from perseid_server.training.workbench import Workbench, open_workbench
@@ -196,7 +196,7 @@ def _judge_routed(
     for start in range(0, len(samples), SAMPLES_OF_PASS):
         part = samples[start : start + SAMPLES_OF_PASS]
         rows = lay_out(part, shared, bench.block_size, lambda _: None)
-        routed = routed_rows(bench, table, len(rows.samples), K, TEMPERATURE)
+        routed = routed_rows(bench, Auto(table, K, TEMPERATURE), len(rows.samples))
         batch = replace(rows.host.on(bench.decoder.device), routed=(routed,))
         bench.decoder.bind(bench.kv, bench.pool)(batch)
         answers_T = torch.tensor(
