@@ -94,7 +94,7 @@ def test_bad_tensors_are_refused_by_name(case, tmp_path):
 
 BAD_ROUTERS: dict[str, tuple[dict[str, object], Callable[[Tensors], Tensors], str]] = {
     "an unknown key": ({"ngrams": 3}, dict, "unknown key 'ngrams'"),
-    "buckets": ({"hash_bits": 40}, dict, "hash_bits 40: expected an integer from 8 to 18"),
+    "buckets": ({"hash_bits": 40}, dict, "hash_bits 40: expected an integer from 8 to 16"),
     "other buckets": ({"hash_bits": 9}, dict, r"'request_router.weight' has the shape \[256, 4\]; expected \[512, 4\]"),
     "a threshold": ({"threshold": "high"}, dict, "threshold 'high': expected a finite number"),
     "calibration": ({"calibration": 3}, dict, "calibration: expected an object"),

@@ -234,7 +234,7 @@ BAD_CONFIGS: dict[str, tuple[object, tuple[str, ...]]] = {
     "an unknown module": (adapters(modules=["x_proj"]), ("adapters[0].modules", "x_proj")),
     "modules that nobody adapted": (adapters(modules=["k_proj"]), ("down_proj.lora_A.weight", "expected [8, 16]")),
     "k": ({"adapters": ADAPTERS, "k": 0}, ("k 0",)),
-    "temperature": ({"adapters": ADAPTERS, "temperature": 0}, ("temperature", "above 0")),
+    "temperature": ({"adapters": ADAPTERS, "temperature": 0}, ("temperature", "from 0.001")),
     "base": ({"adapters": ADAPTERS, "base": 3}, ("base 3",)),
 }
 

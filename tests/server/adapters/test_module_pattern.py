@@ -108,11 +108,17 @@ ATOMS = st.sampled_from(["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w", "^", "$"])
 REPEATABLE = st.sampled_from(["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w"])
 REPETITIONS = st.sampled_from(["*", "+", "?", "{2}", "{0,2}", "{1,}", "*?"])
 PIECES = ATOMS | st.builds(str.__add__, REPEATABLE, REPETITIONS)
+
+
+def _group(first: str, second: str, repetition: str, rest: str) -> str:
+    """A group of groups is not repeated: `re`, the oracle, would be busy with some of those for ever."""
+    nested = "(" in first + second
+    return f"({first}|{second}){'' if nested else repetition}{rest}"
+
+
 EXPRESSIONS = st.recursive(
     st.lists(PIECES, max_size=4).map("".join),
-    lambda inner: st.builds(
-        "({}|{}){}{}".format, inner, inner, REPETITIONS | st.just(""), st.lists(PIECES, max_size=2).map("".join)
-    ),
+    lambda inner: st.builds(_group, inner, inner, REPETITIONS | st.just(""), st.lists(PIECES, max_size=2).map("".join)),
     max_leaves=4,
 )
 
