@@ -115,6 +115,7 @@ class GateSet:
         try:
             save_file(tensors, new_weights)
             new_config.write_bytes(config)
+            new_weights.chmod(new_config.stat().st_mode)  # safetensors lets only the owner read what it writes
             for path in (new_weights, new_config):
                 _sync(path)
             (folder / CONFIG_FILE).unlink(missing_ok=True)  # no configuration, no gate set: never two that do not fit

@@ -74,6 +74,12 @@ def test_equal_sets_are_equal_files(tmp_path):
         assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
 
 
+def test_whoever_may_read_one_file_may_read_the_other(tmp_path):
+    gate_set().write(tmp_path)
+    modes = {(tmp_path / name).stat().st_mode & 0o777 for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    assert len(modes) == 1
+
+
 def test_what_would_not_be_read_is_not_written(tmp_path):
     good = gate_set()
     gate = good.gates[0, "q_proj"]
