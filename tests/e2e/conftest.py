@@ -39,9 +39,10 @@ def adapter_folders(reference_model, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def reference(reference_model, adapter_folders: dict[str, Path]) -> Reference:
-    """PEFT with all eight adapters."""
-    return Reference(reference_model, adapter_folders)
+def reference(base_gguf: Path, adapter_folders: dict[str, Path]) -> Reference:
+    """PEFT with all eight adapters, on a model of its own: whoever writes an adapter with `reference_model` takes
+    PEFT's layers out of it."""
+    return Reference(load_reference(base_gguf), adapter_folders)
 
 
 @pytest.fixture(scope="session")
