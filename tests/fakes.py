@@ -247,7 +247,10 @@ class FakeResidency:
     def knows(self, version: str) -> bool:
         return version in self.known
 
-    def error(self, *versions: str) -> str | None:
+    def error(self, version: str) -> str | None:
+        return self.failed.get(version)
+
+    def problem(self, *versions: str) -> str | None:
         return next((self.failed[version] for version in versions if version in self.failed), None)
 
     def stats(self) -> ResidencyStats:

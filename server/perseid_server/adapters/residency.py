@@ -153,8 +153,12 @@ class Residency:
             return "device"
         return "host" if adapter.host is not None else "disk"
 
-    def error(self, *versions: str) -> str | None:
-        """Why these versions cannot be on the device together."""
+    def error(self, version: str) -> str | None:
+        """Why the version cannot be loaded."""
+        return self._adapters[version].error
+
+    def problem(self, *versions: str) -> str | None:
+        """Why these versions cannot be on the device together, beside what is pinned now."""
         adapters = [self._adapters[version] for version in versions]
         error = next((adapter.error for adapter in adapters if adapter.error is not None), None)
         missing = not all(adapter.on_device for adapter in adapters)
@@ -197,7 +201,7 @@ class Residency:
         `evict_wanted`: also in place of versions that came for a request and wait for it. Only the oldest waiting
         request may do that; so it gets all it needs in the end, however many that are.
         """
-        if self.error(*versions) is not None:
+        if self.problem(*versions) is not None:
             return "failed"
         adapters = [self._adapters[version] for version in versions]
         missing = [adapter for adapter in adapters if not adapter.on_device]
@@ -207,7 +211,7 @@ class Residency:
         if missing:
             # all are asked for, so that they are read meanwhile, whether there is room for the first or not
             advanced = [self._advance(each, spare_wanted=not evict_wanted, spared=versions) for each in missing]
-            if self.error(*versions) is not None:
+            if self.problem(*versions) is not None:
                 return "failed"
             return "loading" if all(advanced) else "no_room"
         for adapter in adapters:

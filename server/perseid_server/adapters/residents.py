@@ -51,10 +51,14 @@ class Residents:
         """Where it is."""
         return self._of(version).location(version)
 
-    def error(self, *versions: str) -> str | None:
-        """Why these cannot be on the device together."""
+    def error(self, version: str) -> str | None:
+        """Why it cannot be loaded."""
+        return self._of(version).error(version)
+
+    def problem(self, *versions: str) -> str | None:
+        """Why these cannot be on the device together, beside what is pinned now."""
         gate_sets, adapters = self._sorted(versions)
-        errors = (*(self._gates.error(version) for version in gate_sets), self._adapters.error(*adapters))
+        errors = (*(self._gates.error(version) for version in gate_sets), self._adapters.problem(*adapters))
         return next((error for error in errors if error is not None), None)
 
     # --- use ----------------------------------------------------------------------------------------------------

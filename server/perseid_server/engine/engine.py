@@ -174,7 +174,7 @@ class Engine:
     def _drop_failed(self) -> Iterator[SequenceOutput]:
         failed, self._scheduler.failed = self._scheduler.failed, []
         for sequence in failed:
-            why = self._residency.error(*sequence.adaptation.versions) or "unknown"
+            why = self._residency.problem(*sequence.adaptation.versions) or "unknown"
             yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:

@@ -98,7 +98,9 @@ class Residency(Protocol):
 
     def knows(self, version: str) -> bool: ...
 
-    def error(self, *versions: str) -> str | None:
+    def error(self, version: str) -> str | None: ...
+
+    def problem(self, *versions: str) -> str | None:
         """Why these cannot be on the device together; None as far as is known."""
         ...
 

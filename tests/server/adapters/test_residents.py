@@ -119,8 +119,22 @@ def test_what_pinned_adapters_leave_no_room_for_fails_at_once(residents: Residen
     assert residents.acquire(c, d) == "loading", "nothing is known of their size yet"
     settle(residents)
     assert residents.acquire(c, d) == "failed"
-    assert "need 2 pages of adapter memory together and there are 3 beside 2 of pinned" in str(residents.error(c, d))
+    assert "need 2 pages of adapter memory together and there are 3 beside 2 of pinned" in str(residents.problem(c, d))
     use(residents, a, c)
     residents.release(a, c)
     residents.pin(a, False)
     use(residents, c, d)
+
+
+def test_an_adapter_that_pins_leave_no_room_for_is_not_broken(residents: Residents, tmp_path: Path):
+    """Its requests are told so; the list of adapters must not call it broken."""
+    a, b, c, d = (adapter(residents, tmp_path, seed) for seed in range(4))
+    residents.prefetch(d)
+    for version in (a, b, c):
+        residents.pin(version, True)
+    settle(residents)
+    assert residents.acquire(d) == "failed"
+    assert "beside 3 of pinned" in str(residents.problem(d))
+    assert residents.error(d) is None
+    residents.pin(c, False)
+    use(residents, d)
