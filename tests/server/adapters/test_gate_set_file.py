@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from perseid_router.gate_set import CONFIG_FILE, WEIGHTS_FILE, GateSet
 from perseid_router.request_router import RequestRouter
-from perseid_server.adapters.gate_set_file import check_gate_set, read
+from perseid_server.adapters.gate_set_file import CheckedGateSet, check_gate_set, read
 from perseid_server.adapters.lora import Site
 from perseid_server.errors import AdapterRejected
 from tests.fakes import tiny_spec
@@ -184,3 +184,12 @@ def test_flipped_bytes_are_read_or_refused(data, tmp_path_factory):
     except AdapterRejected:
         return
     assert all(np.isfinite(gate.weight).all() and np.isfinite(gate.bias).all() for _, gate in read(checked))
+
+
+def test_a_request_router_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    """Its tensors are read whole, so their size is looked at before."""
+    replace(gate_set(WITH_ROUTER), request_router=router().tensors()).write(tmp_path)
+    monkeypatch.setattr("perseid_server.adapters.gate_set_file.MAX_ROUTER_NUMBERS", 1000)
+    monkeypatch.setattr(CheckedGateSet, "request_router", lambda _: pytest.fail("it was read"))
+    with pytest.raises(AdapterRejected, match="numbers; expected at most 1000"):
+        check_gate_set(tmp_path, BASE)

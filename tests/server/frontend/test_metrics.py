@@ -220,3 +220,16 @@ def complaints(scrape: bytes) -> tuple[int, bytes, bytes]:
     promtool = require_tool("promtool", "Debian package prometheus")
     done = subprocess.run([promtool, "check", "metrics"], input=scrape, capture_output=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_versions_that_lost_their_names_take_no_label() -> None:
+    """An adapter that is replaced again and again must not use the labels of the others up."""
+    metrics = Metrics(8)
+    for number in range(2 * MAX_ADAPTER_LABELS):
+        shares = tuple((f"v{version}", 1.0) for version in range(number + 1))
+        metrics.engine_stepped(StepOutputs(stats=EngineStats(routed_tokens=shares)), {f"v{number}": "replaced"})
+    metrics.engine_stepped(StepOutputs(stats=EngineStats(routed_tokens=(*shares, ("gone", 2.0)))), {})
+    told = samples(metrics)
+    assert told['routed_tokens_total{adapter="replaced"}'] == 2 * MAX_ADAPTER_LABELS
+    assert told['routed_tokens_total{adapter="other"}'] == 2.0
+    assert metrics.adapter_label("new") == "new"
