@@ -11,7 +11,7 @@ Shape legend: T rows of the batch, S sequences, N outputs, K inputs, H query hea
 P pages, C = PAGE_RANK · slices columns of a shrink, NB cache blocks of BS tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -28,12 +28,35 @@ if TYPE_CHECKING:
     from perseid_kernels.fused import FusedDecoder, FusedForward
 
 
+MAX_TREE_ROWS = 64
+"""Rows of a tree at most: the bits of an ancestor mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRows:
+    """Rows of drafted trees: those of a sequence branch instead of following one another. R of the step's T rows.
+
+    Bit j of a row's mask is set where it sees row j of its own sequence's rows in this step: its ancestors, which stand
+    before it, and itself. It sees the whole prefix too, which are the cache's first `context_len[s] - rows of s`
+    tokens. Its position is the prefix' length + the number of its bits − 1.
+
+    Such a row gets the bits that it would get as the only new row of a sequence whose last tokens are its ancestors:
+    its keys are taken in that order.
+    """
+
+    ancestors: Tensor  # int64 [T]; 0 on rows of sequences that are no trees. 64 bits, the last one the sign
+    rows: Tensor  # int32 [R], ascending
+    sequences: Tensor  # int32 [R], of each of these rows
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """Where the rows of a step lie in their sequences. Rows of a sequence stand together, in order.
 
     Row r of sequence s has position `context_len[s] - (query_start[s+1] - query_start[s]) + r` and sees the keys
-    at positions ≤ its own. The K and V of all the step's rows are in the cache before attention runs.
+    at positions ≤ its own; rows of a tree (`TreeRows`) see their ancestors instead, and the cache holds all rows of the
+    tree behind the prefix, in the order of the batch. The K and V of all the step's rows are in the cache before
+    attention runs.
     """
 
     query_start: Tensor  # int32 [S+1]
@@ -41,6 +64,20 @@ class AttentionBatch:
     block_table: Tensor  # int32 [S, max blocks], cache block of the sequence's i-th group of BS tokens
     max_query_len: int
     max_context_len: int
+    trees: TreeRows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMoves:
+    """Cache slots whose contents move: what was accepted of trees goes behind its prefix. M moves, of P paths.
+
+    A path's moves are done in order: `targets[i] < sources[i]`, both ascending, so that no move overwrites the source of
+    a later one. Paths share no slots.
+    """
+
+    sources: Tensor  # int64 [M]
+    targets: Tensor  # int64 [M]
+    indptr: Tensor  # int32 [P+1], first move of each path, and M
 
 
 class Backend(Protocol):
@@ -115,6 +152,10 @@ class Backend(Protocol):
     ) -> None:
         """Causal attention over the paged cache: out = softmax(scale · q Kᵀ) V, float32 softmax, GQA by
         head h reading key/value head h // (H / Hkv)."""
+        ...
+
+    def move_slots(self, k_caches: Sequence[Tensor], v_caches: Sequence[Tensor], moves: SlotMoves) -> None:
+        """K and V of the slots move, in all layers at once. Caches are [NB, BS, Hkv, D], all of one shape and dtype."""
         ...
 
     def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,14 @@ class FusedDecoder:
     attention_scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a forward pass ends with, for the L rows whose logits are wanted."""
+
+    hidden_LE: Tensor  # after the final norm, in the backend's compute dtype
+    logits_LV: Tensor  # float32
+
+
 class FusedForward(Protocol):
     """One step through a fused decoder."""
 
@@ -70,6 +78,6 @@ class FusedForward(Protocol):
         segments: Segments | None,
         logits_rows_L: Tensor,
         routed: Sequence[RoutedRows] = (),
-    ) -> Tensor:
-        """Float32 logits [L, V] of the rows named. Writes every row's K and V into the caches."""
+    ) -> Outputs:
+        """Of the rows named. Writes every row's K and V into the caches."""
         ...

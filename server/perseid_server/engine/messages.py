@@ -10,6 +10,7 @@ from typing import Literal
 from perseid_server.engine.adaptation import BASE, Adaptation
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 from perseid_server.model.spec import BaseSpec
+from perseid_server.speculation.options import OFF, Speculation
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -27,6 +28,7 @@ class Submit:
     adaptation: Adaptation = BASE
     priority: int = 0
     report_routing: bool = False  # tell what the gates chose
+    speculation: Speculation = OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,38 @@ class ForgetGateSet:
 
 
 @dataclass(frozen=True, slots=True)
+class RegisterHeads:
+    """Make Medusa heads known to the engine, which loads them at once. `path` is a folder in the store, already
+    checked. Registering a version again changes nothing."""
+
+    version: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetHeads:
+    """These heads draft no more, also for requests that run. What the requests say does not depend on it."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End the engine process."""
 
 
-ToEngine = Submit | Abort | RegisterAdapter | PinAdapter | ForgetAdapter | RegisterGateSet | ForgetGateSet | Shutdown
+ToEngine = (
+    Submit
+    | Abort
+    | RegisterAdapter
+    | PinAdapter
+    | ForgetAdapter
+    | RegisterGateSet
+    | ForgetGateSet
+    | RegisterHeads
+    | ForgetHeads
+    | Shutdown
+)
 
 
 # --- engine → API process ---------------------------------------------------------------------------------------
@@ -117,6 +146,8 @@ class SequenceOutput:
     queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
     routing: RoutingReport | None = None  # when asked for
+    drafted_tokens: int = 0  # drafts that this step checked
+    accepted_tokens: int = 0  # of token_ids, those that had been drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +157,22 @@ class AdapterState:
     version: str
     location: Literal["disk", "host", "device"]
     error: str | None = None  # why it cannot be loaded; sequences that wanted it have ended with it
+
+
+BLENDED, ROUTED = "blend", "auto"
+"""Stand for blends and for gates where figures are told by adapter; versions are content hashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationStats:
+    """Counters of the decode steps of sequences that ask for drafts, since the engine started."""
+
+    adapter: str  # version, "" the base, BLENDED or ROUTED
+    steps: int = 0  # sequences × steps, with drafts or without
+    tokens: int = 0  # what they brought
+    drafted: int = 0
+    accepted: int = 0
+    seconds_saved: float = 0.0  # estimated: what the accepted tokens would have cost, less what drafting did
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +196,8 @@ class EngineStats:
         tuple[str, float], ...
     ] = ()  # by adapter version, "" the base: Σ over routed rows of its share
     gate_entropy: float = 0.0  # Σ over routed rows of the mean entropy of their gates, nats
+    speculation: tuple[SpeculationStats, ...] = ()
+    draft_budget: int = 0  # rows that the last step had for drafts
 
 
 @dataclass(frozen=True, slots=True)

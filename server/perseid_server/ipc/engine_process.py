@@ -25,10 +25,12 @@ from perseid_server.engine.messages import (
     EngineStats,
     ForgetAdapter,
     ForgetGateSet,
+    ForgetHeads,
     FromEngine,
     PinAdapter,
     RegisterAdapter,
     RegisterGateSet,
+    RegisterHeads,
     Shutdown,
     StepOutputs,
     Submit,
@@ -142,6 +144,10 @@ def _take(engine: Engine, message: ToEngine) -> None:
             )
         case ForgetGateSet():
             engine.forget_gate_set(message.version)
+        case RegisterHeads():
+            engine.register_heads(message.version, message.path)
+        case ForgetHeads():
+            engine.forget_heads(message.version)
 
 
 def build_real_engine(config: EngineConfig) -> tuple[Engine, EngineReady]:

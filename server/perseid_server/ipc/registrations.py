@@ -1,4 +1,4 @@
-"""What an engine must know beside requests, remembered for the next engine process: adapters and gate sets."""
+"""What an engine must know beside requests, remembered for the next engine process: adapters, gate sets, heads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -8,9 +8,11 @@ from perseid_server.engine.messages import (
     AdapterState,
     ForgetAdapter,
     ForgetGateSet,
+    ForgetHeads,
     PinAdapter,
     RegisterAdapter,
     RegisterGateSet,
+    RegisterHeads,
     StepOutputs,
     ToEngine,
 )
@@ -22,6 +24,7 @@ class Registrations(ABC):
     def __init__(self) -> None:
         self._adapters: dict[str, RegisterAdapter] = {}
         self._gate_sets: dict[str, RegisterGateSet] = {}
+        self._heads: dict[str, RegisterHeads] = {}
         self.adapter_states: dict[str, AdapterState] = {}
 
     def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
@@ -55,6 +58,18 @@ class Registrations(ABC):
         self.adapter_states.pop(version, None)
         self._tell(ForgetGateSet(version))
 
+    def register_heads(self, version: str, path: str) -> None:
+        """Make Medusa heads known to this engine and to those that follow it."""
+        message = RegisterHeads(version, path)
+        self._heads[version] = message
+        self._tell(message)
+
+    def forget_heads(self, version: str) -> None:
+        """Nobody drafts with these heads any more."""
+        self._heads.pop(version, None)
+        self.adapter_states.pop(version, None)
+        self._tell(ForgetHeads(version))
+
     @abstractmethod
     def _tell(self, message: ToEngine) -> None:
         """Send a message if there is an engine; a later one gets all `registrations`."""
@@ -63,9 +78,10 @@ class Registrations(ABC):
         """What a new engine has to be told, adapters before the gate sets that choose among them."""
         yield from self._adapters.values()
         yield from self._gate_sets.values()
+        yield from self._heads.values()
 
     def _take_states(self, step: StepOutputs) -> None:
         """Remember where things are. An engine may still speak of what has been forgotten meanwhile."""
         for state in step.adapters:
-            if state.version in self._adapters or state.version in self._gate_sets:
+            if any(state.version in known for known in (self._adapters, self._gate_sets, self._heads)):
                 self.adapter_states[state.version] = state

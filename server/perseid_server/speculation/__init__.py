@@ -1,0 +1,1 @@
+"""Drafting ahead: Medusa heads, prompt lookup, trees of drafted tokens, their acceptance and their budget."""
