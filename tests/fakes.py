@@ -5,6 +5,7 @@ before it, and it reads those tokens back through the sequence's KV blocks. A bl
 early or keyed wrongly changes the answer.
 """
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
 from perseid_server.engine.adaptation import BASE, Adaptation
+from perseid_server.engine.drafting import Drafter
 from perseid_server.engine.engine import Engine, EngineLimits
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
@@ -21,6 +23,9 @@ from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.model.spec import BaseSpec, LinearShape
 from perseid_server.model.tokenizer import TokenizerBundle
+from perseid_server.speculation.draft import Candidates
+from perseid_server.speculation.step_clock import StepClock
+from perseid_server.speculation.tree import ROOT
 
 VOCAB_SIZE = 258
 EOS = 256
@@ -100,11 +105,11 @@ class FakeRunner:
         results = []
         for chunk in step.chunks:
             sequence = chunk.sequence
-            for position in range(chunk.start, chunk.start + chunk.count):
-                self._slots[self._slot(sequence.blocks, position)] = (
-                    name_of(sequence.adaptation),
-                    sequence.token_ids[position],
-                )
+            drafted = () if chunk.draft is None else chunk.draft.tree.token_ids
+            rows = (*sequence.token_ids[chunk.start : chunk.start + chunk.count], *drafted)
+            for place, token in enumerate(rows):
+                where = self._slot(sequence.blocks, chunk.start + place)
+                self._slots[where] = (name_of(sequence.adaptation), token)
             results.append(self._result(chunk))
         return tuple(results)
 
@@ -118,24 +123,46 @@ class FakeRunner:
             return ChunkResult(error="NaN")
         if not chunk.samples:
             return ChunkResult(prompt_logprobs=judged, routed=_routed(chunk))
-        context = [self._slots[self._slot(sequence.blocks, i)] for i in range(chunk.start + chunk.count)]
-        assert all(entry is not None and entry[0] == name_of(sequence.adaptation) for entry in context), "foreign KV"
-        tokens = tuple(entry[1] for entry in context if entry is not None)
-        token = self._next(sequence, tokens)
-        logprob = _logprob(token, sequence.request.sampling.logprobs)
-        return ChunkResult(token, logprob, prompt_logprobs=judged, routed=_routed(chunk))
+        path = list(range(chunk.start + chunk.count))  # places of what the next token follows
+        accepted: list[int] = []
+        sampled: list[int] = []
+        while True:
+            sampled.append(self._next(sequence, self._context(sequence, path), len(sampled)))
+            if chunk.draft is None or sampled[-1] == EOS:
+                break
+            node = chunk.draft.tree.child(accepted[-1] if accepted else ROOT, sampled[-1])
+            if node is None:
+                break
+            accepted.append(node)
+            path.append(chunk.start + chunk.count + node)
+        for depth, node in enumerate(accepted):
+            source, target = (chunk.start + chunk.count + place for place in (node, depth))
+            self._slots[self._slot(sequence.blocks, target)] = self._slots[self._slot(sequence.blocks, source)]
+        found = [_logprob(token, sequence.request.sampling.logprobs) for token in sampled]
+        return ChunkResult(
+            tuple(sampled),
+            tuple(logprob for logprob in found if logprob is not None),
+            tuple(accepted),
+            prompt_logprobs=judged,
+            routed=_routed(chunk, len(accepted)),
+        )
 
-    def _next(self, sequence: Sequence, tokens: tuple[int, ...]) -> int:
+    def _context(self, sequence: Sequence, places: list[int]) -> tuple[int, ...]:
+        entries = [self._slots[self._slot(sequence.blocks, place)] for place in places]
+        assert all(entry is not None and entry[0] == name_of(sequence.adaptation) for entry in entries), "foreign KV"
+        return tuple(entry[1] for entry in entries if entry is not None)
+
+    def _next(self, sequence: Sequence, tokens: tuple[int, ...], ahead: int) -> int:
         if self.says is None:
             return self.choose(name_of(sequence.adaptation), tokens)
-        said = self.says.encode()
-        return said[sequence.num_output] if sequence.num_output < len(said) else EOS
+        said, place = self.says.encode(), sequence.num_output + ahead
+        return said[place] if place < len(said) else EOS
 
     def _slot(self, blocks: list[int], position: int) -> int:
         return blocks[position // self.block_size] * self.block_size + position % self.block_size
 
 
-def _routed(chunk: Chunk) -> RoutedChunk | None:
+def _routed(chunk: Chunk, num_accepted: int = 0) -> RoutedChunk | None:
     """The fake gates: of the columns that may be chosen, each gets twice what the one before it gets."""
     routing = chunk.sequence.adaptation.routing
     if routing is None:
@@ -143,11 +170,12 @@ def _routed(chunk: Chunk) -> RoutedChunk | None:
     given = [0 if column is None else 2**place for place, column in enumerate(routing.columns)]
     last = tuple(share / sum(given) for share in given)
     num_prompt = max(0, min(chunk.count, len(chunk.sequence.request.prompt_token_ids) - chunk.start))
+    num_rows = chunk.count + num_accepted
     return RoutedChunk(
-        shares=tuple(chunk.count * share for share in last),
+        shares=tuple(num_rows * share for share in last),
         prompt_shares=tuple(num_prompt * share for share in last),
-        last=last,
-        entropy=0.5 * chunk.count,
+        sampled=(last,) * (1 + num_accepted),
+        entropy=0.5 * num_rows,
     )
 
 
@@ -257,6 +285,63 @@ class FakeResidency:
         return ResidencyStats(len(self.device), self.room)
 
 
+@dataclass
+class FakeHeads:
+    """Heads that know what the fake model says next, but are wrong about a share of it; loaded at the next poll."""
+
+    num_heads: int = 3
+    wrong: float = 0.3
+    seed: int = 0
+    asked: list[list[str]] = field(default_factory=list)  # request ids of each call
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._known: dict[str, bool] = {}  # whether they are loaded
+
+    @property
+    def is_loading(self) -> bool:
+        return not all(self._known.values())
+
+    def register(self, version: str, path: str) -> None:
+        self._known.setdefault(version, False)
+
+    def forget(self, version: str) -> None:
+        self._known.pop(version, None)
+
+    def poll(self) -> ResidencyEvents:
+        moved = tuple(version for version, is_loaded in self._known.items() if not is_loaded)
+        self._known |= dict.fromkeys(moved, True)
+        return ResidencyEvents(moved)
+
+    def knows(self, version: str) -> bool:
+        return version in self._known
+
+    def location(self, version: str) -> Location:
+        return "device" if self._known[version] else "disk"
+
+    def error(self, version: str) -> str | None:
+        return None
+
+    def can_propose(self, sequence: Sequence) -> bool:
+        return self._known.get(sequence.request.speculation.heads or "", False)
+
+    def propose(self, sequences: list[Sequence]) -> list[Candidates]:
+        self.asked.append([sequence.id for sequence in sequences])
+        return [self._propose(sequence) for sequence in sequences]
+
+    def _propose(self, sequence: Sequence) -> Candidates:
+        coming = expected(tuple(sequence.token_ids), name_of(sequence.adaptation), self.num_heads)
+        ranked = []
+        for token in coming:
+            others = [other for other in self._random.sample(range(97, 123), 3) if other != token]
+            ranked.append([others[0], token, *others[1:]] if self._random.random() < self.wrong else [token, *others])
+        return Candidates(ranked, [[0.6, 0.2, 0.1, 0.05][: len(tokens)] for tokens in ranked])
+
+
+FLAT_CLOCK = {1: 1.0, 64: 1.0}
+"""A device on which a row more costs nothing: everything that is drafted pays."""
+
+
 def fake_engine(
     *,
     num_blocks: int = 64,
@@ -266,6 +351,9 @@ def fake_engine(
     caching: bool = True,
     residency: FakeResidency | None = None,
     runner: FakeRunner | None = None,
+    heads: FakeHeads | None = None,
+    step_times: Mapping[int, float] = FLAT_CLOCK,
+    draft_tokens: int | None = None,
 ) -> Engine:
     """The real engine over the fake model."""
     limits = EngineLimits(max_model_len or num_blocks * BLOCK_SIZE, max_batch_tokens, max_num_seqs, (EOS,))
@@ -274,6 +362,7 @@ def fake_engine(
         BlockAllocator(num_blocks, BLOCK_SIZE, caching=caching),
         residency or FakeResidency(),
         runner or FakeRunner(num_blocks),
+        Drafter(StepClock(step_times), heads or FakeHeads(), draft_tokens),
     )
 
 

@@ -127,3 +127,15 @@ def _join(first: Weight, second: Weight) -> Weight | None:
         case DenseWeight(), DenseWeight() if first.values.dtype == second.values.dtype:
             return DenseWeight(torch.cat((first.values, second.values)))
     return None
+
+
+def take_rows(weight: Weight, rows: slice | Tensor) -> Weight:
+    """The same weight with only these outputs."""
+    match weight:
+        case Int4Weight():
+            offset = None if weight.offset is None else weight.offset[rows]
+            return Int4Weight(weight.codes[rows], weight.codebook, weight.scale[rows], offset, weight.group_size)
+        case Int8Weight():
+            return Int8Weight(weight.codes[rows], weight.scale[rows], weight.group_size)
+        case DenseWeight():
+            return DenseWeight(weight.values[rows])

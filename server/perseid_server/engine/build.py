@@ -17,7 +17,9 @@ from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
 from perseid_server.adapters.residents import Residents
 from perseid_server.engine.config import MIB, Capacity, EngineConfig, plan_capacity
+from perseid_server.engine.drafting import Drafter
 from perseid_server.engine.engine import Engine, EngineLimits
+from perseid_server.engine.heads import HeadRunner
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import EngineReady
 from perseid_server.engine.runner import ModelRunner
@@ -27,7 +29,11 @@ from perseid_server.model.checkpoint import open_checkpoint
 from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.source import resolve_model
+from perseid_server.model.step_times import measure_steps
 from perseid_server.model.warm_up import warm_up
+from perseid_server.speculation.heads_loading import LoadHeads
+from perseid_server.speculation.heads_residency import HeadsResidency
+from perseid_server.speculation.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +78,16 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         warm_up(decoder, kv, pool, config.max_batch_tokens)
         if config.cuda_graphs:
             graphs = DecodeGraphs(decoder, kv, pool, backend, _graph_limits(config, capacity))
+    times = measure_steps(
+        decoder.bind(kv, pool), device, capacity.num_blocks * config.block_size, config.block_size
+    )
+    heads = HeadRunner(HeadsResidency(LoadHeads(checkpoint, decoder.lm_head, backend, device)))
     engine = Engine(
         EngineLimits(capacity.max_model_len, config.max_batch_tokens, config.max_num_seqs, spec.eos_token_ids),
         BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache, base=spec.hash),
         residency,
         ModelRunner(decoder, kv, pool, residency, config.block_size, graphs),
+        Drafter(StepClock(times), heads, config.draft_tokens),
     )
     ready = EngineReady(
         spec=spec,

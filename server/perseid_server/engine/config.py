@@ -26,6 +26,7 @@ class EngineConfig:
     block_size: int = 16
     prefix_cache: bool = True
     cuda_graphs: bool = True
+    draft_tokens: int | None = None  # of each sequence and step; None: those that pay, 0: never any
     threads: int | None = None
 
 

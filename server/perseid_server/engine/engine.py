@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from perseid_server.engine.drafting import Drafter
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import (
     AdapterState,
@@ -39,11 +40,14 @@ class EngineLimits:
 class Engine:
     """All calls come from one thread."""
 
-    def __init__(self, limits: EngineLimits, blocks: BlockAllocator, residency: Residency, runner: Runner) -> None:
+    def __init__(
+        self, limits: EngineLimits, blocks: BlockAllocator, residency: Residency, runner: Runner, drafter: Drafter
+    ) -> None:
         self._limits = limits
         self._blocks = blocks
         self._residency = residency
         self._runner = runner
+        self._drafter = drafter
         self._scheduler = Scheduler(SchedulerLimits(limits.max_batch_tokens, limits.max_num_seqs), blocks, residency)
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
@@ -51,6 +55,7 @@ class Engine:
         self._failed_in_a_row = 0
         self._routed: dict[str, float] = {}  # shares of routed rows by adapter version, BASE_COLUMN the base
         self._gate_entropy = 0.0
+        self._draft_budget = 0
 
     @property
     def has_work(self) -> bool:
@@ -59,8 +64,8 @@ class Engine:
 
     @property
     def is_loading(self) -> bool:
-        """Whether an adapter is on its way: a step will take it over when it has come."""
-        return self._residency.is_loading
+        """Whether an adapter or heads are on their way: a step will take them over when they have come."""
+        return self._residency.is_loading or self._drafter.heads.is_loading
 
     def submit(self, request: Submit) -> None:
         """Let a request wait for its turn. One that can never run ends with an error in the next step's outputs."""
@@ -77,6 +82,7 @@ class Engine:
         """End a sequence and free all it holds at once. Unknown ids are ignored: it may just have ended."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
+            self._drafter.ended(sequence)
             self._scheduler.remove(sequence)
 
     def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
@@ -99,18 +105,34 @@ class Engine:
     def forget_adapter(self, version: str) -> None:
         """No new request names this version; it leaves memory with its last user."""
         self._routed.pop(version, None)
+        self._drafter.forget_adapter(version)
         if self._residency.knows(version):
             self._residency.forget(version)
 
     forget_gate_set = forget_adapter
 
+    def register_heads(self, version: str, path: str) -> None:
+        """Make Medusa heads known and load them."""
+        self._drafter.heads.register(version, path)
+
+    def forget_heads(self, version: str) -> None:
+        """These heads draft no more."""
+        self._drafter.heads.forget(version)
+
     def step(self) -> StepOutputs:
         """Schedule, run, commit."""
         outputs, self._refused = self._refused, []
         moved = self._residency_events(outputs)
-        step = self._scheduler.schedule()
+        decoding = self._scheduler.decoding
+        num_rows = len(decoding) + self._scheduler.num_prefill_rows
+        plan = self._drafter.plan(decoding, num_rows, self._limits.max_model_len)
+        self._draft_budget = plan.num_nodes
+        step = self._scheduler.schedule(plan.drafts)
         outputs += self._drop_failed()
+        started = time.perf_counter()
         results = self._run(step, outputs)
+        if results:
+            self._drafter.learn(plan, step, results, time.perf_counter() - started)
         for chunk, result in zip(step.chunks, results, strict=False):  # no results when the step failed
             outputs += self._commit(chunk, result)
         return StepOutputs(
@@ -139,11 +161,14 @@ class Engine:
             waiting_adapters=_adapters_of(scheduler.waiting),
             routed_tokens=tuple(self._routed.items()),
             gate_entropy=self._gate_entropy,
+            speculation=self._drafter.stats(),
+            draft_budget=self._draft_budget,
         )
 
     def adapter_state(self, version: str) -> AdapterState:
         """Where a version lives, and why it cannot be loaded if so."""
-        return AdapterState(version, self._residency.location(version), self._residency.error(version))
+        holder = self._drafter.heads if self._drafter.heads.knows(version) else self._residency
+        return AdapterState(version, holder.location(version), holder.error(version))
 
     # --- submit -------------------------------------------------------------------------------------------------
 
@@ -168,8 +193,10 @@ class Engine:
             logger.error("adapter %s cannot be loaded: %s", version[:12], why)
             waiting = [sequence for sequence in self._scheduler.waiting if version in sequence.adaptation.versions]
             outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
-        changed = {*events.moved, *events.failed}
-        return tuple(self.adapter_state(version) for version in sorted(changed) if self._residency.knows(version))
+        heads = self._drafter.heads.poll()
+        changed = {*events.moved, *events.failed, *heads.moved, *heads.failed}
+        known = [version for version in changed if self._residency.knows(version) or self._drafter.heads.knows(version)]
+        return tuple(self.adapter_state(version) for version in sorted(known))
 
     def _drop_failed(self) -> Iterator[SequenceOutput]:
         failed, self._scheduler.failed = self._scheduler.failed, []
@@ -206,16 +233,17 @@ class Engine:
         if result.error is not None:
             yield self._end_with_error(sequence, result.error)
             return
-        self._scheduler.computed(chunk)
         self._keep_prompt_logprobs(chunk, result)
         self._count_routed(chunk, result)
-        if not chunk.samples:
+        samples = chunk.samples  # until its sequence grows
+        if samples and sequence.request.sampling.max_tokens == 0:
+            output = SequenceOutput(sequence.id, finish_reason="length")
+        else:
+            output = self._accept(sequence, result)
+        self._scheduler.computed(chunk, output.accepted_tokens)
+        if not samples:
             return
-        output = SequenceOutput(sequence.id)
-        if sequence.request.sampling.max_tokens == 0:
-            output = replace(output, finish_reason="length")
-        elif result.token_id is not None:
-            output = self._accept(sequence, result.token_id, result)
+        output = replace(output, drafted_tokens=chunk.num_rows - chunk.count)
         if not sequence.has_answered:
             output = self._with_beginnings(output, sequence)
         if sequence.request.report_routing and result.routed is not None:
@@ -224,14 +252,30 @@ class Engine:
             self._end(sequence)
         yield output
 
-    def _accept(self, sequence: Sequence, token_id: int, result: ChunkResult) -> SequenceOutput:
+    def _accept(self, sequence: Sequence, result: ChunkResult) -> SequenceOutput:
+        """Append the sampled tokens up to the one that ends the sequence, if one does."""
         params = sequence.request.sampling
-        is_end = not params.ignore_eos and token_id in self._limits.eos_token_ids
-        if is_end or token_id in params.stop_token_ids:
-            return SequenceOutput(sequence.id, finish_reason="stop", stop_token_id=token_id)
-        sequence.append(token_id)
-        logprobs = (result.logprob,) if result.logprob is not None else ()
-        return SequenceOutput(sequence.id, (token_id,), logprobs, finish_reason=self._length_reached(sequence))
+        finished: FinishReason | None = None
+        stop_token: int | None = None
+        taken = 0
+        for token_id in result.token_ids:
+            is_end = not params.ignore_eos and token_id in self._limits.eos_token_ids
+            if is_end or token_id in params.stop_token_ids:
+                finished, stop_token = "stop", token_id
+                break
+            sequence.append(token_id)
+            taken += 1
+            finished = self._length_reached(sequence)
+            if finished is not None:
+                break
+        return SequenceOutput(
+            sequence.id,
+            result.token_ids[:taken],
+            result.logprobs[:taken],
+            finish_reason=finished,
+            stop_token_id=stop_token,
+            accepted_tokens=min(len(result.accepted), taken),
+        )
 
     def _length_reached(self, sequence: Sequence) -> FinishReason | None:
         reached = (
@@ -276,6 +320,7 @@ class Engine:
         return _failure(sequence.id, error)
 
     def _end(self, sequence: Sequence) -> None:
+        self._drafter.ended(sequence)
         self._scheduler.remove(sequence)
         self._sequences.pop(sequence.id, None)
 
@@ -293,4 +338,4 @@ def _routing_report(sequence: Sequence, output: SequenceOutput, routed: RoutedCh
     is_first = output.prefill_s is not None
     total = sum(sequence.prompt_shares)  # a token's shares sum to 1
     prompt = tuple(share / total for share in sequence.prompt_shares) if is_first and total > 0 else None
-    return RoutingReport(prompt, tuple(routed.last for _ in output.token_ids))
+    return RoutingReport(prompt, routed.sampled[: len(output.token_ids)])

@@ -1,25 +1,33 @@
 """What the engine needs of others, and what it tells them. No torch here: tests bring fakes."""
 
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from typing import Protocol
 
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
 from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import TokenLogprobs
+from perseid_server.speculation.draft import Candidates, Draft
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The rows of one sequence in a step: tokens `start … start + count` of `sequence.token_ids`."""
+    """The rows of one sequence in a step: tokens `start … start + count` of `sequence.token_ids`, then its drafts."""
 
     sequence: Sequence
     start: int
     count: int
+    draft: Draft | None = None  # may follow the last token, which then is the only one
 
     @property
     def samples(self) -> bool:
         """Whether the chunk ends at the sequence's last token, so that the next one is sampled."""
         return self.start + self.count == len(self.sequence.token_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch, drafted ones among them."""
+        return self.count if self.draft is None else self.count + len(self.draft.tree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +39,28 @@ class ScheduledStep:
     @property
     def num_rows(self) -> int:
         """Rows of the forward pass."""
-        return sum(chunk.count for chunk in self.chunks)
+        return sum(chunk.num_rows for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedChunk:
-    """What the gates chose for a chunk's rows. Shares per column of a row sum to 1."""
+    """What the gates chose for a chunk's rows, but for drafts that were not accepted. Shares per column of a row sum
+    to 1."""
 
     shares: tuple[float, ...]  # summed over the rows
     prompt_shares: tuple[float, ...]  # of those, summed over rows of the prompt
-    last: tuple[float, ...]  # of the last row
+    sampled: tuple[tuple[float, ...], ...]  # of the last row, and of each accepted draft's: tokens were sampled from
     entropy: float  # summed over the rows: the mean entropy of a row's gates, nats
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What the forward pass brought one chunk. `token_id` is None where nothing is sampled."""
+    """What the forward pass brought one chunk: no token where nothing is sampled, one, or one more than drafts were
+    accepted. `accepted` are those drafts' nodes, from the root's child on."""
 
-    token_id: int | None = None
-    logprob: TokenLogprobs | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    accepted: tuple[int, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of tokens start + 1 … start + count, as far as the prompt goes
     error: str | None = None
     routed: RoutedChunk | None = None
@@ -60,6 +71,33 @@ class Runner(Protocol):
 
     def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
         """One result for each chunk, in order. Writes the rows' K and V into the sequences' blocks."""
+        ...
+
+
+class Heads(Protocol):
+    """Medusa heads on the device. All calls come from the engine's thread."""
+
+    @property
+    def is_loading(self) -> bool: ...
+
+    def register(self, version: str, path: str) -> None: ...
+
+    def forget(self, version: str) -> None: ...
+
+    def poll(self) -> ResidencyEvents: ...
+
+    def knows(self, version: str) -> bool: ...
+
+    def location(self, version: str) -> Location: ...
+
+    def error(self, version: str) -> str | None: ...
+
+    def can_propose(self, sequence: Sequence) -> bool:
+        """Whether the sequence's heads are there, and the hidden state they look at."""
+        ...
+
+    def propose(self, sequences: ListOf[Sequence]) -> list[Candidates]:
+        """What each sequence's heads say of the tokens after its last one."""
         ...
 
 

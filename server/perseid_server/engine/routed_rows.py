@@ -1,6 +1,6 @@
 """The rows of a step that gates route: which of them belong together, and what the gates chose for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,8 +58,8 @@ def group_routed(chunks: Sequence[Chunk], tables: Tables) -> "RoutedGroups":
             for column, version in enumerate(routing.columns):
                 if version and not group.pages[column]:
                     group.pages[column] = tables.pages(version).pages
-            group.add(place, range(first, first + chunk.count), routing)
-        first += chunk.count
+            group.add(place, range(first, first + chunk.num_rows), routing)
+        first += chunk.num_rows
     return RoutedGroups(tuple(groups.values()))
 
 
@@ -82,26 +82,31 @@ class RoutedGroups:
         """As the batch takes them."""
         return tuple(group.host() for group in self.groups)
 
-    def results(self, routed: Sequence[RoutedRows], chunks: Sequence[Chunk]) -> dict[int, RoutedChunk]:
-        """What the gates chose, by the chunk's place. Reads the tallies back."""
+    def results(
+        self, routed: Sequence[RoutedRows], chunks: Sequence[Chunk], accepted: Mapping[int, Sequence[int]]
+    ) -> dict[int, RoutedChunk]:
+        """What the gates chose, by the chunk's place. Reads the tallies back. `accepted`: nodes, by the chunk's place."""
         found: dict[int, RoutedChunk] = {}
         for group, rows in zip(self.groups, routed, strict=True):
             shares_RC = rows.tally.cpu() / max(group.table.num_gated, 1)
             first = 0
             for place in group.chunks:
                 chunk = chunks[place]
-                found[place] = _chunk_result(chunk, shares_RC[first : first + chunk.count])
-                first += chunk.count
+                nodes = [chunk.count + node for node in accepted.get(place, ())]
+                of_chunk_RC = shares_RC[first : first + chunk.num_rows]
+                found[place] = _chunk_result(chunk, of_chunk_RC[: chunk.count], of_chunk_RC[nodes])
+                first += chunk.num_rows
         return found
 
 
-def _chunk_result(chunk: Chunk, shares_RC: Tensor) -> RoutedChunk:
-    """The last column of `shares_RC` is the entropy."""
+def _chunk_result(chunk: Chunk, shares_RC: Tensor, accepted_AC: Tensor) -> RoutedChunk:
+    """Of the chunk's tokens and of accepted drafts. The last column is the entropy."""
     of_prompt = max(min(chunk.sequence.num_prompt - chunk.start, chunk.count), 0)
-    *shares, entropy = shares_RC.sum(dim=0).tolist()
+    *shares, entropy = (shares_RC.sum(dim=0) + accepted_AC.sum(dim=0)).tolist()
+    sampled = [shares_RC[-1, :-1].tolist(), *accepted_AC[:, :-1].tolist()]
     return RoutedChunk(
         shares=tuple(shares),
         prompt_shares=tuple(shares_RC[:of_prompt, :-1].sum(dim=0).tolist()),
-        last=tuple(shares_RC[-1, :-1].tolist()),
+        sampled=tuple(map(tuple, sampled)),
         entropy=entropy,
     )

@@ -1,20 +1,23 @@
-"""From a scheduled step to tensors, through the decoder, to sampled tokens. The engine's only torch."""
+"""From a scheduled step to tensors, through the decoder, to sampled tokens."""
 
 from collections.abc import Sequence
 from itertools import accumulate
 
 from torch import Tensor
 
+from perseid_kernels.fused import Outputs
 from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import PageList
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
-from perseid_server.engine.routed_rows import RoutedGroups, Tables, group_routed
-from perseid_server.model.batch import HostBatch
+from perseid_server.engine.routed_rows import Tables, group_routed
+from perseid_server.engine.step_rows import accepted_moves, host_batch, logits_spans
+from perseid_server.engine.verification import Walk, walk
+from perseid_server.model.batch import HostBatch, slot_moves
 from perseid_server.model.decode_graphs import DecodeGraphs
 from perseid_server.model.decoder import AdapterPools, Decoder
 from perseid_server.model.kv_cache import KVCache
-from perseid_server.model.sampling import SampleRequest, prompt_logprobs, sample
+from perseid_server.model.sampling import Sampler, SampleRequest, prompt_logprobs
 from perseid_server.model.sampling_params import TokenLogprobs
 
 
@@ -32,6 +35,7 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self._decoder = decoder
+        self._kv = kv
         self._ordinary = decoder.bind(kv, pools)
         self._tables = tables
         self._block_size = block_size
@@ -39,63 +43,56 @@ class ModelRunner:
         self._eos_token_ids = decoder.config.eos_token_ids
 
     def run(self, step: ScheduledStep) -> tuple[ChunkResult, ...]:
-        """One forward pass; samples for the chunks that end at their sequence's last token."""
-        spans = _logits_spans(step.chunks)
-        groups = group_routed(step.chunks, self._tables)
-        batch = self._batch(step.chunks, [row for span in spans for row in span], groups)
-        logits_LV, routed = self._forward(batch)
+        """One forward pass; samples for the chunks that end at their sequence's last token, and for their drafts."""
+        chunks = step.chunks
+        groups = group_routed(chunks, self._tables)
+        batch = host_batch(chunks, self._block_size, self._page_list, groups.host())
+        outputs, routed = self._forward(batch)
+        spans = logits_spans(chunks)
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
-        samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
-        rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
-        sampled = sample(
-            rows_LV, [self._sample_request(step.chunks[index]) for index in samplers], self._decoder.backend.best
-        )
-        token_of = dict(zip(samplers, sampled, strict=True))
-        chosen = groups.results(routed, step.chunks)
+        firsts = [end - chunk.num_rows + chunk.count - 1 for end, chunk in zip(ends, chunks, strict=True)]
+        walks = self._walk(chunks, firsts, outputs)
+        self._compact(chunks, walks)
+        chosen = groups.results(routed, chunks, {place: taken.accepted for place, taken in walks.items()})
 
         results = []
-        for index, (chunk, span) in enumerate(zip(step.chunks, spans, strict=True)):
-            judged = _judge_prompt(chunk, logits_LV[ends[index] - len(span) : ends[index]])
-            token = token_of.get(index)
-            if token is None:
-                results.append(ChunkResult(prompt_logprobs=judged, routed=chosen.get(index)))
-            else:
-                results.append(ChunkResult(token.token_id, token.logprob, judged, token.error, chosen.get(index)))
+        for place, (chunk, span) in enumerate(zip(chunks, spans, strict=True)):
+            judged = _judge_prompt(chunk, outputs.logits_LV[ends[place] - len(span) : ends[place]])
+            taken = walks.get(place, _NOTHING)
+            results.append(
+                ChunkResult(taken.token_ids, taken.logprobs, taken.accepted, judged, taken.error, chosen.get(place))
+            )
         return tuple(results)
 
-    def _forward(self, batch: HostBatch) -> tuple[Tensor, tuple[RoutedRows, ...]]:
-        """Next-token logits, float32 [L, V], and the routed rows with what was chosen for them."""
+    def _forward(self, batch: HostBatch) -> tuple[Outputs, tuple[RoutedRows, ...]]:
+        """What the pass ends with, and the routed rows with what was chosen for them."""
         if self._graphs is not None and self._graphs.takes(batch):
             return self._graphs.forward(batch), ()
         on_device = batch.on(self._decoder.device)
         return self._ordinary(on_device), on_device.routed
 
-    def _batch(self, chunks: Sequence[Chunk], logits_rows: list[int], groups: RoutedGroups) -> HostBatch:
-        size = self._block_size
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        pages: list[PageList | None] = []
-        query_start = [0]
-        for chunk in chunks:
-            sequence = chunk.sequence
-            span = range(chunk.start, chunk.start + chunk.count)
-            tokens += sequence.token_ids[chunk.start : chunk.start + chunk.count]
-            positions += span
-            slots += [sequence.blocks[position // size] * size + position % size for position in span]
-            pages += [self._page_list(sequence.adaptation)] * chunk.count
-            query_start.append(query_start[-1] + chunk.count)
-        return HostBatch(
-            token_ids=tokens,
-            positions=positions,
-            slots=slots,
-            query_start=query_start,
-            context_len=[chunk.start + chunk.count for chunk in chunks],
-            blocks=[chunk.sequence.blocks for chunk in chunks],
-            pages=pages,
-            logits_rows=logits_rows,
-            routed=groups.host(),
-        )
+    def _walk(self, chunks: Sequence[Chunk], firsts: Sequence[int], outputs: Outputs) -> dict[int, Walk]:
+        """What is sampled, by the chunk's place; keeps for Medusa heads the rows that last tokens came from."""
+        places = [place for place, chunk in enumerate(chunks) if _is_sampled(chunk)]
+        if not places:
+            return {}
+        sampler = Sampler(outputs.logits_LV, self._decoder.backend.best)
+        walks = {}
+        for place in places:
+            chunk, first = chunks[place], firsts[place]
+            taken = walk(chunk, first, sampler, self._sample_request, self._ends)
+            if chunk.sequence.request.speculation.uses_heads:
+                leaf = first + (taken.accepted[-1] + 1 if taken.accepted else 0)
+                chunk.sequence.hidden = KeptRow(outputs.hidden_LE, leaf)
+            walks[place] = taken
+        return walks
+
+    def _compact(self, chunks: Sequence[Chunk], walks: dict[int, Walk]) -> None:
+        """What was accepted goes where it would have been without drafts: before anybody can find it by its key."""
+        paths = [accepted_moves(chunks[place], taken.accepted, self._block_size) for place, taken in walks.items()]
+        moves = slot_moves([path for path in paths if path], self._decoder.device)
+        if moves is not None:
+            self._decoder.backend.move_slots(self._kv.keys, self._kv.values, moves)
 
     def _page_list(self, adaptation: Adaptation) -> PageList | None:
         """The pages of one adapter, or of a blend's, one adapter after the other."""
@@ -107,17 +104,40 @@ class ModelRunner:
             tuple(weight * each for pages, weight in lists for each in pages.weights),
         )
 
-    def _sample_request(self, chunk: Chunk) -> SampleRequest:
+    def _sample_request(self, chunk: Chunk, ahead: Sequence[int]) -> SampleRequest:
+        """How the token after those `ahead` is sampled, which have come in this step."""
         sequence = chunk.sequence
         params = sequence.request.sampling
-        too_early = sequence.num_output < params.min_tokens
+        too_early = sequence.num_output + len(ahead) < params.min_tokens
         return SampleRequest(
             sampling=params,
             prompt_token_ids=sequence.request.prompt_token_ids,
-            output_token_ids=sequence.output_token_ids,
-            uniform=sequence.uniform,
+            output_token_ids=[*sequence.output_token_ids, *ahead],
+            uniform=sequence.uniform(len(ahead)),
             forbid_token_ids=(*self._eos_token_ids, *params.stop_token_ids) if too_early else (),
         )
+
+    def _ends(self, chunk: Chunk, token_id: int) -> bool:
+        params = chunk.sequence.request.sampling
+        return token_id in params.stop_token_ids or (not params.ignore_eos and token_id in self._eos_token_ids)
+
+
+_NOTHING = Walk((), (), ())
+
+
+class KeptRow:
+    """A row of a step's hidden states, which stay as long as one of them is wanted."""
+
+    __slots__ = ("_hidden_LE", "_row")
+
+    def __init__(self, hidden_LE: Tensor, row: int) -> None:
+        self._hidden_LE = hidden_LE
+        self._row = row
+
+    @property
+    def hidden_E(self) -> Tensor:
+        """The row."""
+        return self._hidden_LE[self._row]
 
 
 def _is_sampled(chunk: Chunk) -> bool:
@@ -131,17 +151,3 @@ def _judge_prompt(chunk: Chunk, logits_LV: Tensor) -> tuple[TokenLogprobs, ...]:
         return ()
     targets = chunk.sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.count + 1]
     return tuple(prompt_logprobs(logits_LV[: len(targets)], targets, num_top))
-
-
-def _logits_spans(chunks: Sequence[Chunk]) -> list[range]:
-    """The rows of each chunk whose logits are wanted: all for prompt logprobs, the last where one is sampled."""
-    spans = []
-    first = 0
-    for chunk in chunks:
-        end = first + chunk.count
-        if chunk.sequence.wants_prompt_logprobs and chunk.start < chunk.sequence.num_prompt:
-            spans.append(range(first, end))
-        else:
-            spans.append(range(end - 1, end) if chunk.samples else range(0))
-        first = end
-    return spans

@@ -3,20 +3,27 @@
 Decodes come first, then the prefills that have begun, then new sequences, all in order of priority and arrival,
 until the token budget is spent. A sequence gets the blocks of its whole prompt when it is admitted, and one more
 whenever it grows into it; when none is left the newest running sequence gives its blocks up and is computed again
-later (preemption by recompute: its tokens and its random numbers stay).
+later (preemption by recompute: its tokens and its random numbers stay). Drafts take what tokens and blocks are left:
+nobody is preempted or put off for them, and blocks that rejected ones needed go back.
 """
 
 from bisect import insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
 from perseid_server.engine.ports import Chunk, Residency, ScheduledStep
 from perseid_server.engine.sequence import Sequence
+from perseid_server.speculation.draft import Draft
 
 PREFETCH_DEPTH = 16
 """How many waiting sequences ahead adapters are brought to host memory."""
+
+NO_DRAFTS: Mapping[str, Draft] = {}
+
+DRAFTS_SHARE = 4
+"""A step's drafted rows are at most this part of its token budget, so that prefills go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,20 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def schedule(self) -> ScheduledStep:
-        """The next step. Blocks for all its rows are allocated when this returns."""
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Running sequences that have one token to compute."""
+        return [sequence for sequence in self.running if sequence.num_to_compute == 1]
+
+    @property
+    def num_prefill_rows(self) -> int:
+        """Rows of the next step that belong to prefills which have begun."""
+        rows = sum(sequence.num_to_compute for sequence in self.running if sequence.num_to_compute > 1)
+        return min(rows, self._limits.max_batch_tokens)
+
+    def schedule(self, drafts: Mapping[str, Draft] = NO_DRAFTS) -> ScheduledStep:
+        """The next step. Blocks for all its rows are allocated when this returns. `drafts`: by request id, for
+        sequences that decode."""
         budget = self._limits.max_batch_tokens
         preemptions_before = self.num_preemptions
         chunks: list[Chunk] = []
@@ -75,13 +94,21 @@ class Scheduler:
         still_running = [chunk for chunk in chunks if chunk.sequence in self.running]
         if self.num_preemptions == preemptions_before:
             still_running += self._admit(budget)
+            if drafts:
+                rows = sum(chunk.count for chunk in still_running)
+                still_running = list(self._with_drafts(still_running, drafts, self._limits.max_batch_tokens - rows))
         self._prefetch()
         return ScheduledStep(tuple(still_running))
 
-    def computed(self, chunk: Chunk) -> None:
-        """The step is over: the chunk's K and V are in its blocks. Full blocks become findable."""
+    def computed(self, chunk: Chunk, num_accepted: int = 0) -> None:
+        """The step is over: the K and V of the chunk, and of so many drafts that were accepted and appended, are in the
+        sequence's blocks. Full blocks become findable, what drafts needed beyond goes back."""
         sequence = chunk.sequence
-        sequence.num_computed = chunk.start + chunk.count
+        sequence.num_computed = chunk.start + chunk.count + num_accepted
+        if chunk.draft is not None:
+            needed = self._blocks.blocks_for(sequence.num_computed)
+            self._blocks.release(sequence.blocks[needed:])
+            del sequence.blocks[needed:]
         for index in range(len(sequence.block_keys), sequence.num_computed // self._blocks.block_size):
             key = self._key_after(sequence, index)
             sequence.block_keys.append(key)
@@ -104,6 +131,27 @@ class Scheduler:
             if newest is sequence:
                 return False
         return True
+
+    def _with_drafts(
+        self, chunks: list[Chunk], drafts: Mapping[str, Draft], tokens_left: int
+    ) -> Iterator[Chunk]:
+        """The chunks, and behind those that have drafts as many of them as there is room for."""
+        budget = min(tokens_left, self._limits.max_batch_tokens // DRAFTS_SHARE)
+        for chunk in chunks:
+            draft = drafts.get(chunk.sequence.id)
+            room = 0 if draft is None else min(len(draft.tree), budget, self._make_room(chunk, len(draft.tree)))
+            if draft is None or room == 0:
+                yield chunk
+                continue
+            budget -= room
+            yield replace(chunk, draft=draft.first(room))
+
+    def _make_room(self, chunk: Chunk, count: int) -> int:
+        """Take free blocks for up to `count` tokens behind a chunk; how many have room then."""
+        sequence, end = chunk.sequence, chunk.start + chunk.count
+        missing = self._blocks.blocks_for(end + count) - len(sequence.blocks)
+        sequence.blocks += self._blocks.allocate(min(missing, self._blocks.num_free)) or [] if missing > 0 else []
+        return len(sequence.blocks) * self._blocks.block_size - end
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from perseid_server.engine.adaptation import Adaptation
@@ -22,16 +23,16 @@ class Sequence:
     num_cached: int = 0  # of those, found in the prefix cache at first admission
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_shares: tuple[float, ...] = ()  # what the gates chose for the prompt: shares per column, summed over tokens
-    uniform: float = field(init=False)  # the draw for the next token; stays until that token is accepted
     arrived_at: float = field(default_factory=time.perf_counter)
     scheduled_at: float | None = None
     has_answered: bool = False
+    hidden: object = None  # the row its last token was sampled from, as Medusa heads take it; the runner's own
+    _draws: deque[float] = field(default_factory=deque)  # for the next tokens; a draw stays until its token is accepted
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self._random = random.Random(self.request.sampling.seed)  # noqa: S311  (None: seeded by the system)
-        self.uniform = self._random.random()
 
     @property
     def id(self) -> str:
@@ -78,7 +79,14 @@ class Sequence:
         before = self.prompt_shares or (0.0,) * len(shares)
         self.prompt_shares = tuple(map(sum, zip(before, shares, strict=True)))
 
+    def uniform(self, ahead: int = 0) -> float:
+        """The random number, from [0, 1), of the next token, or of one further ahead: always the same for one place."""
+        while len(self._draws) <= ahead:
+            self._draws.append(self._random.random())
+        return self._draws[ahead]
+
     def append(self, token_id: int) -> None:
-        """Accept a sampled token and draw the next random number."""
+        """Accept a sampled token, and with it its random number."""
+        self.uniform()
+        self._draws.popleft()
         self.token_ids.append(token_id)
-        self.uniform = self._random.random()

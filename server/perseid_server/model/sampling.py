@@ -46,27 +46,56 @@ class Sampled:
     error: str | None = None
 
 
-def sample(logits_LV: Tensor, requests: Sequence[SampleRequest], find_best: FindBest = best) -> list[Sampled]:
-    """One token for each row of float32 logits. A broken row gets an error; the others are unharmed."""
-    if not requests:
-        return []
-    values, indices = _read_back(*find_best(logits_LV))
-    results = []
-    for row, (request, value, index) in enumerate(zip(requests, values, indices, strict=True)):
+class Sampler:
+    """Samples from the rows of a step's float32 logits, each as often as is asked. A broken row gets an error; the
+    others are unharmed."""
+
+    def __init__(self, logits_LV: Tensor, find_best: FindBest = best) -> None:
+        self._logits_LV = logits_LV
+        # by one copy from the device: float64 holds both exactly
+        values_L, indices_L = find_best(logits_LV)
+        self._best: list[list[float]] = torch.stack((values_L.double(), indices_L.double())).tolist()
+
+    def sample(self, row: int, request: SampleRequest) -> Sampled:
+        """The row's token."""
+        value, index = self._best[0][row], self._best[1][row]
         if not math.isfinite(value):
             what = "NaN" if math.isnan(value) else f"no finite largest logit ({value})"
-            results.append(Sampled(0, error=f"the model produced {what}; the adapter or the base is broken"))
-        elif _is_plain_greedy(request):
-            results.append(Sampled(int(index)))
-        else:
-            results.append(_sample_row(logits_LV[row].cpu().numpy(), request))
-    return results
+            return Sampled(0, error=f"the model produced {what}; the adapter or the base is broken")
+        if _is_plain_greedy(request):
+            return Sampled(int(index))
+        return _sample_row(self._row(row), request)
+
+    def accept_typical(
+        self, row: int, request: SampleRequest, tokens: Sequence[int], epsilon: float, delta: float
+    ) -> Sampled | None:
+        """The likeliest of some drafted tokens, if it is typical: p(x) > min(ε, δ · e^(−H)), with H the entropy of the
+        distribution p that would be sampled from (Medusa, arXiv:2401.10774, section 3.3.1). None otherwise, and for a
+        greedy request."""
+        if request.sampling.temperature == 0.0 or not tokens or not math.isfinite(self._best[0][row]):
+            return None
+        raw = self._row(row)
+        logits = _penalised(raw, request)
+        if not np.isfinite(logits.max()):
+            return None
+        candidates = _filtered(logits, request.sampling)
+        p = candidates.weights / candidates.weights.sum()
+        likely = p[p > 0.0]
+        threshold = min(epsilon, delta * math.exp(float((likely * np.log(likely)).sum())))
+        chance = {token: float(p[candidates.tokens == token].sum()) for token in tokens}
+        token = max(tokens, key=chance.__getitem__)
+        return Sampled(token, _logprob_of(raw, token, request)) if chance[token] > threshold else None
+
+    def _row(self, row: int) -> Logits:
+        return self._logits_LV[row].cpu().numpy()
 
 
-def _read_back(values_L: Tensor, indices_L: Tensor) -> list[list[float]]:
-    """Both as numbers by one copy from the device: float64 holds them exactly."""
-    both: list[list[float]] = torch.stack((values_L.double(), indices_L.double())).tolist()
-    return both
+def sample(logits_LV: Tensor, requests: Sequence[SampleRequest], find_best: FindBest = best) -> list[Sampled]:
+    """One token for each row."""
+    if not requests:
+        return []
+    sampler = Sampler(logits_LV, find_best)
+    return [sampler.sample(row, request) for row, request in enumerate(requests)]
 
 
 def _is_plain_greedy(request: SampleRequest) -> bool:
@@ -90,8 +119,12 @@ def _sample_row(raw: Logits, request: SampleRequest) -> Sampled:
         token = int(logits.argmax())
     else:
         token = _draw(_filtered(logits, params), request.uniform)
-    logprob = token_logprobs(raw, token, params.logprobs) if params.logprobs is not None else None
-    return Sampled(token, logprob)
+    return Sampled(token, _logprob_of(raw, token, request))
+
+
+def _logprob_of(raw: Logits, token: int, request: SampleRequest) -> TokenLogprobs | None:
+    num_top = request.sampling.logprobs
+    return None if num_top is None else token_logprobs(raw, token, num_top)
 
 
 def _penalised(raw: Logits, request: SampleRequest) -> Logits:

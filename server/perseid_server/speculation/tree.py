@@ -43,6 +43,10 @@ class DraftTree:
         """The first `count` nodes: a tree again, as parents come before their children."""
         return DraftTree(self.token_ids[:count], self.parents[:count], self.values[:count])
 
+    def children(self, node: int) -> list[int]:
+        """Tokens of the children of `node` (or ROOT)."""
+        return [token for parent, token in zip(self.parents, self.token_ids, strict=True) if parent == node]
+
     def child(self, node: int, token_id: int) -> int | None:
         """The child of `node` (or ROOT) that has this token."""
         for place, (parent, token) in enumerate(zip(self.parents, self.token_ids, strict=True)):

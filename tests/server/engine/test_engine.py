@@ -225,7 +225,7 @@ def test_seeds_are_reproducible_and_independent_of_the_batch():
         def run(self, step):
             for chunk in step.chunks:
                 if chunk.samples:
-                    drawn.setdefault(chunk.sequence.id, []).append(chunk.sequence.uniform)
+                    drawn.setdefault(chunk.sequence.id, []).append(chunk.sequence.uniform())
             return super().run(step)
 
     engine = fake_engine(runner=Recorder(64))

@@ -78,15 +78,16 @@ def test_what_was_chosen_goes_back_to_its_chunk():
     on_device = [host.on(CPU) for host in groups.host()]
     on_device[0].tally.copy_(torch.tensor([[2.0, 0, 0, 1], [0, 2, 0, 0], [0, 0, 2, 4], [0, 1, 1, 0], [0, 2, 0, 2]]))
     on_device[1].tally.copy_(torch.tensor([[1.0, 1, 0, 0], [0, 2, 0, 0]]))
-    found = groups.results(on_device, CHUNKS)
+    found = groups.results(on_device, CHUNKS, {})
     assert set(found) == {0, 2, 4}, "two decisions a row: shares are halves"
-    assert found[0].shares == found[0].last == (1.0, 0.0, 0.0)
+    assert found[0].shares == (1.0, 0.0, 0.0)
+    assert found[0].sampled == ((1.0, 0.0, 0.0),)
     assert found[0].prompt_shares == (0.0, 0.0, 0.0), "a decode"
     assert found[0].entropy == 0.5
     assert found[2].shares == (0.5, 1.5, 0.0)
     assert found[2].prompt_shares == (0.5, 1.5, 0.0)
     assert found[4].prompt_shares == (0.0, 1.0, 1.0), "its rows 3 and 4"
-    assert found[4].last == (0.0, 1.0, 0.0)
+    assert found[4].sampled == ((0.0, 1.0, 0.0),)
     assert found[4].entropy == 3.0
 
 

@@ -1,0 +1,74 @@
+"""Medusa heads for the drafter: those on the device, run on the hidden states that sequences were left with."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from perseid_server.adapters.state import Location, ResidencyEvents
+from perseid_server.engine.runner import KeptRow
+from perseid_server.engine.sequence import Sequence as Running
+from perseid_server.speculation.device_heads import DeviceHeads
+from perseid_server.speculation.draft import Candidates
+from perseid_server.speculation.heads_residency import HeadsResidency
+
+
+class HeadRunner:
+    """Implements `engine.ports.Heads`."""
+
+    def __init__(self, residency: HeadsResidency[DeviceHeads]) -> None:
+        self._residency = residency
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a poll will take something over."""
+        return self._residency.is_loading
+
+    def register(self, version: str, path: str) -> None:
+        """Load heads."""
+        self._residency.register(version, path)
+
+    def forget(self, version: str) -> None:
+        """Let heads go."""
+        self._residency.forget(version)
+
+    def poll(self) -> ResidencyEvents:
+        """Take over what has been loaded."""
+        return self._residency.poll()
+
+    def knows(self, version: str) -> bool:
+        """Whether they are registered."""
+        return self._residency.knows(version)
+
+    def location(self, version: str) -> Location:
+        """Where they are."""
+        return self._residency.location(version)
+
+    def error(self, version: str) -> str | None:
+        """Why they cannot be loaded."""
+        return self._residency.error(version)
+
+    def can_propose(self, sequence: Running) -> bool:
+        """Whether heads and hidden state are there."""
+        version = sequence.request.speculation.heads
+        return version is not None and sequence.hidden is not None and self._residency.get(version) is not None
+
+    def propose(self, sequences: Sequence[Running]) -> list[Candidates]:
+        """One pass for each set of heads."""
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, sequence in enumerate(sequences):
+            version = sequence.request.speculation.heads
+            assert version is not None, "can_propose() said so"
+            places[version].append(place)
+        found: dict[int, Candidates] = {}
+        for version, of_version in places.items():
+            heads = self._residency.get(version)
+            assert heads is not None, "can_propose() said so"
+            hidden_SE = torch.stack([_kept(sequences[place]).hidden_E for place in of_version])
+            found.update(zip(of_version, heads.propose(hidden_SE), strict=True))
+        return [found[place] for place in range(len(sequences))]
+
+
+def _kept(sequence: Running) -> KeptRow:
+    assert isinstance(sequence.hidden, KeptRow)
+    return sequence.hidden

@@ -1,0 +1,96 @@
+"""The draft budget: which sequences ask their heads, and how many drafted rows a step has. Standard library only.
+
+A step of B decoding sequences takes c(B). A drafted row that is accepted with probability p saves p · c(B) / B, the time
+of a token, and costs what one row more does. So rows are taken in the order of their p, across the whole batch, up to
+the number n that makes (B + Σ p) / c'(B + n) largest, c' being the time of steps with trees; and none if that is not
+more than B / c(B) by a margin.
+
+Heads cost time whether a row pays or not. They are asked as long as they have saved time lately, for that adapter and
+that size of batch. Once they have not, they rest, twice as long each time, and then are tried again.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from perseid_server.speculation.step_clock import StepClock
+
+MARGIN = 1.02
+"""Trees have to promise so much more than no trees: estimates are noisy, and turning on and off has a price."""
+
+SMOOTH = 0.05
+"""Weight of the newest step in what heads have saved lately."""
+
+OPTIMISM = 0.25
+"""What untried heads are taken to save, in tokens a step: they are tried some ten steps before they rest."""
+
+FIRST_REST, LONGEST_REST = 48, 4096
+"""Steps of a sequence without heads, after they did not pay."""
+
+TRIAL = 6
+"""Steps with heads after a rest, before it is judged again."""
+
+
+def best_count(clock: StepClock, num_sequences: int, values: Sequence[float], num_rows: int | None = None) -> int:
+    """How many of the drafted rows to take: the first n of `values`, which descend. `num_rows`: all rows of the step
+    without drafts, where it has others than the decoding sequences'."""
+    rows = num_sequences if num_rows is None else num_rows
+    best, best_rate = 0, num_sequences / clock.seconds(rows, trees=False) * MARGIN
+    expected = float(num_sequences)
+    for count, value in enumerate(values, start=1):
+        expected += value
+        rate = expected / clock.seconds(rows + count, trees=True)
+        if rate > best_rate:
+            best, best_rate = count, rate
+    return best
+
+
+def least_worthwhile(clock: StepClock, num_sequences: int, num_rows: int) -> float:
+    """The acceptance below which no row pays, however many there are."""
+    plain = clock.seconds(num_rows, trees=False)
+    cheapest = min((clock.seconds(num_rows + count, trees=True) - plain) / count for count in (1, 2, 4, 8, 16, 32))
+    return max(cheapest, 0.0) * num_sequences / plain
+
+
+@dataclass(slots=True)
+class Habit:
+    """Whether the heads of one adapter are asked at one size of batch."""
+
+    saved: float = OPTIMISM  # tokens a step, smoothed
+    resting: int = 0  # steps without heads still to come
+    rest: int = FIRST_REST
+    trial: int = 0  # steps with heads until it is judged
+
+    def asks(self) -> bool:
+        """Whether to ask in this step; counts it."""
+        if self.resting:
+            self.resting -= 1
+            if not self.resting:
+                self.trial, self.saved = TRIAL, max(self.saved, 0.0)
+            return False
+        return True
+
+    def saw(self, saved: float) -> None:
+        """Heads were asked, and it saved so many tokens' time (or cost, below zero)."""
+        self.saved += SMOOTH * (saved - self.saved)
+        if self.trial:
+            self.trial -= 1
+        elif self.saved < 0.0:
+            self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
+        if self.saved > OPTIMISM:
+            self.rest = FIRST_REST
+
+
+@dataclass(slots=True)
+class Habits:
+    """Of all adapters and sizes of batch."""
+
+    _habits: dict[tuple[Hashable, int], Habit] = field(default_factory=dict)
+
+    def of(self, adapter: Hashable, num_sequences: int) -> Habit:
+        """Sizes of batch are taken together up to the next power of two."""
+        return self._habits.setdefault((adapter, (num_sequences - 1).bit_length()), Habit())
+
+    def forget(self, adapter: Hashable) -> None:
+        """The adapter is gone."""
+        for key in [key for key in self._habits if key[0] == adapter]:
+            del self._habits[key]

@@ -1,0 +1,34 @@
+"""From a folder of the store to heads on the device. Runs on a loader's thread."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perseid_kernels.backend import Backend
+from perseid_kernels.weights import take_rows
+from perseid_server.model.checkpoint import Checkpoint
+from perseid_server.speculation.device_heads import DeviceHeads, place_heads
+from perseid_server.speculation.heads_file import check_heads
+
+
+@dataclass(frozen=True, slots=True)
+class LoadHeads:
+    """Loads heads for one base."""
+
+    checkpoint: Checkpoint
+    lm_head: Any  # the base's, in the backend's layout
+    backend: Backend
+    device: torch.device
+
+    def __call__(self, folder: Path) -> DeviceHeads:
+        """AdapterRejected where the files are not what they were when they were checked, OSError where they are gone."""
+        return place_heads(check_heads(folder, self.checkpoint.spec), self.backend, self.device, self._pack_lm_head)
+
+    def _pack_lm_head(self, rows: tuple[int, ...] | None) -> Any:
+        if rows is None:
+            return self.lm_head
+        head = self.checkpoint.lm_head()
+        whole = self.checkpoint.embedding() if head is None else head
+        return self.backend.pack(take_rows(whole, torch.tensor(rows)), self.device)

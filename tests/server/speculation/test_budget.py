@@ -1,0 +1,90 @@
+"""The draft budget: against every count, and heads that rest when they do not pay."""
+
+import random
+
+from perseid_server.speculation.budget import FIRST_REST, TRIAL, Habit, Habits, best_count, least_worthwhile
+from perseid_server.speculation.step_clock import StepClock
+
+CPU = StepClock({1: 2.4, 2: 2.6, 3: 3.3, 4: 3.9, 6: 5.0, 8: 6.2, 16: 12.5, 32: 24.0})
+FLAT = StepClock({1: 10.0, 64: 10.0})
+
+
+def rate(num_sequences: int, values: list[float], count: int) -> float:
+    return (num_sequences + sum(values[:count])) / CPU.seconds(num_sequences + count, trees=count > 0)
+
+
+def test_takes_what_makes_most_tokens_a_second() -> None:
+    source = random.Random(5)
+    for _ in range(300):
+        num_sequences = source.randrange(1, 17)
+        values = sorted((source.random() for _ in range(source.randrange(1, 20))), reverse=True)
+        count = best_count(CPU, num_sequences, values)
+        best = max(rate(num_sequences, values, other) for other in range(len(values) + 1))
+        if count:
+            assert rate(num_sequences, values, count) == best
+        else:
+            assert best <= 1.02 * rate(num_sequences, values, 0), "no more than the margin is given away"
+
+
+def test_unlikely_drafts_get_no_row() -> None:
+    assert best_count(CPU, 1, [0.05, 0.01]) == 0
+    assert best_count(CPU, 16, [0.5] * 16) == 0
+
+
+def test_a_second_row_is_all_but_free_here() -> None:
+    assert best_count(CPU, 1, [0.3, 0.05]) == 1
+
+
+def test_where_rows_are_free_all_are_taken() -> None:
+    assert best_count(FLAT, 4, [0.5, 0.2, 0.05, 0.05, 0.05]) == 5
+
+
+def test_the_least_worthwhile_value_shuts_out_nothing_that_pays() -> None:
+    for num_sequences in (1, 2, 4, 8, 16):
+        least = least_worthwhile(CPU, num_sequences, num_sequences)
+        assert best_count(CPU, num_sequences, [0.95 * least] * 32) == 0
+    assert least_worthwhile(FLAT, 4, 4) == 0.0
+
+
+def test_beside_a_long_prefill_drafts_are_cheap() -> None:
+    """The step takes its time whatever is drafted: tokens are what it lacks."""
+    assert best_count(CPU, 2, [0.3, 0.2], num_rows=2) == 0
+    assert best_count(CPU, 2, [0.3, 0.2], num_rows=200) == 2
+
+
+def steps_asked(habit: Habit, saved: float, steps: int) -> int:
+    asked = 0
+    for _ in range(steps):
+        if habit.asks():
+            asked += 1
+            habit.saw(saved)
+    return asked
+
+
+def test_heads_that_pay_are_always_asked() -> None:
+    assert steps_asked(Habit(), 0.4, 1000) == 1000
+
+
+def test_heads_that_do_not_pay_rest_longer_each_time() -> None:
+    habit = Habit()
+    asked = [steps_asked(habit, -0.1, 1000) for _ in range(10)]
+    assert asked[0] < 150
+    assert max(asked[1:]) <= 3 * (TRIAL + 2), "tried again, seldom"
+    assert sum(asked) >= 2 * TRIAL, "but tried again"
+
+
+def test_heads_that_begin_to_pay_are_asked_again() -> None:
+    habit = Habit()
+    steps_asked(habit, -0.1, 100)
+    steps_asked(habit, 0.5, 4 * FIRST_REST)
+    assert steps_asked(habit, 0.5, 200) == 200
+
+
+def test_habits_are_those_of_an_adapter_and_a_size_of_batch() -> None:
+    habits = Habits()
+    assert habits.of("a", 3) is habits.of("a", 4)
+    assert habits.of("a", 4) is not habits.of("a", 5)
+    assert habits.of("a", 1) is not habits.of("b", 1)
+    before = habits.of("a", 1)
+    habits.forget("a")
+    assert habits.of("a", 1) is not before

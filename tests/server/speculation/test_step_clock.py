@@ -1,0 +1,64 @@
+"""What steps take: interpolated, and brought up to date."""
+
+import random
+
+import pytest
+
+from perseid_server.speculation.step_clock import StepClock
+
+MEASURED = {1: 2.4, 2: 2.6, 4: 3.9, 8: 6.2}
+
+
+def test_between_measured_points_lies_a_line() -> None:
+    clock = StepClock(MEASURED)
+    for trees in (False, True):
+        assert clock.seconds(2, trees=trees) == 2.6
+        assert clock.seconds(3, trees=trees) == pytest.approx(3.25)
+        assert clock.seconds(16, trees=trees) == pytest.approx(10.8), "as from 4 to 8"
+
+
+def test_more_rows_take_no_less() -> None:
+    assert StepClock({1: 2.0, 2: 1.5, 4: 3.0}).seconds(2, trees=False) == 2.0
+
+
+def test_one_point_is_a_constant() -> None:
+    assert StepClock({1: 2.0}).seconds(40, trees=True) == 2.0
+
+
+def test_a_slower_machine_slows_everything() -> None:
+    clock = StepClock(MEASURED)
+    for _ in range(100):
+        clock.saw(2, 5.2, trees=True)
+    assert clock.seconds(2, trees=True) == pytest.approx(5.2, rel=0.05)
+    assert clock.seconds(1, trees=False) == pytest.approx(4.8, rel=0.4), "though only trees were seen"
+
+
+def test_trees_may_cost_more_than_plain_steps() -> None:
+    clock = StepClock(MEASURED)
+    for _ in range(400):
+        clock.saw(1, 2.4, trees=False)
+        clock.saw(4, 7.8, trees=True)
+    assert clock.seconds(1, trees=False) == pytest.approx(2.4, rel=0.1)
+    assert clock.seconds(4, trees=True) == pytest.approx(7.8, rel=0.1)
+    assert clock.seconds(4, trees=False) < 0.8 * clock.seconds(4, trees=True), "which was not seen"
+
+
+def test_one_outlier_does_little() -> None:
+    clock = StepClock(MEASURED)
+    clock.saw(1, 1000.0, trees=False)
+    assert clock.seconds(1, trees=False) < 2.4 * 1.15
+
+
+def test_noise_does_not_drift() -> None:
+    clock, source = StepClock(MEASURED), random.Random(0)
+    for _ in range(5000):
+        rows = source.choice(list(MEASURED))
+        clock.saw(rows, MEASURED[rows] * source.uniform(0.8, 1.2), trees=source.random() < 0.5)
+    for rows, seconds in MEASURED.items():
+        assert clock.seconds(rows, trees=False) == pytest.approx(seconds, rel=0.15)
+
+
+@pytest.mark.parametrize("measured", [{}, {1: 0.0}])
+def test_a_clock_has_to_be_set(measured: dict[int, float]) -> None:
+    with pytest.raises(ValueError, match="set by one measured step"):
+        StepClock(measured)
