@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
+from perseid_kernels.fused import Outputs
 from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import PageList
 from perseid_server.engine.adaptation import Adaptation
@@ -43,7 +44,8 @@ class ModelRunner:
         spans = _logits_spans(step.chunks)
         groups = group_routed(step.chunks, self._tables)
         batch = self._batch(step.chunks, [row for span in spans for row in span], groups)
-        logits_LV, routed = self._forward(batch)
+        outputs, routed = self._forward(batch)
+        logits_LV = outputs.logits_LV
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
         samplers = [index for index, chunk in enumerate(step.chunks) if _is_sampled(chunk)]
         rows_LV = logits_LV[[ends[index] - 1 for index in samplers]] if len(samplers) < ends[-1] else logits_LV
@@ -63,8 +65,8 @@ class ModelRunner:
                 results.append(ChunkResult(token.token_id, token.logprob, judged, token.error, chosen.get(index)))
         return tuple(results)
 
-    def _forward(self, batch: HostBatch) -> tuple[Tensor, tuple[RoutedRows, ...]]:
-        """Next-token logits, float32 [L, V], and the routed rows with what was chosen for them."""
+    def _forward(self, batch: HostBatch) -> tuple[Outputs, tuple[RoutedRows, ...]]:
+        """Of the rows whose logits are wanted, and the routed rows with what was chosen for them."""
         if self._graphs is not None and self._graphs.takes(batch):
             return self._graphs.forward(batch), ()
         on_device = batch.on(self._decoder.device)
