@@ -413,9 +413,12 @@ def attention_oracle(q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Att
         places = [(int(batch.block_table[s, i // block_size]), i % block_size) for i in range(context)]
         keys = torch.stack([k_cache[place] for place in places]).float()
         values = torch.stack([v_cache[place] for place in places]).float()
+        prefix = context - (end - start)
         for row in range(start, end):
-            seen = context - (end - start) + (row - start) + 1
+            ancestors = 0 if batch.trees is None else int(batch.trees.ancestors[row])
+            new = [j for j in range(end - start) if (ancestors >> j & 1 if ancestors else j <= row - start)]
+            seen = [*range(prefix), *(prefix + j for j in new)]
             for head in range(q_THD.shape[1]):
-                scores = scale * (keys[:seen, head // group] @ q_THD[row, head].float())
-                out[row, head] = torch.softmax(scores, dim=0) @ values[:seen, head // group]
+                scores = scale * (keys[seen, head // group] @ q_THD[row, head].float())
+                out[row, head] = torch.softmax(scores, dim=0) @ values[seen, head // group]
     return out

@@ -62,7 +62,7 @@ class AttentionBatch:
     query_start: Tensor  # int32 [S+1]
     context_len: Tensor  # int32 [S], tokens in the cache with this step's rows
     block_table: Tensor  # int32 [S, max blocks], cache block of the sequence's i-th group of BS tokens
-    max_query_len: int
+    max_query_len: int  # of sequences that are no trees; 1 where all are
     max_context_len: int
     trees: TreeRows | None = None
 
@@ -71,8 +71,8 @@ class AttentionBatch:
 class SlotMoves:
     """Cache slots whose contents move: what was accepted of trees goes behind its prefix. M moves, of P paths.
 
-    A path's moves are done in order: `targets[i] < sources[i]`, both ascending, so that no move overwrites the source of
-    a later one. Paths share no slots.
+    A path's moves are done in order: in the order of the sequence `targets[i] < sources[i]`, both ascending, so that no
+    move overwrites the source of a later one (slots, whose blocks lie anywhere, need not ascend). Paths share no slots.
     """
 
     sources: Tensor  # int64 [M]

@@ -4,6 +4,7 @@ Weights stay packed: a product dequantises a slice of output rows at a time, so 
 weight ever exists. Shape legend: backend.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.backend import MAX_TREE_ROWS, AttentionBatch, SlotMoves
 from perseid_kernels.best import best
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.rank_pages import RankPages
@@ -136,12 +137,24 @@ class EagerBackend:
         scale: float,
         out_THD: Tensor,
     ) -> None:
-        """A sequence at a time: gather its keys and values, masked softmax in float32."""
+        """A sequence at a time: gather its keys and values, masked softmax in float32. Each row of a tree is taken as
+        a decode after its ancestors."""
         spans = pairwise(batch.query_start.tolist())
         for s, ((start, end), context) in enumerate(zip(spans, batch.context_len.tolist(), strict=True)):
             keys = _gather(k_cache, batch.block_table[s], context)
             values = _gather(v_cache, batch.block_table[s], context)
-            out_THD[start:end] = _attend(q_THD[start:end], keys, values, scale).to(out_THD.dtype)
+            if batch.trees is None or not batch.trees.ancestors[start:end].any():
+                out_THD[start:end] = _attend(q_THD[start:end], keys, values, scale).to(out_THD.dtype)
+                continue
+            for row in range(start, end):
+                seen = _places_seen(context - (end - start), int(batch.trees.ancestors[row]))
+                out_THD[row : row + 1] = _attend(q_THD[row : row + 1], keys[seen], values[seen], scale)
+
+    def move_slots(self, k_caches: Sequence[Tensor], v_caches: Sequence[Tensor], moves: SlotMoves) -> None:
+        """Read all, then write all: no move reads what another one wrote."""
+        for cache in (*k_caches, *v_caches):
+            slots = cache.view(-1, *cache.shape[2:])
+            slots[moves.targets] = slots[moves.sources]
 
     def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
         """The largest logit of each row and the lowest index at which it stands."""
@@ -190,6 +203,11 @@ def _attend(q_NHD: Tensor, keys_CGD: Tensor, values_CGD: Tensor, scale: float) -
     probabilities = torch.softmax(scores.masked_fill(unseen[:, None, None], float("-inf")), dim=-1)
     out = torch.einsum("nghc,cgd->nghd", probabilities, values_CGD.float())
     return out.reshape(num_rows, num_heads, head_dim)
+
+
+def _places_seen(prefix: int, ancestors: int) -> list[int]:
+    """Where the cache holds what a tree row sees: the prefix, and then its ancestors."""
+    return [*range(prefix), *(prefix + j for j in range(MAX_TREE_ROWS) if ancestors >> j & 1)]
 
 
 def _gather(cache: Tensor, blocks: Tensor, context: int) -> Tensor:

@@ -2,9 +2,10 @@
 
     build.py     sources → a cached shared library
     pack.py      canonical weights → panels
-    backend.py   `Backend` on the library
-    weight.h, matmul.cpp, lora.cpp, routing.cpp, attention.cpp, rows.cpp    the ops
-    low_rank.h, simd.h, threads.h                                          beneath them
+    library.py   its functions
+    backend.py   `Backend` on them
+    weight.h, matmul.cpp, lora.cpp, routing.cpp, attention.cpp, rows.cpp, slots.cpp    the ops
+    low_rank.h, simd.h, threads.h                                                     beneath them
 
 `PERSEID_NATIVE=0` turns it off. Oracles are those of the Triton kernels: one file per op in the package above.
 """

@@ -3,7 +3,11 @@
 // A task is a block of query rows of one sequence and one key/value head. Keys come in tiles at fixed positions; each
 // query keeps its own running maximum and sums over them, in an order that the positions alone decide, and takes no key
 // after its own. So a row's result is the same in a decode, in any prefill chunk, and beside any neighbours.
+//
+// A row of a tree takes the prefix and then its ancestors, in the tiles of a sequence that had them as its last tokens:
+// its result is that of a decode after them. Tiles within the prefix are the same for all rows of the tree and shared.
 #include <algorithm>
+#include <bitset>
 #include <limits>
 #include <vector>
 
@@ -26,13 +30,18 @@ struct Attention {
     const int32_t* context_len;
     const int32_t* block_table;
     int64_t stride_table;
+    const uint64_t* ancestors;  // or null: no sequence is a tree
     int64_t num_heads, num_kv_heads, head_dim, block_size;
     float scale;
     float* out;
     int64_t stride_out;
 
     int64_t group() const { return num_heads / num_kv_heads; }
+    int64_t num_rows(int64_t sequence) const { return query_start[sequence + 1] - query_start[sequence]; }
+    bool is_tree(int64_t sequence) const { return ancestors && ancestors[query_start[sequence]] != 0; }
 };
+
+int64_t count_bits(uint64_t bits) { return int64_t(std::bitset<64>(bits).count()); }
 
 struct Task {
     int64_t sequence, first_row, end_row, kv_head;
@@ -56,17 +65,22 @@ struct Tile {
     const float* values[TILE];
 };
 
-void find_tile(const Attention& a, const Task& task, int64_t first, int64_t count, Tile& tile) {
+// Keys `i` to `end` of a tile: those that the cache holds from place `first` of the sequence on.
+void find_keys(const Attention& a, const Task& task, int64_t first, int64_t i, int64_t end, Tile& tile) {
     const int32_t* block = a.block_table + task.sequence * a.stride_table + first / a.block_size;
     const int64_t stride = a.num_kv_heads * a.head_dim;
-    for (int64_t i = 0, within = first % a.block_size; i < count; within = 0, ++block) {
+    for (int64_t within = first % a.block_size; i < end; within = 0, ++block) {
         int64_t at = ((*block * a.block_size + within) * a.num_kv_heads + task.kv_head) * a.head_dim;
-        for (const int64_t end = std::min(count, i + a.block_size - within); i < end; ++i, at += stride) {
+        for (const int64_t stop = std::min(end, i + a.block_size - within); i < stop; ++i, at += stride) {
             tile.keys[i] = a.k_cache + at;
             tile.values[i] = a.v_cache + at;
         }
     }
-    for (int64_t i = count; i % LANES != 0; ++i) {  // dots come in LANES: repeat a key, and leave its lanes out below
+}
+
+// Dots come in LANES: repeats a key, whose lanes are left out below.
+void fill_lanes(int64_t count, Tile& tile) {
+    for (int64_t i = count; i % LANES != 0; ++i) {
         tile.keys[i] = tile.keys[count - 1];
     }
 }
@@ -135,8 +149,7 @@ void add_values(const Tile& tile, int64_t first, int64_t count, Query* queries, 
 }
 
 // Two queries share the loads of the values; the second sees as many keys, or one more.
-void attend_tile(const Attention& a, const Tile& tile, int64_t first, std::vector<Query>& queries) {
-    const auto num_queries = int64_t(queries.size());
+void attend_tile(const Attention& a, const Tile& tile, int64_t first, Query* queries, int64_t num_queries) {
     int64_t i = 0;
     for (; i < num_queries && queries[i].num_keys <= first; ++i) {  // these see none of the tile
     }
@@ -155,25 +168,55 @@ void attend_tile(const Attention& a, const Tile& tile, int64_t first, std::vecto
     }
 }
 
+// Keys [first, end) in tiles, for queries that take the same ones as far as they see.
+void attend_together(const Attention& a, const Task& task, int64_t end, std::vector<Query>& queries) {
+    for (int64_t first = 0; first < end; first += TILE) {
+        Tile tile;
+        const int64_t count = std::min(TILE, end - first);
+        find_keys(a, task, first, 0, count, tile);
+        fill_lanes(count, tile);
+        attend_tile(a, tile, first, queries.data(), int64_t(queries.size()));
+    }
+}
+
+// What is left of one tree row's keys after whole tiles of the prefix: its rest, then the row's ancestors.
+void attend_branch(const Attention& a, const Task& task, int64_t prefix, uint64_t ancestors, Query* queries) {
+    int64_t at = prefix;  // where the cache holds the ancestor that bit 0 stands for
+    for (int64_t first = prefix / TILE * TILE; first < queries[0].num_keys; first += TILE) {
+        Tile tile;
+        const int64_t count = queries[0].keys_from(first);
+        int64_t i = std::clamp<int64_t>(prefix - first, 0, count);
+        find_keys(a, task, first, 0, i, tile);
+        for (; i < count; ++at, ancestors >>= 1) {
+            if (ancestors & 1) {
+                find_keys(a, task, at, i, i + 1, tile);
+                ++i;
+            }
+        }
+        fill_lanes(count, tile);
+        attend_tile(a, tile, first, queries, a.group());
+    }
+}
+
 void attend(const Attention& a, const Task& task) {
     static thread_local std::vector<float> scratch;
     static thread_local std::vector<Query> queries;
     const int64_t rows = task.end_row - task.first_row, group = a.group();
     scratch.assign(rows * group * (a.head_dim + TILE), 0.0f);
     queries.clear();
-    const int64_t end_of_sequence = a.query_start[task.sequence + 1];
-    const int64_t context = a.context_len[task.sequence];
+    const int64_t prefix = a.context_len[task.sequence] - a.num_rows(task.sequence);
+    const bool is_tree = a.is_tree(task.sequence);
     for (int64_t i = 0; i < rows * group; ++i) {
         const int64_t row = task.first_row + i / group;
+        const int64_t new_keys = is_tree ? count_bits(a.ancestors[row]) : row - a.query_start[task.sequence] + 1;
         const float* q = a.q + row * a.stride_q + (task.kv_head * group + i % group) * a.head_dim;
         float* sum = scratch.data() + i * (a.head_dim + TILE);
-        queries.push_back({q, context - (end_of_sequence - 1 - row), std::numeric_limits<float>::lowest(), zero(), sum,
-                           sum + a.head_dim, 0.0f});
+        queries.push_back({q, prefix + new_keys, std::numeric_limits<float>::lowest(), zero(), sum, sum + a.head_dim,
+                           0.0f});
     }
-    for (int64_t first = 0; first < queries.back().num_keys; first += TILE) {
-        Tile tile;
-        find_tile(a, task, first, std::min(TILE, context - first), tile);
-        attend_tile(a, tile, first, queries);
+    attend_together(a, task, is_tree ? prefix / TILE * TILE : queries.back().num_keys, queries);
+    for (int64_t i = 0; is_tree && i < rows; ++i) {
+        attend_branch(a, task, prefix, a.ancestors[task.first_row + i], &queries[i * group]);
     }
     for (int64_t i = 0; i < rows * group; ++i) {
         float* to = a.out + (task.first_row + i / group) * a.stride_out + (task.kv_head * group + i % group) * a.head_dim;
@@ -190,10 +233,10 @@ void attend(const Attention& a, const Task& task) {
 PERSEID_OP void perseid_attention(
     const float* q, int64_t stride_q, const float* k_cache, const float* v_cache, const int32_t* query_start,
     const int32_t* context_len, const int32_t* block_table, int64_t stride_table, int64_t num_sequences,
-    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float* out,
-    int64_t stride_out) {
+    const uint64_t* ancestors, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
+    float scale, float* out, int64_t stride_out) {
     const Attention a{q,         stride_q,     k_cache,  v_cache,    query_start, context_len, block_table, stride_table,
-                      num_heads, num_kv_heads, head_dim, block_size, scale,       out,         stride_out};
+                      ancestors, num_heads, num_kv_heads, head_dim, block_size, scale, out, stride_out};
     std::vector<Task> tasks;
     for (int64_t s = 0; s < num_sequences; ++s) {
         for (int64_t row = query_start[s]; row < query_start[s + 1]; row += QUERY_ROWS) {

@@ -5,7 +5,7 @@ results are the same, bit by bit, in any batch. Shape legend: backend.py of the 
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perseid_kernels.backend import Activations, AttentionBatch
+from perseid_kernels.backend import Activations, AttentionBatch, SlotMoves
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
+from perseid_kernels.native.library import constant, function
 from perseid_kernels.native.pack import Layout, NativeWeight, pack
 from perseid_kernels.native.profile import Profile, profiling
 from perseid_kernels.native.routing import NativeGates, NativeRouted
@@ -26,22 +27,6 @@ from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
 _PLANES = {"float32": 0, "int8": 1, "int16": 2, "exact": 3}
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES: dict[str, tuple[type, ...]] = {
-    "matmul": (_POINTER, _POINTER, _INT, _INT, _POINTER, _INT),
-    "embed": (_POINTER, _POINTER, _INT, _POINTER),
-    "add_lora": (_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 5, _INT, _POINTER, _INT),
-    "add_routed": (_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 3, _INT),
-    "rms_norm": (_POINTER, *[_INT] * 5, _POINTER, _FLOAT, _POINTER),
-    "add_rms_norm": (_POINTER, _POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER),
-    "silu_mul": (_POINTER, _INT, _INT, _INT, _POINTER),
-    "rope_and_store": (_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, *[_INT] * 4, *[_POINTER] * 6),
-    "attention": (_POINTER, _INT, *[_POINTER] * 5, *[_INT] * 6, _FLOAT, _POINTER, _INT),
-    "best": (_POINTER, _INT, _INT, _POINTER, _POINTER),
-    "forward": (_POINTER, _POINTER),
-    "set_profile": (_POINTER,),
-    "set_num_threads": (_INT,),
-}
 
 
 class NativeBackend:
@@ -52,7 +37,7 @@ class NativeBackend:
     kv_dtypes = (torch.float32,)
 
     def __init__(
-        self, library: Path, num_threads: int | None = None, activations: Activations | Literal["float32"] = "exact"
+        self, path: Path, num_threads: int | None = None, activations: Activations | Literal["float32"] = "exact"
     ) -> None:
         """Load the library. `num_threads` defaults to torch's (OMP_NUM_THREADS, else the physical cores).
 
@@ -61,24 +46,25 @@ class NativeBackend:
         still and no longer exact (`native/quantize.h` has the errors); "float32" not as integers. Other codes and other
         CPUs take the float32 product, whatever is asked for.
         """
-        functions = ctypes.CDLL(str(library))
-        self._matmul = _function(functions, "matmul")
-        self._embed = _function(functions, "embed")
-        self._add_lora = _function(functions, "add_lora")
-        self._add_routed = _function(functions, "add_routed")
-        self._rms_norm = _function(functions, "rms_norm")
-        self._add_rms_norm = _function(functions, "add_rms_norm")
-        self._silu_mul = _function(functions, "silu_mul")
-        self._rope_and_store = _function(functions, "rope_and_store")
-        self._attention = _function(functions, "attention")
-        self._best = _function(functions, "best")
-        self._forward = _function(functions, "forward")
-        self._set_profile = _function(functions, "set_profile")
+        library = ctypes.CDLL(str(path))
+        self._matmul = function(library, "matmul")
+        self._embed = function(library, "embed")
+        self._add_lora = function(library, "add_lora")
+        self._add_routed = function(library, "add_routed")
+        self._rms_norm = function(library, "rms_norm")
+        self._add_rms_norm = function(library, "add_rms_norm")
+        self._silu_mul = function(library, "silu_mul")
+        self._rope_and_store = function(library, "rope_and_store")
+        self._attention = function(library, "attention")
+        self._move_slots = function(library, "move_slots")
+        self._best = function(library, "best")
+        self._forward = function(library, "forward")
+        self._set_profile = function(library, "set_profile")
         self._layout = Layout(
-            panel=_constant(functions, "panel"),
-            planes=_PLANES[activations] if _constant(functions, "has_integer_matmul") else 0,
+            panel=constant(library, "panel"),
+            planes=_PLANES[activations] if constant(library, "has_integer_matmul") else 0,
         )
-        _function(functions, "set_num_threads")(num_threads or torch.get_num_threads())
+        function(library, "set_num_threads")(num_threads or torch.get_num_threads())
 
     @property
     def has_integer_matmul(self) -> bool:
@@ -228,10 +214,25 @@ class NativeBackend:
             batch.block_table.data_ptr(),
             batch.block_table.stride(0),
             batch.context_len.shape[0],
+            None if batch.trees is None else _ids(batch.trees.ancestors).data_ptr(),
             *(q.shape[1], num_kv_heads, head_dim, block_size),
             scale,
             out.data_ptr(),
             out.stride(0),
+        )
+
+    def move_slots(self, k_caches: Sequence[Tensor], v_caches: Sequence[Tensor], moves: SlotMoves) -> None:
+        """One call for all layers; paths share no slots, so it is enough that all moves are done in order."""
+        caches = (*k_caches, *v_caches)
+        assert all(cache.dtype == torch.float32 for cache in caches)
+        addresses = (ctypes.c_void_p * len(caches))(*[cache.data_ptr() for cache in caches])
+        self._move_slots(
+            ctypes.addressof(addresses),
+            len(caches),
+            caches[0][0, 0].numel(),
+            _ids(moves.sources).data_ptr(),
+            _ids(moves.targets).data_ptr(),
+            moves.sources.shape[0],
         )
 
     def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,20 +251,6 @@ class NativeBackend:
     def profiling(self) -> AbstractContextManager[Profile]:
         """Count the seconds of each op of every whole pass, whichever backend object runs it: the library counts."""
         return profiling(self._set_profile)
-
-
-def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
-    """An op of the library. The GIL is free while it runs."""
-    function: Callable[..., None] = getattr(library, f"perseid_{name}")
-    function.argtypes = _SIGNATURES[name]  # type: ignore[attr-defined]
-    function.restype = None  # type: ignore[attr-defined]
-    return function
-
-
-def _constant(library: ctypes.CDLL, name: str) -> int:
-    function = getattr(library, f"perseid_{name}")
-    function.restype = ctypes.c_int64
-    return int(function())
 
 
 def _rows(x_TN: Tensor) -> Tensor:

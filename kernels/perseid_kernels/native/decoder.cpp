@@ -62,7 +62,7 @@ class Pass {
             feed_forward(layer);
             add_norm(layer_ + 1 < d_.num_layers ? d_.layers[layer_ + 1].input_norm : d_.final_norm);
         }
-        timed(LM_HEAD, [&] { logits(); });
+        timed(LM_HEAD, [&] { outputs(); });
     }
 
   private:
@@ -137,8 +137,8 @@ class Pass {
         float* attended = room(buffers_.attended, rows * heads * dim);
         timed(ATTENTION, [&] {
             perseid_attention(p.q, p.stride_q, layer.k_cache, layer.v_cache, s_.query_start, s_.context_len,
-                              s_.block_table, s_.stride_table, s_.num_sequences, heads, kv_heads, dim, d_.block_size,
-                              d_.attention_scale, attended, heads * dim);
+                              s_.block_table, s_.stride_table, s_.num_sequences, s_.ancestors, heads, kv_heads, dim,
+                              d_.block_size, d_.attention_scale, attended, heads * dim);
         });
         linear(O, layer.o, &LayerGates::o, attended, out_);
     }
@@ -158,12 +158,12 @@ class Pass {
         });
     }
 
-    void logits() const {
+    void outputs() const {
         for (int64_t i = 0; i < s_.num_logits; ++i) {
             const float* row = x_ + s_.logits_rows[i] * d_.hidden_size;
-            std::memcpy(out_ + i * d_.hidden_size, row, d_.hidden_size * sizeof(float));
+            std::memcpy(s_.hidden + i * d_.hidden_size, row, d_.hidden_size * sizeof(float));
         }
-        perseid_matmul(d_.lm_head, out_, s_.num_logits, d_.hidden_size, s_.logits, d_.lm_head->num_outputs);
+        perseid_matmul(d_.lm_head, s_.hidden, s_.num_logits, d_.hidden_size, s_.logits, d_.lm_head->num_outputs);
     }
 
     const Decoder& d_;

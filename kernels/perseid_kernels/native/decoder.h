@@ -57,6 +57,7 @@ struct Step {  // names as in backend.py (AttentionBatch) and segments.py
     const int32_t* context_len;
     const int32_t* block_table;
     int64_t stride_table;
+    const uint64_t* ancestors;  // or null: no sequence is a tree
     int64_t num_segments;  // 0 where no row uses an adapter
     const int32_t* segment_rows;
     const int32_t* indptr;
@@ -67,6 +68,7 @@ struct Step {  // names as in backend.py (AttentionBatch) and segments.py
     const Routed* routed;
     int64_t num_logits;
     const int64_t* logits_rows;
+    float* hidden;  // [num_logits, E]
     float* logits;  // [num_logits, V]
 };
 

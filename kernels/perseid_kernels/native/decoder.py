@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch
-from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
+from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear, Outputs
 from perseid_kernels.native.pack import NativeWeight
 from perseid_kernels.native.routing import NativeTables
 from perseid_kernels.routing import RoutedRows
@@ -79,6 +79,7 @@ class _Step(ctypes.Structure):
         ("context_len", _POINTER),
         ("block_table", _POINTER),
         ("stride_table", _INT),
+        ("ancestors", _POINTER),
         ("num_segments", _INT),
         ("segment_rows", _POINTER),
         ("indptr", _POINTER),
@@ -89,6 +90,7 @@ class _Step(ctypes.Structure):
         ("routed", _POINTER),
         ("num_logits", _INT),
         ("logits_rows", _POINTER),
+        ("hidden", _POINTER),
         ("logits", _POINTER),
     )
 
@@ -102,7 +104,7 @@ class NativeForward:
         self._tables = NativeTables()
         self._layers = (_Layer * len(model.layers))(*[self._layer(layer) for layer in model.layers])
         embedding, lm_head = _weight(model.embedding), _weight(model.lm_head)
-        self._vocab_size, hidden_size = lm_head.shape
+        self._vocab_size, self._hidden_size = lm_head.shape
         self._decoder = _Decoder(
             num_layers=len(model.layers),
             layers=ctypes.addressof(self._layers),
@@ -111,7 +113,7 @@ class NativeForward:
             final_norm=_floats(model.final_norm_E),
             cos=_floats(model.cos_XD),
             sin=_floats(model.sin_XD),
-            hidden_size=hidden_size,
+            hidden_size=self._hidden_size,
             num_heads=model.num_heads,
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
@@ -129,9 +131,10 @@ class NativeForward:
         segments: Segments | None,
         logits_rows_L: Tensor,
         routed: Sequence[RoutedRows] = (),
-    ) -> Tensor:
-        """Float32 logits [L, V]."""
-        logits_LV = torch.empty((logits_rows_L.shape[0], self._vocab_size))
+    ) -> Outputs:
+        """Of the rows named, in float32."""
+        num_logits = logits_rows_L.shape[0]
+        outputs = Outputs(torch.empty((num_logits, self._hidden_size)), torch.empty((num_logits, self._vocab_size)))
         step = _Step(
             num_rows=token_ids_T.shape[0],
             token_ids=_ints(token_ids_T),
@@ -142,9 +145,11 @@ class NativeForward:
             context_len=attention.context_len.data_ptr(),
             block_table=attention.block_table.data_ptr(),
             stride_table=attention.block_table.stride(0),
-            num_logits=logits_rows_L.shape[0],
+            ancestors=None if attention.trees is None else _ints(attention.trees.ancestors),
+            num_logits=num_logits,
             logits_rows=_ints(logits_rows_L),
-            logits=logits_LV.data_ptr(),
+            hidden=outputs.hidden_LE.data_ptr(),
+            logits=outputs.logits_LV.data_ptr(),
         )
         if segments is not None:
             step.num_segments = segments.indptr.shape[0] - 1
@@ -156,7 +161,7 @@ class NativeForward:
         routed_rows = self._tables.rows(routed)
         step.num_routed, step.routed = len(routed), ctypes.addressof(routed_rows)
         self._call(ctypes.addressof(self._decoder), ctypes.addressof(step))
-        return logits_LV
+        return outputs
 
     def _layer(self, layer: FusedLayer) -> _Layer:
         return _Layer(

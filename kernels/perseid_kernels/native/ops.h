@@ -50,12 +50,16 @@ PERSEID_OP void perseid_rope_and_store(float* q, int64_t stride_q, float* k, int
                                        int64_t head_dim, const float* cos, const float* sin, const int64_t* positions,
                                        float* k_cache, float* v_cache, const int64_t* slots);
 
-// Causal attention over the paged caches.
+// Causal attention over the paged caches. `ancestors` [T] is null where no sequence is a tree.
 PERSEID_OP void perseid_attention(const float* q, int64_t stride_q, const float* k_cache, const float* v_cache,
                                   const int32_t* query_start, const int32_t* context_len, const int32_t* block_table,
-                                  int64_t stride_table, int64_t num_sequences, int64_t num_heads,
-                                  int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float* out,
-                                  int64_t stride_out);
+                                  int64_t stride_table, int64_t num_sequences, const uint64_t* ancestors,
+                                  int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
+                                  float scale, float* out, int64_t stride_out);
+
+// In each of the caches [NB · BS][width] what lies in slot sources[i] goes to slot targets[i], in order.
+PERSEID_OP void perseid_move_slots(float* const* caches, int64_t num_caches, int64_t width, const int64_t* sources,
+                                   const int64_t* targets, int64_t num_moves);
 
 // Of each row: its largest number (NaN if it has one) and the lowest index at which it stands.
 PERSEID_OP void perseid_best(const float* logits, int64_t rows, int64_t width, float* values, int64_t* indices);

@@ -1,6 +1,7 @@
 """From a scheduled step to tensors, through the decoder, to sampled tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from torch import Tensor
@@ -67,7 +68,8 @@ class ModelRunner:
     def _forward(self, batch: HostBatch) -> tuple[Outputs, tuple[RoutedRows, ...]]:
         """What the pass ends with, and the routed rows with what was chosen for them."""
         if self._graphs is not None and self._graphs.takes(batch):
-            return self._graphs.forward(batch), ()
+            outputs = self._graphs.forward(batch)
+            return replace(outputs, hidden_LE=outputs.hidden_LE.clone()), ()  # rows may be kept beyond the next replay
         on_device = batch.on(self._decoder.device)
         return self._ordinary(on_device), on_device.routed
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.backend import AttentionBatch, SlotMoves, TreeRows
 from perseid_kernels.routing import GateTable, RoutedRows, column_pages
 from perseid_kernels.segments import PageList, Segments
 from perseid_kernels.upload import upload
@@ -15,7 +16,7 @@ from perseid_kernels.upload import upload
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """T rows: prefill chunks and decodes side by side, a sequence's rows together and in order."""
+    """T rows: prefill chunks, decodes and trees side by side, a sequence's rows together and in order."""
 
     token_ids_T: Tensor  # int64
     positions_T: Tensor  # int64
@@ -76,10 +77,11 @@ class HostBatch:
     pages: Sequence[PageList | None]  # [T]
     logits_rows: Sequence[int]  # [L]
     routed: Sequence[HostRouted] = ()
+    ancestors: Sequence[int] = ()  # [T], a tree row's mask (`TreeRows`) without a sign, else 0; () without trees
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence has one row and the logits of each are wanted."""
+        """Whether every sequence has one row and the logits of each are wanted. A tree of one row is a decode."""
         return len(self.token_ids) == len(self.context_len) == len(self.logits_rows)
 
     def on(self, device: torch.device) -> StepBatch:
@@ -92,8 +94,9 @@ class HostBatch:
             torch.tensor(self.query_start, dtype=torch.int32),
             torch.tensor(self.context_len, dtype=torch.int32),
             _block_table(self.blocks),
+            *self._tree_rows(),
         )
-        token_ids, positions, slots, logits_rows, query_start, context_len, block_table = upload(host, device)
+        token_ids, positions, slots, logits_rows, query_start, context_len, block_table, *trees = upload(host, device)
         return StepBatch(
             token_ids_T=token_ids,
             positions_T=positions,
@@ -102,13 +105,48 @@ class HostBatch:
                 query_start=query_start,
                 context_len=context_len,
                 block_table=block_table,
-                max_query_len=max(end - start for start, end in pairwise(self.query_start)),
+                max_query_len=max(1 if self._is_tree(start) else end - start for start, end in self._spans),
                 max_context_len=max(self.context_len),
+                trees=TreeRows(*trees) if trees else None,
             ),
             segments=Segments.build(self.pages, device),
             logits_rows=logits_rows,
             routed=tuple(rows.on(device) for rows in self.routed),
         )
+
+    @property
+    def _spans(self) -> list[tuple[int, int]]:
+        """First row of each sequence, and the row after its last."""
+        return list(pairwise(self.query_start))
+
+    def _is_tree(self, first_row: int) -> bool:
+        return bool(self.ancestors) and self.ancestors[first_row] != 0
+
+    def _tree_rows(self) -> tuple[Tensor, ...]:
+        """The fields of `TreeRows`; nothing where no sequence is a tree."""
+        trees = [(s, start, end) for s, (start, end) in enumerate(self._spans) if self._is_tree(start)]
+        if not trees:
+            return ()
+        rows = [row for _, start, end in trees for row in range(start, end)]
+        sequences = [s for s, start, end in trees for _ in range(start, end)]
+        ancestors = np.array(self.ancestors, dtype=np.uint64).view(np.int64)
+        ints = (torch.tensor(values, dtype=torch.int32) for values in (rows, sequences))
+        return (torch.from_numpy(ancestors), *ints)
+
+
+def slot_moves(paths: Sequence[Sequence[tuple[int, int]]], device: torch.device) -> SlotMoves | None:
+    """Moves of each path's slots, (source, target) in the order of the sequence, on `device` without waiting for it.
+    What lies where it belongs is left out; None where nothing is to move."""
+    moved = [[(source, target) for source, target in path if source != target] for path in paths]
+    moves = [move for path in moved for move in path]
+    if not moves:
+        return None
+    host = (
+        _longs([source for source, _ in moves]),
+        _longs([target for _, target in moves]),
+        torch.tensor([0, *accumulate(len(path) for path in moved if path)], dtype=torch.int32),
+    )
+    return SlotMoves(*upload(host, device))
 
 
 def _longs(values: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 A recording has fixed shapes and addresses. So there is one for every *row bucket* (1, 2, 4, … rows) with adapters and
 one without, all on the same step inputs: a step is copied into them, the recording of the smallest bucket that holds
-its rows is replayed, and the logits lie where that one leaves them. How long contexts are and which pages a row uses
+its rows is replayed, and hidden states and logits lie where that one leaves them. How long contexts are and which pages a row uses
 stands in the inputs, so a recording serves every step of its bucket. Attention's grid is that of the longest context
 there may be; where that is long, more recordings with a shorter *reach* spare short contexts most of the grid.
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch, Recorder
+from perseid_kernels.fused import Outputs
 from perseid_kernels.row_tiles import SMALL_TILE_ROWS, StaticSegments
 from perseid_kernels.segments import PageList
 from perseid_kernels.upload import Layout, staging
@@ -138,16 +139,16 @@ class RecordedStep:
 
     inputs: StepInputs
     segments: StaticSegments | None
-    logits_TV: Tensor
+    outputs: Outputs
     replay: Callable[[], None]
 
-    def run(self, batch: HostBatch) -> Tensor:
-        """Logits of the batch's rows."""
+    def run(self, batch: HostBatch) -> Outputs:
+        """Of the batch's rows."""
         self.inputs.fill(batch)
         if self.segments is not None:
             self.segments.fill(batch.pages)
         self.replay()
-        return self.logits_TV[: len(batch.token_ids)]
+        return _first(self.outputs, len(batch.token_ids))
 
 
 class DecodeGraphs:
@@ -184,8 +185,8 @@ class DecodeGraphs:
         )
 
     @torch.inference_mode()
-    def forward(self, batch: HostBatch) -> Tensor:
-        """Next-token logits, float32 [T, V], of a batch that `takes` accepts. They hold until the next call."""
+    def forward(self, batch: HostBatch) -> Outputs:
+        """Of all rows of a batch that `takes` accepts. They hold until the next call."""
         rows = next(size for size in self._limits.buckets if size >= len(batch.token_ids))
         reach = next(size for size in self._limits.reaches if size >= max(batch.context_len))
         adapted = any(pages is not None for pages in batch.pages)
@@ -193,7 +194,7 @@ class DecodeGraphs:
 
 
 class _Recording:
-    """Records steps that share their inputs, their logits and, for what is between, their memory."""
+    """Records steps that share their inputs, their outputs and, for what is between, their memory."""
 
     def __init__(
         self, decoder: Decoder, kv: KVCache, pools: AdapterPools, recorder: Recorder, limits: GraphLimits
@@ -204,8 +205,11 @@ class _Recording:
         self._pool = recorder.new_pool()
         device, size = decoder.device, StepInputs.layout(limits, limits.max_rows).nbytes
         self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
-        shape = (limits.max_rows, decoder.config.vocab_size)
-        self._logits_TV = torch.empty(shape, dtype=torch.float32, device=device)
+        config, dtype = decoder.config, decoder.backend.compute_dtype
+        self._outputs = Outputs(
+            hidden_LE=torch.empty((limits.max_rows, config.hidden_size), dtype=dtype, device=device),
+            logits_LV=torch.empty((limits.max_rows, config.vocab_size), dtype=torch.float32, device=device),
+        )
 
     @torch.inference_mode()
     def step(self, rows: int, reach: int, adapted: bool) -> RecordedStep:
@@ -213,17 +217,22 @@ class _Recording:
         segments = None
         if adapted:
             segments = StaticSegments.allocate(rows, self._limits.pages_of_step(rows), self._buffer.device)
-        batch, logits_TV = inputs.batch(segments, reach), self._logits_TV[:rows]
+        batch, outputs = inputs.batch(segments, reach), _first(self._outputs, rows)
 
         def run() -> None:
             hidden_TE = self._decoder.hidden(batch, self._kv, self._pools)
-            logits_TV.copy_(self._decoder.logits(hidden_TE))
+            outputs.hidden_LE.copy_(hidden_TE)
+            outputs.logits_LV.copy_(self._decoder.logits(hidden_TE))
 
         inputs.fill(_NO_ROWS)
-        return RecordedStep(inputs, segments, logits_TV, self._recorder.record(run, self._pool))
+        return RecordedStep(inputs, segments, outputs, self._recorder.record(run, self._pool))
 
 
 _NO_ROWS = HostBatch((), (), (), (0,), (), (), (), ())
+
+
+def _first(outputs: Outputs, rows: int) -> Outputs:
+    return Outputs(outputs.hidden_LE[:rows], outputs.logits_LV[:rows])
 
 
 def _put(target: Tensor, values: Sequence[int], padding: int) -> None:

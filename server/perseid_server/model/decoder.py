@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Backend
-from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear
+from perseid_kernels.fused import FusedDecoder, FusedLayer, FusedLinear, Outputs
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.routing import RoutedRows
 from perseid_kernels.segments import Segments
@@ -77,7 +77,7 @@ class Decoder:
         tables = self.final_norm_E.nbytes + self.cos_XD.nbytes + self.sin_XD.nbytes
         return int(self.embedding.nbytes + head + tables + sum(layer.nbytes for layer in self.layers))
 
-    def bind(self, kv: KVCache, adapters: AdapterPools | None) -> Callable[[StepBatch], Tensor]:
+    def bind(self, kv: KVCache, adapters: AdapterPools | None) -> Callable[[StepBatch], Outputs]:
         """`forward` over one cache and pool, in one call where the backend has one."""
         fused = self.backend.fuse(fused_decoder(self, kv, adapters))
         if fused is None:
@@ -93,9 +93,10 @@ class Decoder:
         )
 
     @torch.inference_mode()
-    def forward(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Tensor:
-        """Next-token logits, float32 [L, V], of the rows that `batch.logits_rows` names."""
-        return self.logits(self.hidden(batch, kv, adapters)[batch.logits_rows])
+    def forward(self, batch: StepBatch, kv: KVCache, adapters: AdapterPools | None) -> Outputs:
+        """Hidden states and next-token logits of the rows that `batch.logits_rows` names."""
+        hidden_LE = self.hidden(batch, kv, adapters)[batch.logits_rows]
+        return Outputs(hidden_LE, self.logits(hidden_LE))
 
     @torch.inference_mode()
     def hidden(

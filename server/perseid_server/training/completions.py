@@ -42,7 +42,7 @@ def _together(bench: Workbench, prompts: Sequence[Sequence[int]], max_tokens: in
             pages=[None] * len(spans),
             logits_rows=[start - 1 for start in starts[1:]],
         )
-        best = forward(batch.on(bench.decoder.device)).argmax(-1).tolist()
+        best = forward(batch.on(bench.decoder.device)).logits_LV.argmax(-1).tolist()
         for index, token in zip(running, best, strict=True):
             done[index] = len(sequences[index])
             sequences[index].append(token)

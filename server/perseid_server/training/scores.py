@@ -69,7 +69,7 @@ def _hits(
     if isinstance(how, Auto):
         routed = routed_rows(bench, how, len(rows.samples))
         batch = replace(batch, routed=(routed,))
-    best = bench.decoder.bind(bench.kv, bench.pool)(batch).argmax(-1).tolist()
+    best = bench.decoder.bind(bench.kv, bench.pool)(batch).logits_LV.argmax(-1).tolist()
     hits: list[list[bool]] = [[] for _ in part]
     for row, token in zip(rows.host.logits_rows, best, strict=True):
         index, place = rows.samples[row], rows.places[row]

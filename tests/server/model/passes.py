@@ -8,6 +8,7 @@ from torch import Tensor
 
 from perseid_kernels.backend import AttentionBatch, Backend
 from perseid_kernels.eager_backend import EagerBackend
+from perseid_kernels.fused import Outputs
 from perseid_kernels.native import load_native_backend
 from perseid_kernels.routing import GateTable, RoutedRows, column_pages
 from perseid_kernels.segments import PageList, Segments
@@ -96,9 +97,9 @@ class Passes:
         """The same by the decoder's own ops, which is what a backend's whole pass stands for."""
         return self._run(lambda batch: self._decoder.forward(batch, self._cache, self._pools), parts)
 
-    def _run(self, forward: Callable[[StepBatch], Tensor], parts: Sequence[Part]) -> list[Tensor]:
+    def _run(self, forward: Callable[[StepBatch], Outputs], parts: Sequence[Part]) -> list[Tensor]:
         counts = [part.end - part.start for part in parts]
-        return list(forward(self._batch(parts, counts)).split(counts))
+        return list(forward(self._batch(parts, counts)).logits_LV.split(counts))
 
     def _batch(self, parts: Sequence[Part], counts: list[int]) -> StepBatch:
         rows = [(part.sequence, position) for part in parts for position in range(part.start, part.end)]

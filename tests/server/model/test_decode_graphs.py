@@ -57,16 +57,18 @@ class Stage:
     graphs: DecodeGraphs
 
     def forward_both(self, batch: HostBatch) -> tuple[Tensor, Tensor]:
-        """(recorded, ordinary) logits. The ordinary pass has a cache of its own, and both write the same."""
+        """(recorded, ordinary) logits. The ordinary pass has a cache of its own, and both write the same; hidden states
+        are the same too."""
         own = KVCache(*(tuple(part.clone() for part in parts) for parts in (self.kv.keys, self.kv.values)))
         ordinary = self.decoder.forward(batch.on(CPU), own, self.pool)
         before = self.recorder.num_replays
         assert self.graphs.takes(batch)
-        recorded = self.graphs.forward(batch).clone()
+        recorded = self.graphs.forward(batch)
+        assert torch.equal(recorded.hidden_LE, ordinary.hidden_LE), "the hidden states differ"
         assert self.recorder.num_replays == before + 1
         for ours, theirs in zip((*self.kv.keys, *self.kv.values), (*own.keys, *own.values), strict=True):
             assert torch.equal(ours, theirs), "the caches differ"
-        return recorded, ordinary
+        return recorded.logits_LV.clone(), ordinary.logits_LV
 
 
 @pytest.fixture
@@ -183,9 +185,9 @@ def test_short_contexts_take_the_recordings_with_a_short_reach(
     monkeypatch.setattr(attention, "cdiv", lambda value, by: reached.append(value) or -(-value // by))
     for contexts, reach in (([64, 1], 64), ([65], 512), ([3, 512], 512), ([513, 64], 600)):
         batch = decodes(contexts, FAMILIES["mixed"])
-        expected = decoder.forward(batch.on(CPU), stage.kv, stage.pool)
+        expected = decoder.forward(batch.on(CPU), stage.kv, stage.pool).logits_LV
         reached.clear()
-        assert torch.equal(graphs.forward(batch), expected)
+        assert torch.equal(graphs.forward(batch).logits_LV, expected)
         assert set(reached) == {reach}
 
 

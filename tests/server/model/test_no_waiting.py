@@ -79,10 +79,12 @@ def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
     for pages in (PAGES, [None] * 3):
         decode = HostBatch([5, 6, 7], [3, 0, 9], [3, 16, 41], range(4), [4, 1, 10], [[0], [1], [2]], pages, range(3))
         assert graphs.takes(decode)
-        logits = graphs.forward(decode)
-        assert (logits.device, logits.shape) == (META, (3, decoder.config.vocab_size))
+        outputs = graphs.forward(decode)
+        assert outputs.hidden_LE.device == outputs.logits_LV.device == META
+        assert outputs.hidden_LE.shape == (3, decoder.config.hidden_size)
+        assert outputs.logits_LV.shape == (3, decoder.config.vocab_size)
     chunks = HostBatch([5, 6, 7], [3, 4, 9], [3, 4, 25], [0, 2, 3], [5, 10], [[0], [1]], PAGES, [1, 2])
-    assert decoder.forward(chunks.on(META), kv, pool).shape == (2, decoder.config.vocab_size)
+    assert decoder.forward(chunks.on(META), kv, pool).logits_LV.shape == (2, decoder.config.vocab_size)
 
 
 @pytest.fixture

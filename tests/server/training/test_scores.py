@@ -26,11 +26,11 @@ def test_forced_gates_are_their_column(bench: Workbench, column: int) -> None:
     sample = Sample.of([Span(tuple(b"some prompt and its answer"), column)], "t")
     plain = lay_out([sample], (), bench.block_size, bench.page_list, wanted=lambda _index, _place: True)
     routed = lay_out([sample], (), bench.block_size, lambda _: None, wanted=lambda _index, _place: True)
-    explicit = bench.decoder.forward(plain.host.on(torch.device("cpu")), bench.kv, bench.pool)
+    explicit = bench.decoder.forward(plain.host.on(torch.device("cpu")), bench.kv, bench.pool).logits_LV
     rows = routed_rows(bench, Auto(gate_table(forced(bench, column)), 1, 1.0), len(sample))
     batch = routed.host.on(torch.device("cpu"))
     object.__setattr__(batch, "routed", (rows,))
-    assert torch.equal(bench.decoder.forward(batch, bench.kv, bench.pool), explicit)
+    assert torch.equal(bench.decoder.forward(batch, bench.kv, bench.pool).logits_LV, explicit)
 
 
 def test_what_gates_chose_is_told(bench: Workbench) -> None:
