@@ -22,6 +22,8 @@ MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
 MAX_NAME = 256
 _STORED_AS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_INTEGERS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_ALL_TYPES = _STORED_AS | _INTEGERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class TensorEntry:
     """Where a tensor lies in its file."""
 
     name: str
-    dtype: str  # a key of _STORED_AS
+    dtype: str  # a key of _STORED_AS, or of _INTEGERS where these are allowed
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
     nbytes: int
@@ -44,8 +46,11 @@ class TensorFile:
     nbytes: int
 
     @staticmethod
-    def open(path: Path) -> "TensorFile":
-        """Read and check the header. AdapterRejected says what is wrong with it."""
+    def open(path: Path, *, integers: bool = False) -> "TensorFile":
+        """Read and check the header. AdapterRejected says what is wrong with it.
+
+        `integers`: whether some tensors may hold whole numbers, for instance token ids.
+        """
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
@@ -53,24 +58,39 @@ class TensorFile:
                 raw = file.read(header_size)
         except OSError as error:
             raise AdapterRejected(f"{path.name} cannot be read: {error.strerror}") from error
-        entries = _parse(path, raw, 8 + header_size)
+        entries = _parse(path, raw, 8 + header_size, _ALL_TYPES if integers else _STORED_AS)
         _check_layout(path, entries, 8 + header_size, size)
         return TensorFile(path, {entry.name: entry for entry in entries}, size)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32. AdapterRejected when the file is gone or shorter since it was opened."""
         entry = self.tensors[name]
-        stored = _STORED_AS[entry.dtype]
-        try:
-            values = np.fromfile(self.path, dtype=stored, count=prod(entry.shape), offset=entry.offset)
-        except OSError as error:
-            raise AdapterRejected(f"{self.path.name} cannot be read: {error.strerror}") from error
-        if values.size != prod(entry.shape):
-            raise AdapterRejected(f"{self.path.name}: tensor {name!r} is cut short")
+        if entry.dtype in _INTEGERS:
+            raise AdapterRejected(f"{self.path.name}: tensor {name!r} holds integers; expected {', '.join(_STORED_AS)}")
+        values = self._read(entry)
         if entry.dtype == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
         widened: NDArray[np.float32] = values.astype(np.float32, copy=False)
         return widened.reshape(entry.shape)
+
+    def read_integers(self, name: str) -> NDArray[np.int64]:
+        """One tensor of whole numbers. AdapterRejected as for `read`."""
+        entry = self.tensors[name]
+        if entry.dtype not in _INTEGERS:
+            raise AdapterRejected(
+                f"{self.path.name}: tensor {name!r} has the type {entry.dtype}; expected {', '.join(_INTEGERS)}"
+            )
+        return self._read(entry).astype(np.int64, copy=False).reshape(entry.shape)
+
+    def _read(self, entry: TensorEntry) -> NDArray[Any]:
+        count = prod(entry.shape)
+        try:
+            values = np.fromfile(self.path, dtype=_ALL_TYPES[entry.dtype], count=count, offset=entry.offset)
+        except OSError as error:
+            raise AdapterRejected(f"{self.path.name} cannot be read: {error.strerror}") from error
+        if values.size != count:
+            raise AdapterRejected(f"{self.path.name}: tensor {entry.name!r} is cut short")
+        return values
 
 
 def _header_size(path: Path, prefix: bytes, size: int) -> int:
@@ -85,7 +105,7 @@ def _header_size(path: Path, prefix: bytes, size: int) -> int:
     return length
 
 
-def _parse(path: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
+def _parse(path: Path, raw: bytes, data_start: int, types: Mapping[str, np.dtype[Any]]) -> list[TensorEntry]:
     def broken(why: str) -> NoReturn:
         raise AdapterRejected(f"{path.name}: the safetensors header is damaged: {why}")
 
@@ -98,10 +118,10 @@ def _parse(path: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         broken(f"it lists {len(header)} tensors, the limit is {MAX_TENSORS}")
-    return [_entry(path, name, value, data_start) for name, value in header.items()]
+    return [_entry(path, name, value, data_start, types) for name, value in header.items()]
 
 
-def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+def _entry(path: Path, name: str, value: Any, data_start: int, types: Mapping[str, np.dtype[Any]]) -> TensorEntry:
     def broken(why: str) -> NoReturn:
         raise AdapterRejected(f"{path.name}: tensor {quoted(name)} {why}")
 
@@ -110,14 +130,14 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         broken("needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _STORED_AS:
-        broken(f"has the type {quoted(dtype)}; expected one of {', '.join(_STORED_AS)}")
+    if not isinstance(dtype, str) or dtype not in types:
+        broken(f"has the type {quoted(dtype)}; expected one of {', '.join(types)}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         broken(f"has the shape {quoted(shape)}; expected at most {MAX_DIMENSIONS} non-negative integers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         broken(f"has the data_offsets {quoted(offsets)}; expected [begin, end]")
     nbytes = offsets[1] - offsets[0]
-    wanted = prod(shape) * _STORED_AS[dtype].itemsize
+    wanted = prod(shape) * types[dtype].itemsize
     if nbytes != wanted:
         broken(f"takes {nbytes} bytes where {dtype} {shape} needs {wanted}")
     return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], nbytes)

@@ -64,7 +64,10 @@ def parse_config(raw: bytes, num_heads: int, vocab_size: int) -> HeadsConfig:
     if adapter is not None and not _is_hash(adapter):
         raise HeadsConfigError(f"{CONFIG_FILE}: adapter: expected a content hash of 64 hexadecimal digits, or null")
     vocabulary = _vocabulary(content.get("draft_vocabulary"), vocab_size)
-    return HeadsConfig(adapter, vocabulary, _accuracy(content.get("accuracy"), num_heads))
+    accuracy = content.get("accuracy")
+    if accuracy is None or accuracy == []:  # as `render_config` writes none
+        return HeadsConfig(adapter, vocabulary, default_accuracy(num_heads))
+    return HeadsConfig(adapter, vocabulary, _accuracy(accuracy, num_heads))
 
 
 def _is_hash(value: Any) -> bool:
