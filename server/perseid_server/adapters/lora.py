@@ -8,9 +8,10 @@ NumPy only: the API process checks, the engine lowers.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from perseid_server.adapters.lora_config import LoraConfig, read_lora_config
 from perseid_server.adapters.tensor_file import TensorFile
 from perseid_server.errors import AdapterRejected
-from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec
+from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec, LinearShape
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PAGE_RANK = 16
@@ -28,6 +29,15 @@ _TENSOR_NAME = re.compile(
     r"base_model\.model\.(?:model\.)?layers\.(?P<layer>0|[1-9]\d{0,4})\.(?P<parent>\w+)\.(?P<projection>\w+)"
     r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 )
+_HEAD_TENSOR_NAME = re.compile(
+    r"base_model\.model\.(?:model\.)?medusa_head\.(?P<head>[0-7])\.0\.linear\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+)
+MAX_HEADS = 8
+"""Medusa heads whose first block an adapter may change; the same number as `speculation.heads_config.MAX_HEADS`."""
+HEADS = "medusa_heads"
+"""The fused linear of these blocks, which is in no layer (`HEADS_LAYER`)."""
+HEADS_LAYER = -1
+
 _OTHER_ARCHITECTURES = {
     "transformer.h.": "GPT-2, GPT-J, Falcon or BLOOM",
     "gpt_neox.": "GPT-NeoX",
@@ -55,6 +65,18 @@ class Site:
         return f"model.layers.{self.layer}.{PARENT_OF_PROJECTION[self.projection]}.{self.projection}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class HeadSite:
+    """The first block of a Medusa head, where an adapter changes it: drafts depend on it, answers do not."""
+
+    head: int
+
+    @property
+    def module(self) -> str:
+        """Medusa's name of the module."""
+        return f"medusa_head.{self.head}.0.linear"
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The matrices of one projection, by the names of their tensors."""
@@ -78,6 +100,7 @@ class AdapterInfo:
     nbytes: int  # of the tensor file
     trained_on: str | None  # as the adapter's config says
     warnings: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()  # Medusa heads whose first block it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +108,7 @@ class CheckedAdapter:
     """An adapter that this base can serve."""
 
     pairs: Mapping[Site, Pair]
+    head_pairs: Mapping[HeadSite, Pair]
     file: TensorFile
     info: AdapterInfo
 
@@ -93,11 +117,17 @@ def check_adapter(folder: Path, base: BaseSpec) -> CheckedAdapter:
     """Read a PEFT folder and hold it against the base. AdapterRejected names the key or tensor that is wrong."""
     config = read_lora_config(folder)
     file = _open_weights(folder)
-    found = _sites(file, base)
-    pairs = {site: _pair(site, sides, config, file, base) for site, sides in sorted(found.items())}
-    _refuse_missing_targets(config, pairs)
+    found, of_heads = _sites(file, base)
+    pairs = {
+        site: _pair(base.projections[site.projection], sides, config, file, base)
+        for site, sides in sorted(found.items())
+    }
+    square = LinearShape(base.hidden_size, base.hidden_size)
+    head_pairs = {site: _pair(square, sides, config, file, base) for site, sides in sorted(of_heads.items())}
+    _refuse_missing_targets(config, {site.module for site in (*pairs, *head_pairs)})
+    _any_effect(head_pairs, file)
     is_noop = not _any_effect(pairs, file)
-    return CheckedAdapter(pairs, file, _info(config, pairs, file, base, is_noop=is_noop))
+    return CheckedAdapter(pairs, head_pairs, file, _info(config, pairs, head_pairs, file, base, is_noop=is_noop))
 
 
 def _open_weights(folder: Path) -> TensorFile:
@@ -120,10 +150,19 @@ def why_missing(folder: Path, name: str) -> str:
     return f"the adapter has no {name}; expected a PEFT adapter folder"
 
 
-def _sites(file: TensorFile, base: BaseSpec) -> dict[Site, dict[str, str]]:
-    """Tensor names by projection and side. Every tensor must find its place."""
-    sites: dict[Site, dict[str, str]] = {}
+Sides = dict[str, str]
+"""Tensor names by side, A and B."""
+
+
+def _sites(file: TensorFile, base: BaseSpec) -> tuple[dict[Site, Sides], dict[HeadSite, Sides]]:
+    """Tensor names by projection, and by Medusa head. Every tensor must find its place."""
+    sites: dict[Site, Sides] = {}
+    heads: dict[HeadSite, Sides] = {}
     for name in file.tensors:
+        of_head = _HEAD_TENSOR_NAME.fullmatch(name)
+        if of_head is not None:
+            _put(heads.setdefault(HeadSite(int(of_head["head"])), {}), of_head["side"], name)
+            continue
         match = _TENSOR_NAME.fullmatch(name)
         if match is None:
             raise AdapterRejected(_why_unknown(name, base))
@@ -134,11 +173,14 @@ def _sites(file: TensorFile, base: BaseSpec) -> dict[Site, dict[str, str]]:
             raise AdapterRejected(
                 f"tensor {name!r} is for layer {layer}; the base has layers 0 to {base.num_layers - 1}"
             )
-        sides = sites.setdefault(Site(layer, projection), {})
-        if match["side"] in sides:
-            raise AdapterRejected(f"tensors {sides[match['side']]!r} and {name!r} are for the same matrix")
-        sides[match["side"]] = name
-    return sites
+        _put(sites.setdefault(Site(layer, projection), {}), match["side"], name)
+    return sites, heads
+
+
+def _put(sides: Sides, side: str, name: str) -> None:
+    if side in sides:
+        raise AdapterRejected(f"tensors {sides[side]!r} and {name!r} are for the same matrix")
+    sides[side] = name
 
 
 def _why_unknown(name: str, base: BaseSpec) -> str:
@@ -157,13 +199,12 @@ def _why_unknown(name: str, base: BaseSpec) -> str:
     )
 
 
-def _pair(site: Site, sides: Mapping[str, str], config: LoraConfig, file: TensorFile, base: BaseSpec) -> Pair:
+def _pair(shape: LinearShape, sides: Sides, config: LoraConfig, file: TensorFile, base: BaseSpec) -> Pair:
     for side, other in (("A", "B"), ("B", "A")):
         if side not in sides:
             raise AdapterRejected(f"tensor {sides[other]!r} has no lora_{side} beside it")
     module = sides["A"].removeprefix("base_model.model.").partition(".lora_A.")[0]  # the name that patterns match
     rank = config.rank_of(module)
-    shape = base.projections[site.projection]
     _check_shape(sides["A"], file, (rank, shape.in_features), config, base)
     _check_shape(sides["B"], file, (shape.out_features, rank), config, base)
     return Pair(sides["A"], sides["B"], rank, config.scale_of(module, rank))
@@ -189,15 +230,14 @@ def _check_shape(name: str, file: TensorFile, wanted: tuple[int, int], config: L
     )
 
 
-def _refuse_missing_targets(config: LoraConfig, pairs: Mapping[Site, Pair]) -> None:
+def _refuse_missing_targets(config: LoraConfig, adapted: Set[str]) -> None:
     """A module that the config names and the file does not hold would be silently left as it is."""
-    adapted = {site.module for site in pairs}
     for target in config.named_targets:
         if not any(module == target or module.endswith(f".{target}") for module in adapted):
             raise AdapterRejected(f"target_modules names {target!r}, but {WEIGHTS_FILE} has no tensor for it")
 
 
-def _any_effect(pairs: Mapping[Site, Pair], file: TensorFile) -> bool:
+def _any_effect(pairs: Mapping[Any, Pair], file: TensorFile) -> bool:
     """Refuses NaN, Inf and what overflows when it is scaled; tells whether any product B·A is not zero for certain."""
     effect = False
     for pair in pairs.values():
@@ -226,9 +266,15 @@ def _scaled(b: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
 
 
 def _info(
-    config: LoraConfig, pairs: Mapping[Site, Pair], file: TensorFile, base: BaseSpec, *, is_noop: bool
+    config: LoraConfig,
+    pairs: Mapping[Site, Pair],
+    head_pairs: Mapping[HeadSite, Pair],
+    file: TensorFile,
+    base: BaseSpec,
+    *,
+    is_noop: bool,
 ) -> AdapterInfo:
-    rank = max(pair.rank for pair in pairs.values())
+    rank = max(pair.rank for pair in (*pairs.values(), *head_pairs.values()))
     warnings = []
     if is_noop:
         warnings.append("every product of lora_B, lora_A and its scale is zero: the adapter changes nothing")
@@ -244,6 +290,7 @@ def _info(
         nbytes=file.nbytes,
         trained_on=config.trained_on,
         warnings=tuple(warnings),
+        heads=tuple(site.head for site in head_pairs),
     )
 
 
@@ -266,7 +313,7 @@ class LoweredLinear:
     """
 
     layer: int
-    fused: str  # a key of FUSED_LINEARS
+    fused: str  # a key of FUSED_LINEARS, or HEADS
     pairs: tuple[LoweredPair | None, ...]
     widths: tuple[int, ...]  # d_out of each projection
     num_inputs: int
@@ -318,6 +365,20 @@ def lower(adapter: CheckedAdapter, base: BaseSpec) -> Iterator[LoweredLinear]:
                     num_inputs=base.fused_shape(fused).in_features,
                     num_pages=adapter.info.num_pages,
                 )
+
+
+def lower_heads(adapter: CheckedAdapter, base: BaseSpec) -> Iterator[LoweredLinear]:
+    """What it changes of Medusa heads, if it changes any: their first blocks, which share their input."""
+    if adapter.head_pairs:
+        found = [adapter.head_pairs.get(HeadSite(head)) for head in range(MAX_HEADS)]
+        yield LoweredLinear(
+            HEADS_LAYER,
+            HEADS,
+            pairs=tuple(_lower_pair(adapter.file, pair) if pair is not None else None for pair in found),
+            widths=(base.hidden_size,) * MAX_HEADS,
+            num_inputs=base.hidden_size,
+            num_pages=adapter.info.num_pages,
+        )
 
 
 def _lower_pair(file: TensorFile, pair: Pair) -> LoweredPair:

@@ -1,7 +1,8 @@
 """The rank pool: adapter pages on the device, a `RankPages` for each fused linear of each layer.
 
-A page number means the same in every layer, so an adapter is a short list of numbers. Pages are written by a loader
-thread while the step loop reads others; a page is written only while nobody holds it.
+A page number means the same in every layer, and for the first blocks of Medusa heads, so an adapter is a short list of
+numbers. Pages are written by a loader thread while the step loop reads others; a page is written only while nobody
+holds it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from perseid_kernels.rank_pages import RankPages
-from perseid_server.adapters.lora import LoweredLinear
+from perseid_server.adapters.lora import HEADS, HEADS_LAYER, MAX_HEADS, LoweredLinear
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
 
@@ -28,6 +29,8 @@ class AdapterPool:
             }
             for _ in range(spec.num_layers)
         )
+        self.heads = RankPages.allocate(num_pages, *_head_sizes(spec), device=device, dtype=dtype)
+        self._changes_heads: set[int] = set()  # pages
         self._free = list(range(num_pages))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -35,12 +38,16 @@ class AdapterPool:
     def bytes_per_page(spec: BaseSpec, dtype: torch.dtype) -> int:
         """Device bytes of one page over all layers."""
         per_layer = sum(RankPages.bytes_per_page(*_sizes(spec, fused), dtype) for fused in FUSED_LINEARS)
-        return per_layer * spec.num_layers
+        return per_layer * spec.num_layers + RankPages.bytes_per_page(*_head_sizes(spec), dtype)
 
     @property
     def num_free(self) -> int:
         """Pages that hold no adapter."""
         return len(self._free)
+
+    def changes_heads(self, pages: Iterable[int]) -> bool:
+        """Whether an adapter among these pages changes Medusa heads."""
+        return not self._changes_heads.isdisjoint(pages)
 
     def allocate(self, count: int) -> tuple[int, ...] | None:
         """Pages for an adapter; None, and nothing taken, when there are too few."""
@@ -63,6 +70,11 @@ class AdapterPool:
             for layer, of_layer in enumerate(self.layers):
                 for fused, target in of_layer.items():
                     _write(target, pages, by_site.get((layer, fused)))
+            of_heads = by_site.get((HEADS_LAYER, HEADS))
+            if of_heads is not None or self.changes_heads(pages):
+                _write(self.heads, pages, of_heads)
+        change = self._changes_heads.difference_update if of_heads is None else self._changes_heads.update
+        change(pages)
         if self._stream is not None:
             self._stream.synchronize()  # blocks the loader thread only
 
@@ -81,3 +93,8 @@ def _sizes(spec: BaseSpec, fused: str) -> tuple[int, tuple[int, ...]]:
     """Inputs of a fused linear, and the widths of its projections."""
     widths = tuple(spec.projections[projection].out_features for projection in FUSED_LINEARS[fused])
     return spec.fused_shape(fused).in_features, widths
+
+
+def _head_sizes(spec: BaseSpec) -> tuple[int, tuple[int, ...]]:
+    """The same of the first blocks of Medusa heads."""
+    return spec.hidden_size, (spec.hidden_size,) * MAX_HEADS

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.segments import PageList
-from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower
+from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
 from perseid_server.adapters.store import version_of
@@ -407,4 +407,4 @@ class Residency:
         if actual != job.version:
             raise AdapterRejected("its files have changed since it was loaded; load it again")
         checked = check_adapter(job.path, self._spec)
-        return HostCopy(checked.info, tuple(lower(checked, self._spec)))
+        return HostCopy(checked.info, (*lower(checked, self._spec), *lower_heads(checked, self._spec)))

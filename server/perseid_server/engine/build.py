@@ -78,10 +78,9 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         warm_up(decoder, kv, pool, config.max_batch_tokens)
         if config.cuda_graphs:
             graphs = DecodeGraphs(decoder, kv, pool, backend, _graph_limits(config, capacity))
-    times = measure_steps(
-        decoder.bind(kv, pool), device, capacity.num_blocks * config.block_size, config.block_size
-    )
-    heads = HeadRunner(HeadsResidency(LoadHeads(checkpoint, decoder.lm_head, backend, device)))
+    times = measure_steps(decoder.bind(kv, pool), device, capacity.num_blocks * config.block_size, config.block_size)
+    load_heads = LoadHeads(checkpoint, decoder.lm_head, backend, device)
+    heads = HeadRunner(HeadsResidency(load_heads), pool, residency)
     engine = Engine(
         EngineLimits(capacity.max_model_len, config.max_batch_tokens, config.max_num_seqs, spec.eos_token_ids),
         BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache, base=spec.hash),

@@ -240,7 +240,5 @@ def _depth_left(sequence: Running, max_model_len: int) -> int:
     """Tokens that may be accepted before the sequence's last one; 0 for those that want no drafts."""
     if sequence.request.speculation.mode == "off" or sequence.num_output == 0:
         return 0
-    left = min(
-        sequence.request.sampling.max_tokens - sequence.num_output, max_model_len - len(sequence.token_ids)
-    )
+    left = min(sequence.request.sampling.max_tokens - sequence.num_output, max_model_len - len(sequence.token_ids))
     return left - 1

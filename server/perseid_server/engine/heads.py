@@ -1,14 +1,21 @@
-"""Medusa heads for the drafter: those on the device, run on the hidden states that sequences were left with."""
+"""Medusa heads for the drafter: those on the device, run on the hidden states that sequences were left with.
+
+An adapter may change the heads' first blocks as it changes the base's linears: its pages hold that too.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
+from perseid_kernels.segments import Segments
+from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.state import Location, ResidencyEvents
+from perseid_server.engine.routed_rows import Tables
 from perseid_server.engine.runner import KeptRow
 from perseid_server.engine.sequence import Sequence as Running
-from perseid_server.speculation.device_heads import DeviceHeads
+from perseid_server.engine.step_rows import page_list
+from perseid_server.speculation.device_heads import AddDelta, DeviceHeads
 from perseid_server.speculation.draft import Candidates
 from perseid_server.speculation.heads_residency import HeadsResidency
 
@@ -16,8 +23,10 @@ from perseid_server.speculation.heads_residency import HeadsResidency
 class HeadRunner:
     """Implements `engine.ports.Heads`."""
 
-    def __init__(self, residency: HeadsResidency[DeviceHeads]) -> None:
+    def __init__(self, residency: HeadsResidency[DeviceHeads], pool: AdapterPool, tables: Tables) -> None:
         self._residency = residency
+        self._pool = pool
+        self._tables = tables
 
     @property
     def is_loading(self) -> bool:
@@ -65,8 +74,18 @@ class HeadRunner:
             heads = self._residency.get(version)
             assert heads is not None, "can_propose() said so"
             hidden_SE = torch.stack([_kept(sequences[place]).hidden_E for place in of_version])
-            found.update(zip(of_version, heads.propose(hidden_SE), strict=True))
+            add_delta = self._delta([sequences[place] for place in of_version], heads)
+            found.update(zip(of_version, heads.propose(hidden_SE, add_delta), strict=True))
         return [found[place] for place in range(len(sequences))]
+
+    def _delta(self, sequences: Sequence[Running], heads: DeviceHeads) -> AddDelta | None:
+        """What the sequences' adapters add to the heads; None where they leave them alone."""
+        lists = [page_list(self._tables, sequence.adaptation) for sequence in sequences]
+        changing = [pages if pages is not None and self._pool.changes_heads(pages.pages) else None for pages in lists]
+        segments = Segments.build(changing, heads.device)
+        if segments is None:
+            return None
+        return lambda x_SE, out_SN: heads.backend.add_lora(x_SE, self._pool.heads, segments, out_SN)
 
 
 def _kept(sequence: Running) -> KeptRow:

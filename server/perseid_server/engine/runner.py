@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 from torch import Tensor
 
 from perseid_kernels.fused import Outputs
 from perseid_kernels.routing import RoutedRows
-from perseid_kernels.segments import PageList
-from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.ports import Chunk, ChunkResult, ScheduledStep
 from perseid_server.engine.routed_rows import Tables, group_routed
-from perseid_server.engine.step_rows import accepted_moves, host_batch, logits_spans
+from perseid_server.engine.step_rows import accepted_moves, host_batch, logits_spans, page_list
 from perseid_server.engine.verification import Walk, walk
 from perseid_server.model.batch import HostBatch, slot_moves
 from perseid_server.model.decode_graphs import DecodeGraphs
@@ -47,7 +46,7 @@ class ModelRunner:
         """One forward pass; samples for the chunks that end at their sequence's last token, and for their drafts."""
         chunks = step.chunks
         groups = group_routed(chunks, self._tables)
-        batch = host_batch(chunks, self._block_size, self._page_list, groups.host())
+        batch = host_batch(chunks, self._block_size, partial(page_list, self._tables), groups.host())
         outputs, routed = self._forward(batch)
         spans = logits_spans(chunks)
         ends = list(accumulate(len(span) for span in spans))  # of each chunk's rows in the logits
@@ -95,16 +94,6 @@ class ModelRunner:
         moves = slot_moves([path for path in paths if path], self._decoder.device)
         if moves is not None:
             self._decoder.backend.move_slots(self._kv.keys, self._kv.values, moves)
-
-    def _page_list(self, adaptation: Adaptation) -> PageList | None:
-        """The pages of one adapter, or of a blend's, one adapter after the other."""
-        if not adaptation.weights:
-            return None
-        lists = [(self._tables.pages(version), weight) for version, weight in adaptation.weights]
-        return PageList(
-            tuple(page for pages, _ in lists for page in pages.pages),
-            tuple(weight * each for pages, weight in lists for each in pages.weights),
-        )
 
     def _sample_request(self, chunk: Chunk, ahead: Sequence[int]) -> SampleRequest:
         """How the token after those `ahead` is sampled, which have come in this step."""

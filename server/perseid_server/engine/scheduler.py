@@ -132,9 +132,7 @@ class Scheduler:
                 return False
         return True
 
-    def _with_drafts(
-        self, chunks: list[Chunk], drafts: Mapping[str, Draft], tokens_left: int
-    ) -> Iterator[Chunk]:
+    def _with_drafts(self, chunks: list[Chunk], drafts: Mapping[str, Draft], tokens_left: int) -> Iterator[Chunk]:
         """The chunks, and behind those that have drafts as many of them as there is room for."""
         budget = min(tokens_left, self._limits.max_batch_tokens // DRAFTS_SHARE)
         for chunk in chunks:

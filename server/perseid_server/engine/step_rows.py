@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from perseid_kernels.segments import PageList
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.ports import Chunk
+from perseid_server.engine.routed_rows import Tables
 from perseid_server.engine.sequence import Sequence as Running
 from perseid_server.model.batch import HostBatch, HostRouted
 from perseid_server.speculation.tree import ancestor_masks
@@ -13,7 +14,7 @@ from perseid_server.speculation.tree import ancestor_masks
 def host_batch(
     chunks: Sequence[Chunk],
     block_size: int,
-    page_list: Callable[[Adaptation], PageList | None],
+    pages_of: Callable[[Adaptation], PageList | None],
     routed: Sequence[HostRouted],
 ) -> HostBatch:
     """The rows of all chunks, and those whose logits are wanted (`logits_spans`)."""
@@ -34,7 +35,7 @@ def host_batch(
             positions += [chunk.start + depth for depth in chunk.draft.tree.depths]
             ancestors += ancestor_masks(chunk.draft.tree.parents)
         slots += slots_of(sequence, range(chunk.start, chunk.start + chunk.num_rows), block_size)
-        pages += [page_list(sequence.adaptation)] * chunk.num_rows
+        pages += [pages_of(sequence.adaptation)] * chunk.num_rows
         query_start.append(query_start[-1] + chunk.num_rows)
     return HostBatch(
         token_ids=tokens,
@@ -47,6 +48,17 @@ def host_batch(
         logits_rows=[row for span in logits_spans(chunks) for row in span],
         routed=routed,
         ancestors=ancestors if any(chunk.draft is not None for chunk in chunks) else (),
+    )
+
+
+def page_list(tables: Tables, adaptation: Adaptation) -> PageList | None:
+    """The pages of one adapter, or of a blend's, one adapter after the other; None for the base and for gates."""
+    if not adaptation.weights:
+        return None
+    lists = [(tables.pages(version), weight) for version, weight in adaptation.weights]
+    return PageList(
+        tuple(page for pages, _ in lists for page in pages.pages),
+        tuple(weight * each for pages, weight in lists for each in pages.weights),
     )
 
 

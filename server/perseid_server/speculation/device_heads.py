@@ -21,11 +21,11 @@ from torch.nn.functional import silu
 from perseid_kernels.backend import Backend
 from perseid_kernels.weights import DenseWeight
 from perseid_server.speculation.draft import Candidates
-from perseid_server.speculation.heads_config import RANKS
+from perseid_server.speculation.heads_config import MAX_HEADS, RANKS
 from perseid_server.speculation.heads_file import CheckedHeads
 
 AddDelta = Callable[[Tensor, Tensor], None]
-"""out [S, H · E] += an adapter's low-rank products of x [S, E], where it adapts heads."""
+"""out [S, MAX_HEADS · E] += the adapters' low-rank products of x [S, E], for as many heads as adapters can change."""
 
 PackLmHead = Callable[[tuple[int, ...] | None], Any]
 """The base's lm_head in the backend's layout, only these rows of it, ascending; None: all."""
@@ -38,8 +38,10 @@ class _Block:
     weight: Any  # packed [N, E]
     bias_N: Tensor | None
 
-    def apply(self, backend: Backend, x_SE: Tensor) -> Tensor:
-        out = torch.empty((x_SE.shape[0], self.weight.shape[0]), dtype=x_SE.dtype, device=x_SE.device)
+    def apply(self, backend: Backend, x_SE: Tensor, room_SN: Tensor | None = None) -> Tensor:
+        """W x + b; into the first columns of `room`, if given."""
+        width = self.weight.shape[0]
+        out = x_SE.new_empty((x_SE.shape[0], width)) if room_SN is None else room_SN[:, :width]
         backend.matmul(x_SE.contiguous(), self.weight, out)
         return out if self.bias_N is None else out.add_(self.bias_N)
 
@@ -49,6 +51,7 @@ class DeviceHeads:
     """Frozen, like the base they look at."""
 
     backend: Backend
+    device: torch.device
     num_heads: int
     first: _Block  # [H · E, E]
     further: tuple[tuple[_Block, ...], ...]  # [layer − 1][head]
@@ -61,16 +64,16 @@ class DeviceHeads:
         x_SHE = self._residual(hidden_SE, add_delta)
         probabilities, tokens = self._likeliest(self._logits(x_SHE))
         return [
-            Candidates(of_row, chances)
-            for of_row, chances in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+            Candidates(of_row, chances) for of_row, chances in zip(tokens.tolist(), probabilities.tolist(), strict=True)
         ]
 
     def _residual(self, hidden_SE: Tensor, add_delta: AddDelta | None) -> Tensor:
         rows, width = hidden_SE.shape
-        out = self.first.apply(self.backend, hidden_SE)
-        if add_delta is not None:
-            add_delta(hidden_SE, out)
-        x_SHE = hidden_SE[:, None] + silu(out.view(rows, self.num_heads, width))
+        room = None if add_delta is None else hidden_SE.new_zeros((rows, MAX_HEADS * width))
+        out = self.first.apply(self.backend, hidden_SE, room)
+        if add_delta is not None and room is not None:
+            add_delta(hidden_SE, room)
+        x_SHE = hidden_SE[:, None] + silu(out.reshape(rows, self.num_heads, width))
         for layer in self.further:
             blocks = [block.apply(self.backend, x_SHE[:, head]) for head, block in enumerate(layer)]
             x_SHE = x_SHE + silu(torch.stack(blocks, dim=1))
@@ -97,9 +100,7 @@ class DeviceHeads:
         return probabilities, tokens
 
 
-def place_heads(
-    checked: CheckedHeads, backend: Backend, device: torch.device, pack_lm_head: PackLmHead
-) -> DeviceHeads:
+def place_heads(checked: CheckedHeads, backend: Backend, device: torch.device, pack_lm_head: PackLmHead) -> DeviceHeads:
     """Checked heads, on the device."""
     tensors = checked.tensors()
 
@@ -116,6 +117,7 @@ def place_heads(
     lm_heads = [backend.pack(DenseWeight(torch.from_numpy(weight)), device) for weight in tensors.lm_heads]
     return DeviceHeads(
         backend=backend,
+        device=device,
         num_heads=len(heads),
         first=block([tensors.weights[head][0] for head in heads], [tensors.biases[head][0] for head in heads]),
         further=tuple(

@@ -31,7 +31,9 @@ class HeadsResidency(Generic[T]):
 
     load: Callable[[Path], T]  # runs on the loader's thread; PerseidError or OSError says why it cannot be done
     _held: dict[str, _Held[T]] = field(default_factory=dict)
-    _loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heads-loader"))
+    _loader: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heads-loader")
+    )
 
     @property
     def is_loading(self) -> bool:

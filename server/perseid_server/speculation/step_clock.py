@@ -37,8 +37,10 @@ class StepClock:
         before, after = self._neighbours(rows)
         bend = 1.0 + SLOW * (ratio - 1.0)
         for place in {before, after}:
-            share = 1.0 if before == after else 1.0 - abs(self._rows[place] - rows) / (
-                self._rows[after] - self._rows[before]
+            share = (
+                1.0
+                if before == after
+                else 1.0 - abs(self._rows[place] - rows) / (self._rows[after] - self._rows[before])
             )
             curve[place] *= 1.0 + (bend - 1.0) * min(max(share, 0.0), 1.0)
         self._pace *= 1.0 + FAST * (ratio - 1.0)

@@ -61,7 +61,13 @@ def test_all_kinds_of_requests_together_answer_as_each_alone() -> None:
     engine = drafting_engine(num_blocks=200, max_num_seqs=16, max_batch_tokens=200)
     engine.register_adapter("a", "")
     engine.register_adapter("b", "")
-    kinds = [MEDUSA, Speculation("ngram"), Speculation("auto", "heads"), Speculation("off"), Speculation("medusa", "no")]
+    kinds = [
+        MEDUSA,
+        Speculation("ngram"),
+        Speculation("auto", "heads"),
+        Speculation("off"),
+        Speculation("medusa", "no"),
+    ]
     jobs = [
         job(str(place), 3 + 5 * (place % 7), 5 + place, [None, "a", "b"][place % 3], speculation=kinds[place % 5])
         for place in range(16)
@@ -170,9 +176,7 @@ def test_drafts_leave_room_for_prefills() -> None:
     engine.step()
     engine.submit(job("b", 60, 2))
     run(engine)
-    drafted = [
-        sum(len(chunk.draft.tree) for chunk in step.chunks if chunk.draft is not None) for step in runner.steps
-    ]
+    drafted = [sum(len(chunk.draft.tree) for chunk in step.chunks if chunk.draft is not None) for step in runner.steps]
     assert max(drafted) == 16 // 4
     assert all(step.num_rows <= 16 for step in runner.steps)
     prefills = [chunk.count for step in runner.steps for chunk in step.chunks if chunk.sequence.id == "b"]
