@@ -6,15 +6,17 @@ fails the test suite and not a user's GPU.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from perseid_kernels import attention, expand, gate, matmul_common, routed_lora, shrink
-from perseid_kernels._triton import power_of_two
+from perseid_kernels._triton import power_of_two, tl
 from perseid_kernels.activation import silu_mul_kernel
 from perseid_kernels.devices import compiler_options
 from perseid_kernels.matmul_dense import matmul_dense_kernel
 from perseid_kernels.matmul_q4 import matmul_q4_kernel
 from perseid_kernels.matmul_q8 import matmul_q8_kernel
+from perseid_kernels.move_slots import move_slots_kernel
 from perseid_kernels.norm import rms_norm_kernel
 from perseid_kernels.rope import rope_and_store_kernel
 from perseid_kernels.segments import PAGE_RANK
@@ -27,6 +29,8 @@ _POINTER_TYPES = {
     "rows": "*i32", "in_use": "*i32", "counts": "*i32", "pages": "*i32",
     "items": "*i32", "tiles": "*i32", "columns": "*i32", "page_indptr": "*i32", "chosen": "*i32", "top_k": "*i32",
     "absolute": "*i32", "allowed": "*i32",
+    "ancestors": "*i64", "tree_rows": "*i32", "tree_sequences": "*i32",
+    "caches": "*i64", "sources": "*i64", "targets": "*i64", "indptr": "*i32",
     "gates": "*fp32", "logits": "*fp32", "bias": "*fp32", "temperature": "*fp32", "tally": "*fp32",
     "query_start": "*i32", "context_len": "*i32", "block_table": "*i32", "positions": "*i64", "slots": "*i64",
     **dict.fromkeys(
@@ -189,7 +193,7 @@ def _routed_cases(target: str) -> Iterator[KernelCase]:
 def _attention_cases(target: str) -> Iterator[KernelCase]:
     group = 4
     for head_dim in (64, 96, 128, 256):
-        for decode in (True, False):
+        for decode, trees in product((True, False), (True, False)):
             config = attention.choose_config(group, head_dim, decode=decode, kind=target)
             shape = {
                 "G": group,
@@ -199,14 +203,37 @@ def _attention_cases(target: str) -> Iterator[KernelCase]:
                 "BLOCK_D": power_of_two(head_dim),
                 "BLOCK_KEYS": config.block_keys,
                 "SPAN": config.span,
+                "TREES": trees,
             }
             kernel = attention.attention_decode_kernel if decode else attention.attention_prefill_kernel
             variant = {"ONE_SPAN": False} if decode else {"GROUP": power_of_two(group)}
-            name = f"attention/{'decode' if decode else 'prefill'}/d{head_dim}"
-            options = compiler_options(target)
-            yield KernelCase(name, kernel, {**shape, **variant}, config.num_warps, config.num_stages, options=options)
-        merge = {"D": head_dim, "BLOCK_D": power_of_two(head_dim), "SPAN": 512}
-        yield KernelCase(f"attention/merge/d{head_dim}", attention.attention_merge_kernel, merge, num_warps=1)
+            yield KernelCase(
+                f"attention/{'decode' if decode else 'prefill'}{'_trees' if trees else ''}/d{head_dim}",
+                kernel,
+                {**shape, **variant},
+                config.num_warps,
+                config.num_stages,
+                types=_tree_types(trees),
+                options=compiler_options(target),
+            )
+        for trees in (True, False):
+            yield KernelCase(
+                f"attention/merge{'_trees' if trees else ''}/d{head_dim}",
+                attention.attention_merge_kernel,
+                {"D": head_dim, "BLOCK_D": power_of_two(head_dim), "SPAN": 512, "TREES": trees},
+                num_warps=1,
+                types=_tree_types(trees),
+            )
+
+
+def _tree_types(trees: bool) -> dict[str, str]:
+    """Without trees a stand-in is given for them."""
+    return {} if trees else {"ancestors": "*i32"}
+
+
+def _move_cases(_target: str) -> Iterator[KernelCase]:
+    for name, word in (("bf16", tl.int16), ("fp32", tl.int32)):
+        yield KernelCase(f"move_slots/{name}", move_slots_kernel, {"WORD": word, "BLOCK": 1024}, num_warps=4, num_stages=1)
 
 
 def _row_cases(_target: str) -> Iterator[KernelCase]:
@@ -219,5 +246,5 @@ def _row_cases(_target: str) -> Iterator[KernelCase]:
 
 def cases_for(target: str) -> dict[str, KernelCase]:
     """Every variant a target launches, by name, so that a worker process finds its case without pickling a kernel."""
-    parts = (_matmul_cases, _lora_cases, _gate_cases, _routed_cases, _attention_cases, _row_cases)
+    parts = (_matmul_cases, _lora_cases, _gate_cases, _routed_cases, _attention_cases, _move_cases, _row_cases)
     return {case.name: case for part in parts for case in part(target)}

@@ -11,6 +11,10 @@ Keys are taken in *spans* of SPAN; each span has an online softmax of its own an
 after the other. Tiles and spans lie at fixed positions and a sequence of one new row always takes the decode
 kernel, so a row's result does not depend on the other sequences of the batch.
 
+Rows of trees (`TreeRows`) each take the decode kernel, in programs behind those of the sequences: tiles within the
+prefix as any decode, and in the tiles behind it each key is looked up in the row's ancestors. So such a row has the
+bits of a decode after its ancestors.
+
 No list is built on the host: a prefill program finds its sequence by bisection of `query_start`.
 CPU paths: `eager_backend.EagerBackend.attention` and `native/`. Oracle: `attention_oracle`.
 """
@@ -56,11 +60,29 @@ def choose_config(group: int, head_dim: int, *, decode: bool, kind: str = "sm_80
 
 
 @triton.jit
-def attend_span(
+def cached_place(key_N, prefix, ancestors, query_len):
+    """Where the cache holds a tree row's keys: the prefix as it is, then the rows of the set bits, in their order."""
+    place_N = key_N
+    position = prefix
+    for bit in range(query_len):
+        is_seen = ((ancestors >> bit) & 1).to(tl.int32)
+        place_N = tl.where((key_N == position) & (is_seen > 0), prefix + bit, place_N)
+        position += is_seen
+    return place_N
+
+
+@triton.jit
+def attend_tiles(
+    m,
+    den,
+    acc,
     q_MD,
     position_M,  # the last key each row sees; −1 for padding
     first_key,
     end_key,
+    prefix,  # of a tree row, as are:
+    ancestors,
+    query_len,
     k_cache,
     v_cache,
     table,  # block table of the sequence
@@ -71,24 +93,20 @@ def attend_span(
     stride_head,
     BS: tl.constexpr,
     D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
+    BRANCH: tl.constexpr,  # keys behind the prefix are looked up
 ):
-    """(m, den, acc) of keys [first_key, end_key): row maximum, Σ 2^(s − m), Σ 2^(s − m) · v.
-
-    A row that sees none of the keys ends with m = _NEVER and finite sums, which a merge multiplies by 2^−∞ = 0:
-    every row sees key 0, so its maximum in the first span is a real one.
-    """
-    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
-    den = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    """(m, den, acc) with keys [first_key, end_key) taken in: row maximum, Σ 2^(s − m), Σ 2^(s − m) · v."""
     d = tl.arange(0, BLOCK_D)
     for start in range(first_key, end_key, BLOCK_KEYS):
         key = start + tl.arange(0, BLOCK_KEYS)
         live = key < end_key
-        block = tl.load(table + key // BS, mask=live, other=0).to(tl.int64)
-        where = block * stride_block + (key % BS) * stride_token + kv_head * stride_head
+        place = key
+        if BRANCH:
+            place = cached_place(key, prefix, ancestors, query_len)
+        block = tl.load(table + place // BS, mask=live, other=0).to(tl.int64)
+        where = block * stride_block + (place % BS) * stride_token + kv_head * stride_head
         mask = live[:, None] & (d < D)[None, :]
         k_ND = tl.load(k_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
         v_ND = tl.load(v_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
@@ -101,6 +119,54 @@ def attend_span(
         den = den * fade + tl.sum(p, axis=1)
         acc = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc * fade[:, None], input_precision="ieee")
         m = m_new
+    return m, den, acc
+
+
+@triton.jit
+def attend_span(
+    q_MD,
+    position_M,
+    first_key,
+    end_key,
+    prefix,
+    ancestors,
+    query_len,
+    k_cache,
+    v_cache,
+    table,
+    kv_head,
+    scale_log2,
+    stride_block,
+    stride_token,
+    stride_head,
+    BS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
+    """`attend_tiles` of one span, from nothing on. With BRANCH, tiles that end within the prefix are taken as any
+    others are; only those behind it look keys up.
+
+    A row that sees none of the keys ends with m = _NEVER and finite sums, which a merge multiplies by 2^−∞ = 0:
+    every row sees key 0, so its maximum in the first span is a real one.
+    """
+    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
+    den = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    whole = end_key
+    if BRANCH:
+        whole = tl.maximum(first_key, tl.minimum(end_key, prefix // BLOCK_KEYS * BLOCK_KEYS))
+    m, den, acc = attend_tiles(
+        m, den, acc, q_MD, position_M, first_key, whole, prefix, ancestors, query_len, k_cache, v_cache, table,
+        kv_head, scale_log2, stride_block, stride_token, stride_head, BS, D, BLOCK_D, BLOCK_KEYS, False,
+    )  # fmt: skip
+    if BRANCH:
+        m, den, acc = attend_tiles(
+            m, den, acc, q_MD, position_M, whole, end_key, prefix, ancestors, query_len, k_cache, v_cache, table,
+            kv_head, scale_log2, stride_block, stride_token, stride_head, BS, D, BLOCK_D, BLOCK_KEYS, True,
+        )  # fmt: skip
     return m, den, acc
 
 
@@ -120,6 +186,7 @@ def attention_prefill_kernel(
     query_start,  # int32 [S+1]
     context_len,  # int32 [S]
     block_table,  # int32 [S, max blocks]
+    ancestors,  # int64 [T], read where TREES
     out,  # [T, H, D]
     scale_log2,
     S,
@@ -129,6 +196,7 @@ def attention_prefill_kernel(
     stride_block,
     stride_token,
     stride_head,
+    TREES: tl.constexpr,  # some sequences are trees
     G: tl.constexpr,
     GROUP: tl.constexpr,  # G rounded up to a power of two
     BS: tl.constexpr,
@@ -155,6 +223,9 @@ def attention_prefill_kernel(
     first_token = (tile - (first_row // TOKENS + low)) * TOKENS
     if (query_len <= 1) | (first_token >= query_len):
         return  # a decode (the other kernel's), or a tile number no row fell on
+    if TREES:
+        if tl.load(ancestors + first_row) != 0:
+            return
 
     context = tl.load(context_len + low)
     lane = tl.arange(0, BLOCK_M)
@@ -170,9 +241,9 @@ def attention_prefill_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(0, end_key, SPAN):
         m_s, den_s, acc_s = attend_span(
-            q_MD, position, start, tl.minimum(start + SPAN, end_key), k_cache, v_cache,
+            q_MD, position, start, tl.minimum(start + SPAN, end_key), 0, 0, 0, k_cache, v_cache,
             block_table + low * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
-            BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
+            BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS, False,
         )  # fmt: skip
         m_new = tl.maximum(m, m_s)
         old = tl.exp2(m - m_new)
@@ -188,7 +259,37 @@ def attention_prefill_kernel(
     tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["spans", "stride_table"])
+@triton.jit
+def find_row(program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES: tl.constexpr):
+    """(row, sequence, keys it sees, prefix, ancestors, rows of its sequence) that a program of a decode serves: the
+    only row of sequence `program`, and from S on the rows of trees. No keys where there is nothing to do."""
+    sequence = program
+    row = 0
+    if TREES:
+        if program >= S:
+            sequence = tl.load(tree_sequences + program - S)
+            row = tl.load(tree_rows + program - S)
+        else:
+            row = tl.load(query_start + program)
+    else:
+        row = tl.load(query_start + program)
+    query_len = tl.load(query_start + sequence + 1) - tl.load(query_start + sequence)
+    context = tl.load(context_len + sequence)
+    prefix = context - query_len
+    seen = tl.zeros((), dtype=tl.int64)
+    keys = tl.where(query_len == 1, context, 0)
+    if TREES:
+        seen = tl.load(ancestors + row, mask=query_len > 0, other=0)
+        if program >= S:
+            keys = prefix
+            for bit in range(query_len):
+                keys += ((seen >> bit) & 1).to(tl.int32)
+        else:
+            keys = tl.where(seen == 0, keys, 0)
+    return row, sequence, keys, prefix, seen, query_len
+
+
+@triton.jit(do_not_specialize=["S", "spans", "stride_table"])
 def attention_decode_kernel(
     q,  # [T, H, D]
     k_cache,  # [NB, BS, Hkv, D]
@@ -196,11 +297,15 @@ def attention_decode_kernel(
     query_start,  # int32 [S+1]
     context_len,  # int32 [S]
     block_table,  # int32 [S, max blocks]
+    ancestors,  # int64 [T], read where TREES, as are:
+    tree_rows,  # int32 [R]
+    tree_sequences,  # int32 [R]
     out,  # [T, H, D]; written where SPANS == 1
-    parts,  # float32 [S, H, SPANS, D]; written otherwise, as are:
-    maxima,  # float32 [S, H, SPANS]
-    sums,  # float32 [S, H, SPANS]
+    parts,  # float32 [S + R, H, SPANS, D]; written otherwise, as are:
+    maxima,  # float32 [S + R, H, SPANS]
+    sums,  # float32 [S + R, H, SPANS]
     scale_log2,
+    S,
     spans,
     stride_q,
     stride_out,
@@ -209,6 +314,7 @@ def attention_decode_kernel(
     stride_token,
     stride_head,
     ONE_SPAN: tl.constexpr,
+    TREES: tl.constexpr,  # some sequences are trees
     G: tl.constexpr,
     BS: tl.constexpr,
     D: tl.constexpr,
@@ -217,23 +323,24 @@ def attention_decode_kernel(
     BLOCK_KEYS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """One span of the keys of one sequence with a single new row, for one key/value head."""
-    sequence = tl.program_id(0)
+    """One span of the keys of one row, which is a sequence's only new one or one of a tree, for one key/value head."""
+    program = tl.program_id(0)
     kv_head = tl.program_id(1)
     span = tl.program_id(2)
-    row = tl.load(query_start + sequence)
-    context = tl.load(context_len + sequence)
-    if (tl.load(query_start + sequence + 1) - row != 1) | (span * SPAN >= context):
-        return  # a prefill chunk (the other kernel's), or past the sequence's end
+    row, sequence, keys, prefix, seen, query_len = find_row(
+        program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES
+    )
+    if span * SPAN >= keys:
+        return  # a prefill chunk (the other kernel's), a tree (the last programs'), or past the row's end
 
     head = tl.arange(0, BLOCK_M)
     live = head < G
-    position = tl.where(live, context - 1, -1)
+    position = tl.where(live, keys - 1, -1)
     q_MD = load_group(q, row + head * 0, kv_head, head, live, stride_q, G, D, BLOCK_D)
     m, den, acc = attend_span(
-        q_MD, position, span * SPAN, tl.minimum((span + 1) * SPAN, context), k_cache, v_cache,
+        q_MD, position, span * SPAN, tl.minimum((span + 1) * SPAN, keys), prefix, seen, query_len, k_cache, v_cache,
         block_table + sequence * stride_table, kv_head, scale_log2, stride_block, stride_token, stride_head,
-        BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS,
+        BS, D, BLOCK_M, BLOCK_D, BLOCK_KEYS, TREES,
     )  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     mask = live[:, None] & (d < D)[None, :]
@@ -242,38 +349,45 @@ def attention_decode_kernel(
         base = row.to(tl.int64) * stride_out + (kv_head * G + head) * D
         tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
     else:
-        part = ((sequence * tl.num_programs(1) + kv_head) * G + head).to(tl.int64) * spans + span
+        part = ((program * tl.num_programs(1) + kv_head) * G + head).to(tl.int64) * spans + span
         tl.store(parts + part[:, None] * D + d[None, :], acc, mask=mask)
         tl.store(maxima + part, m, mask=live)
         tl.store(sums + part, den, mask=live)
 
 
-@triton.jit(do_not_specialize=["spans"])
+@triton.jit(do_not_specialize=["S", "spans"])
 def attention_merge_kernel(
-    parts,  # float32 [S, H, SPANS, D]
+    parts,  # float32 [S + R, H, SPANS, D]
     maxima,
     sums,
     query_start,
     context_len,
+    ancestors,
+    tree_rows,
+    tree_sequences,
     out,  # [T, H, D]
+    S,
     spans,
     stride_out,
+    TREES: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPAN: tl.constexpr,
 ):
     """Merge the spans of one decoding row and head, in order."""
-    sequence = tl.program_id(0)
+    program = tl.program_id(0)
     head = tl.program_id(1)
-    row = tl.load(query_start + sequence)
-    if tl.load(query_start + sequence + 1) - row != 1:
+    row, _, keys, _, _, _ = find_row(
+        program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES
+    )
+    if keys == 0:
         return
     d = tl.arange(0, BLOCK_D)
-    first = (sequence * tl.num_programs(1) + head).to(tl.int64) * spans
+    first = (program * tl.num_programs(1) + head).to(tl.int64) * spans
     m = tl.full((), _NEVER, dtype=tl.float32)
     den = tl.zeros((), dtype=tl.float32)
     acc = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for span in range(tl.cdiv(tl.load(context_len + sequence), SPAN)):
+    for span in range(tl.cdiv(keys, SPAN)):
         m_s = tl.load(maxima + first + span)
         m_new = tl.maximum(m, m_s)
         old = tl.exp2(m - m_new)
@@ -318,6 +432,7 @@ def _prefill(
         batch.query_start,
         batch.context_len,
         batch.block_table,
+        _tree_tensors(batch)[0],
         out_THD,
         scale * _LOG2_E,
         num_sequences,
@@ -327,6 +442,7 @@ def _prefill(
         k_cache.stride(0),
         k_cache.stride(1),
         k_cache.stride(2),
+        TREES=batch.trees is not None,
         G=group,
         GROUP=power_of_two(group),
         BS=block_size,
@@ -348,25 +464,28 @@ def _decode(
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
     num_sequences = batch.context_len.shape[0]
+    num_programs = num_sequences + (batch.trees.rows.shape[0] if batch.trees is not None else 0)
     kind = device_class(q_THD.device)
     config = choose_config(group, head_dim, decode=True, kind=kind)
     spans = cdiv(batch.max_context_len, config.span)
-    held = (num_sequences, num_heads, spans) if spans > 1 else (0, 0, 0)
+    held = (num_programs, num_heads, spans) if spans > 1 else (0, 0, 0)
     parts = torch.empty((*held, head_dim), dtype=torch.float32, device=q_THD.device)
     maxima, sums = torch.empty((2, *held), dtype=torch.float32, device=q_THD.device)
     block_d = power_of_two(max(16, head_dim))
-    attention_decode_kernel[(num_sequences, num_kv_heads, spans)](
+    attention_decode_kernel[(num_programs, num_kv_heads, spans)](
         q_THD,
         k_cache,
         v_cache,
         batch.query_start,
         batch.context_len,
         batch.block_table,
+        *_tree_tensors(batch),
         out_THD,
         parts,
         maxima,
         sums,
         scale * _LOG2_E,
+        num_sequences,
         spans,
         q_THD.stride(0),
         out_THD.stride(0),
@@ -375,6 +494,7 @@ def _decode(
         k_cache.stride(1),
         k_cache.stride(2),
         ONE_SPAN=spans == 1,
+        TREES=batch.trees is not None,
         G=group,
         BS=block_size,
         D=head_dim,
@@ -387,20 +507,30 @@ def _decode(
         **compiler_options(kind),
     )
     if spans > 1:
-        attention_merge_kernel[(num_sequences, num_heads)](
+        attention_merge_kernel[(num_programs, num_heads)](
             parts,
             maxima,
             sums,
             batch.query_start,
             batch.context_len,
+            *_tree_tensors(batch),
             out_THD,
+            num_sequences,
             spans,
             out_THD.stride(0),
+            TREES=batch.trees is not None,
             D=head_dim,
             BLOCK_D=block_d,
             SPAN=config.span,
             num_warps=1,
         )
+
+
+def _tree_tensors(batch: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Ancestors, rows and sequences of the trees; stand-ins where there are none, which nothing reads."""
+    if batch.trees is None:
+        return (batch.query_start,) * 3
+    return batch.trees.ancestors, batch.trees.rows, batch.trees.sequences
 
 
 def attention_oracle(q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:

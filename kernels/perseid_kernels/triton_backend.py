@@ -4,7 +4,7 @@ Nothing here waits for the device inside a layer: sizes come from shapes and fro
 row-tile work list is built once for a step's `Segments`. Shape legend: backend.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perseid_kernels.activation import silu_mul
 from perseid_kernels.attention import attention
-from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.backend import AttentionBatch, SlotMoves
 from perseid_kernels.best import best
 from perseid_kernels.expand import expand
 from perseid_kernels.fused import FusedDecoder, FusedForward
@@ -23,6 +23,7 @@ from perseid_kernels.matmul_q4 import PackedInt4, matmul_q4, pack_int4
 from perseid_kernels.matmul_q4 import unpack_rows as unpack_q4_rows
 from perseid_kernels.matmul_q8 import PackedInt8, matmul_q8, pack_int8
 from perseid_kernels.matmul_q8 import unpack_rows as unpack_q8_rows
+from perseid_kernels.move_slots import move_slots
 from perseid_kernels.norm import add_rms_norm, rms_norm
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_and_store
@@ -162,6 +163,10 @@ class TritonBackend:
     ) -> None:
         """Causal attention over the paged cache."""
         attention(q_THD, k_cache, v_cache, batch, scale, out_THD)
+
+    def move_slots(self, k_caches: Sequence[Tensor], v_caches: Sequence[Tensor], moves: SlotMoves) -> None:
+        """One launch for all layers."""
+        move_slots(k_caches, v_caches, moves)
 
     def best(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
         """The largest logit of each row and the lowest index at which it stands."""

@@ -16,6 +16,7 @@ from perseid_kernels import (
     matmul_dense,
     matmul_q4,
     matmul_q8,
+    move_slots,
     norm,
     rope,
     routed_lora,
@@ -76,7 +77,7 @@ def test_the_variants_of_a_product_are_all_compiled() -> None:
 def test_every_kernel_has_a_case() -> None:
     """A kernel added to an op file must be added to the cases: names end in `_kernel` and nothing else does."""
     products = (matmul_common, matmul_dense, matmul_q4, matmul_q8)
-    modules = (activation, attention, *products, expand, gate, norm, rope, routed_lora, shrink)
+    modules = (activation, attention, *products, expand, gate, move_slots, norm, rope, routed_lora, shrink)
     kernels = {id(value) for module in modules for name, value in vars(module).items() if name.endswith("_kernel")}
     for target in TARGETS:
         assert kernels == {id(case.kernel) for case in cases_for(target).values()}

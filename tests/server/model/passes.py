@@ -1,18 +1,19 @@
 """Runs a decoder on hand-made batches: sequences over one paged cache, any of their rows in any pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from perseid_kernels.backend import AttentionBatch, Backend
+from perseid_kernels.backend import Backend
 from perseid_kernels.eager_backend import EagerBackend
 from perseid_kernels.fused import Outputs
 from perseid_kernels.native import load_native_backend
 from perseid_kernels.routing import GateTable, RoutedRows, column_pages
-from perseid_kernels.segments import PageList, Segments
-from perseid_server.model.batch import StepBatch
+from perseid_kernels.segments import PageList
+from perseid_server.model.batch import HostBatch, StepBatch, slot_moves
 from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import Checkpoint
 from perseid_server.model.decoder import AdapterPools, Decoder
@@ -50,6 +51,48 @@ class Part:
     sequence: int
     start: int
     end: int
+
+    def tokens(self, prompt: Sequence[int]) -> Sequence[int]:
+        """Of each row."""
+        return prompt[self.start : self.end]
+
+    @property
+    def masks(self) -> list[int]:
+        """Ancestor masks: none, as each row sees all before it."""
+        return [0] * (self.end - self.start)
+
+    @property
+    def positions(self) -> list[int]:
+        """Of each row."""
+        return list(range(self.start, self.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Drafted rows of a sequence behind its first `start` tokens, whatever its tokens are from there on."""
+
+    sequence: int
+    start: int
+    token_ids: tuple[int, ...]  # of each row, the root's first
+    masks: tuple[int, ...]  # ancestor masks
+
+    @property
+    def end(self) -> int:
+        """Tokens in the cache with these rows."""
+        return self.start + len(self.masks)
+
+    def tokens(self, _prompt: Sequence[int]) -> Sequence[int]:
+        """Of each row."""
+        return self.token_ids
+
+    @property
+    def positions(self) -> list[int]:
+        """Of each row: by its depth."""
+        return [self.start + mask.bit_count() - 1 for mask in self.masks]
+
+    def path(self, row: int) -> list[int]:
+        """Rows from the root to this one."""
+        return [j for j in range(row + 1) if self.masks[row] >> j & 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,41 +132,58 @@ class Passes:
         for cache in (*self._cache.keys, *self._cache.values):
             cache.fill_(float("nan"))
 
-    def run(self, *parts: Part) -> list[Tensor]:
+    def run(self, *parts: Part | Tree) -> list[Tensor]:
         """One forward pass, as the runner does it; the logits of every row of each part."""
+        return [each.logits_LV for each in self.outputs(*parts)]
+
+    def run_op_by_op(self, *parts: Part | Tree) -> list[Tensor]:
+        """The same by the decoder's own ops, which is what a backend's whole pass stands for."""
+        return [each.logits_LV for each in self.outputs_op_by_op(*parts)]
+
+    def outputs(self, *parts: Part | Tree) -> list[Outputs]:
+        """`run`, with the hidden states."""
         return self._run(self._decoder.bind(self._cache, self._pools), parts)
 
-    def run_op_by_op(self, *parts: Part) -> list[Tensor]:
-        """The same by the decoder's own ops, which is what a backend's whole pass stands for."""
+    def outputs_op_by_op(self, *parts: Part | Tree) -> list[Outputs]:
+        """`run_op_by_op`, with the hidden states."""
         return self._run(lambda batch: self._decoder.forward(batch, self._cache, self._pools), parts)
 
-    def _run(self, forward: Callable[[StepBatch], Outputs], parts: Sequence[Part]) -> list[Tensor]:
-        counts = [part.end - part.start for part in parts]
-        return list(forward(self._batch(parts, counts)).logits_LV.split(counts))
+    def accept(self, *paths: tuple[Tree, Sequence[int]]) -> None:
+        """Move what some rows of trees wrote to where the sequence goes on."""
+        moved = [
+            [(self._slot(tree.sequence, tree.start + row), self._slot(tree.sequence, tree.start + depth))
+             for depth, row in enumerate(rows)]
+            for tree, rows in paths
+        ]  # fmt: skip
+        moves = slot_moves(moved, CPU)
+        assert moves is not None
+        self._decoder.backend.move_slots(self._cache.keys, self._cache.values, moves)
 
-    def _batch(self, parts: Sequence[Part], counts: list[int]) -> StepBatch:
-        rows = [(part.sequence, position) for part in parts for position in range(part.start, part.end)]
-        widest = max(-(-part.end // BLOCK_SIZE) for part in parts) + 1
-        table = torch.zeros((len(parts), widest), dtype=torch.int32)
-        for row, part in zip(table, parts, strict=True):
-            used = self._blocks[part.sequence][: -(-part.end // BLOCK_SIZE)]
-            row[: len(used)] = torch.tensor(used)
-        self.routed = _routed_rows([self._routes[sequence] for sequence, _ in rows])
-        return StepBatch(
-            token_ids_T=torch.tensor([self._prompts[sequence][position] for sequence, position in rows]),
-            positions_T=torch.tensor([position for _, position in rows]),
-            slots_T=torch.tensor([self._slot(sequence, position) for sequence, position in rows]),
-            attention=AttentionBatch(
-                query_start=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
-                context_len=torch.tensor([part.end for part in parts], dtype=torch.int32),
-                block_table=table,
-                max_query_len=max(counts),
-                max_context_len=max(part.end for part in parts),
-            ),
-            segments=Segments.build([self._pages[sequence] for sequence, _ in rows]),
-            logits_rows=torch.arange(len(rows)),
-            routed=self.routed,
+    def _run(self, forward: Callable[[StepBatch], Outputs], parts: Sequence[Part | Tree]) -> list[Outputs]:
+        counts = [part.end - part.start for part in parts]
+        outputs = forward(self._batch(parts, counts))
+        return [
+            Outputs(hidden_LE, logits_LV)
+            for hidden_LE, logits_LV in zip(
+                outputs.hidden_LE.split(counts), outputs.logits_LV.split(counts), strict=True
+            )
+        ]
+
+    def _batch(self, parts: Sequence[Part | Tree], counts: list[int]) -> StepBatch:
+        sequences = [part.sequence for part in parts for _ in range(part.start, part.end)]
+        self.routed = _routed_rows([self._routes[sequence] for sequence in sequences])
+        host = HostBatch(
+            token_ids=[token for part in parts for token in part.tokens(self._prompts[part.sequence])],
+            positions=[position for part in parts for position in part.positions],
+            slots=[self._slot(part.sequence, place) for part in parts for place in range(part.start, part.end)],
+            query_start=[0, *accumulate(counts)],
+            context_len=[part.end for part in parts],
+            blocks=[[*self._blocks[part.sequence][: -(-part.end // BLOCK_SIZE)], 0] for part in parts],
+            pages=[self._pages[sequence] for sequence in sequences],
+            logits_rows=range(len(sequences)),
+            ancestors=[mask for part in parts for mask in part.masks],
         )
+        return replace(host.on(CPU), routed=self.routed)
 
     def _slot(self, sequence: int, position: int) -> int:
         return self._blocks[sequence][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
