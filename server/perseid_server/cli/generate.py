@@ -75,13 +75,12 @@ def generate(
     """
     with connected(server) as channel:
         sampling = pb.SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
-        request = pb.GenerateRequest(sampling=sampling)
+        mode = f"SPECULATION_{(speculation or 'unspecified').upper()}"
+        request = pb.GenerateRequest(sampling=sampling, speculation=mode)
         chosen = _auto(gates, allow, join=join) if auto or gates is not None else None
         _adapt(request, adapter, blend, chosen)
         if routing:
             request.routing_report = pb.ROUTING_REPORT_SUMMARY
-        if speculation is not None:
-            request.speculation = pb.Speculation.Value(f"SPECULATION_{speculation.upper()}")
         if chat or system is not None:
             turns = [pb.ChatMessage(role="user", content=prompt)]
             if system is not None:

@@ -76,5 +76,6 @@ class Generation:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether drafts may change what is said."""
-        return self.speculation.acceptance == "typical" and self.speculation.mode != "off"
+        """Whether drafts may change what is said. Greedy requests take the likeliest token, whatever is typical."""
+        is_typical = self.speculation.acceptance == "typical" and self.speculation.mode != "off"
+        return is_typical and self.request.sampling.temperature > 0.0

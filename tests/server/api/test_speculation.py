@@ -189,8 +189,12 @@ async def test_typical_acceptance_is_told_as_lossy_in_the_last_chunk(
             {"acceptance": "typical", "speculation": "off"},
             {"acceptance": pb.ACCEPTANCE_TYPICAL, "speculation": pb.SPECULATION_OFF},
         ),
+        (
+            {"acceptance": "typical", "temperature": 0},
+            {"acceptance": pb.ACCEPTANCE_TYPICAL, "sampling": {"temperature": 0}},
+        ),
     ],
-    ids=["default", "exact", "off"],
+    ids=["default", "exact", "off", "greedy"],
 )
 async def test_nothing_is_told_of_answers_that_drafts_cannot_change(
     drafting: LiveStack, generation: stubs.GenerationStub, body: dict, message: dict
