@@ -1,7 +1,9 @@
 """The engine process as the API process sees it, over an engine in this process that tests can hold, step and kill."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import (
@@ -13,6 +15,7 @@ from perseid_server.engine.messages import (
     Submit,
 )
 from perseid_server.errors import Unavailable
+from tests.fake_drafting import joined
 from tests.fakes import fake_engine, fake_ready
 
 
@@ -27,6 +30,7 @@ class FakeEngineProcess:
         self.gate_sets: dict[str, RegisterGateSet] = {}
         self.aborted: list[str] = []
         self.submitted: list[Submit] = []
+        self.sizes: tuple[int, ...] = (1,)  # so many outputs of a sequence come as one, over and over
         self.on_step: Callable[[StepOutputs], None] = lambda _: None
         self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
         self._may_step = asyncio.Event()
@@ -62,6 +66,16 @@ class FakeEngineProcess:
             await self._abort_seen.wait()
 
     async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
+        sizes, held = itertools.cycle(self.sizes), []
+        size = next(sizes)
+        async with contextlib.aclosing(self._outputs(request)) as outputs:
+            async for output in outputs:
+                held.append(output)
+                if len(held) == size or output.finish_reason is not None:
+                    yield joined(held)
+                    size, held = next(sizes), []
+
+    async def _outputs(self, request: Submit) -> AsyncGenerator[SequenceOutput]:
         if self.status != "ready":
             raise Unavailable(f"the engine is {self.status}; try again")
         self.submitted.append(request)

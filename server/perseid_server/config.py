@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter, validators
 
+from perseid_server.speculation.options import Mode
+
 MODEL = Group("Model", sort_key=1)
 ADAPTERS = Group("Adapters", sort_key=2)
 NETWORK = Group("Network", sort_key=3)
@@ -111,6 +113,10 @@ class ServeConfig:
 
     prefix_cache: Annotated[bool, Parameter(group=CAPACITY)] = True
     """Reuse the KV blocks of equal prompt beginnings."""
+
+    speculation: Annotated[Mode, Parameter(group=CAPACITY)] = "auto"
+    """What drafts tokens ahead for requests that do not say. "auto": Medusa heads where some are loaded, and prompt
+    lookup; "medusa" and "ngram": one of them. Answers stay the same; nothing is drafted where it does not pay."""
 
     cuda_graphs: Annotated[bool, Parameter(group=OPERATION)] = True
     """Record decode steps at start and replay them. Costs some seconds and memory; a CPU has no use for it."""

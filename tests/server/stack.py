@@ -27,6 +27,7 @@ from perseid_server.frontend.adaptation import Resolver
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
+from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.spec import BaseSpec
 from tests.fake_process import FakeEngineProcess
@@ -77,6 +78,7 @@ def make_stack(
     max_model_len: int = 256,
     num_pages: int | None = None,
     default_gate_set: str | None = None,
+    drafting: Drafting | None = None,
 ) -> Stack:
     """A server that is not listening."""
     runner = FakeRunner(512)
@@ -92,7 +94,7 @@ def make_stack(
     metrics.watch_adapters(registry.locations)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
     resolver = Resolver(registry, engine, default_gate_set)
-    service = GenerationService(engine, resolver, text, metrics, max_queue)
+    service = GenerationService(engine, resolver, text, metrics, max_queue, drafting)
     status = ServerStatus(service, lambda: engine.status)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake")
     return Stack(engine, store, registry, metrics, service, status, app, root)

@@ -10,6 +10,7 @@ from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
 from perseid_server.errors import InvalidRequest
+from perseid_server.speculation.options import Mode
 
 _REPEATED = Parameter(negative=(), consume_multiple=False, show_default=False)
 
@@ -33,6 +34,7 @@ def generate(
     top_p: float | None = None,
     seed: Annotated[int | None, Parameter(validator=validators.Number(gte=0, lt=1 << 64))] = None,
     stop: Annotated[tuple[str, ...], _REPEATED] = (),
+    speculation: Annotated[Mode | None, Parameter(show_default=False)] = None,
 ) -> None:
     """Generate text with a running server.
 
@@ -68,10 +70,13 @@ def generate(
         Makes a random answer reproducible. Default: random.
     stop
         Text that ends the answer. Repeat for more. Default: none.
+    speculation
+        What drafts tokens ahead; the answer stays the same. Default: the server's.
     """
     with connected(server) as channel:
         sampling = pb.SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
-        request = pb.GenerateRequest(sampling=sampling)
+        mode = f"SPECULATION_{(speculation or 'unspecified').upper()}"
+        request = pb.GenerateRequest(sampling=sampling, speculation=mode)
         chosen = _auto(gates, allow, join=join) if auto or gates is not None else None
         _adapt(request, adapter, blend, chosen)
         if routing:

@@ -32,6 +32,7 @@ from perseid_server.frontend.loaded import LoadedGateSet
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
+from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.ipc.engine_client import EngineProcess
 from perseid_server.logs import configure_logging
@@ -122,7 +123,8 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         resolver = Resolver(registry, engine, config.gate_set)
-        service = GenerationService(engine, resolver, TextProcessor(bundle, base.vocab_size), metrics, config.max_queue)
+        text, drafting = TextProcessor(bundle, base.vocab_size), Drafting(default=config.speculation)
+        service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=OPERATOR)

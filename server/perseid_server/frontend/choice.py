@@ -8,6 +8,7 @@ from perseid_server.errors import GenerationFailed
 from perseid_server.frontend.detokenizer import Detokenizer, Piece
 from perseid_server.frontend.generation import Delta, Generation, StopReason
 from perseid_server.frontend.metrics import Metrics
+from perseid_server.frontend.outputs import first_tokens
 from perseid_server.frontend.routing_report import Shares
 from perseid_server.frontend.text import TextProcessor
 
@@ -42,13 +43,14 @@ class Choice:
         """The answer's deltas, the last one with its finish reason."""
         async with contextlib.aclosing(self._outputs()) as outputs:
             with self._metrics.time_request(self._generation) as timer:
-                async for output in outputs:
+                async for whole in outputs:
+                    output, piece = self._read(whole)
                     timer.saw(output)
                     if self._options.echo and not timer.has_echoed:
                         timer.has_echoed = True
                         yield self._echo(output)
-                    delta = self._delta(output)
-                    self._generation.usage.completion_tokens += len(delta.token_ids)
+                    delta = self._delta(output, piece)
+                    self._generation.usage.count(output)
                     if delta.finish_reason is not None:
                         timer.finish(delta.finish_reason)
                         yield delta
@@ -66,8 +68,17 @@ class Choice:
         finally:
             await self._stream.aclose()  # type: ignore[attr-defined]  # an async generator: aborts what is not finished
 
-    def _delta(self, output: SequenceOutput) -> Delta:
-        piece = self._detokenizer.feed(output.token_ids)
+    def _read(self, output: SequenceOutput) -> tuple[SequenceOutput, Piece]:
+        """The output as far as the token that completes a stop text, and the text it makes certain."""
+        text = ""
+        for count, token in enumerate(output.token_ids, start=1):
+            piece = self._detokenizer.feed((token,))
+            text += piece.text
+            if piece.stop is not None:
+                return first_tokens(output, count), Piece(text, piece.stop)
+        return output, Piece(text)
+
+    def _delta(self, output: SequenceOutput, piece: Piece) -> Delta:
         finish: StopReason | None = None
         stop_reason: str | int | None = piece.stop
         if piece.stop is not None:

@@ -1,15 +1,17 @@
 """An accepted request, and what comes of it."""
 
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
+from perseid_server.engine.messages import SequenceOutput
 from perseid_server.frontend.adaptation import Resolved
 from perseid_server.frontend.loaded import LoadedAdapter
 from perseid_server.frontend.requests import GenerationRequest
 from perseid_server.frontend.routing_report import RoutingTally, Shares
 from perseid_server.model.sampling_params import TokenLogprobs
+from perseid_server.speculation.options import OFF, Speculation
 
 StopReason = Literal["stop", "length"]
 
@@ -35,6 +37,20 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    accepted_tokens: int = 0  # of completion_tokens, those that had been drafted
+    rejected_tokens: int = 0  # drafts that did not become part of an answer
+
+    def count(self, output: SequenceOutput) -> None:
+        """Add what an output brought, beside `cached_tokens`, which all choices share."""
+        self.completion_tokens += len(output.token_ids)
+        self.accepted_tokens += output.accepted_tokens
+        self.rejected_tokens += output.drafted_tokens - output.accepted_tokens
+
+    @staticmethod
+    def total(parts: Iterable["Usage"]) -> "Usage":
+        """Of several generations together."""
+        counts = zip(*(astuple(part) for part in parts), strict=True)
+        return Usage(*(sum(each) for each in counts))
 
 
 @dataclass(slots=True)
@@ -48,6 +64,7 @@ class Generation:
     usage: Usage = field(default_factory=Usage)
     created: int = field(default_factory=lambda: int(time.time()))
     routing: RoutingTally | None = None  # complete when the deltas have ended; when asked for
+    speculation: Speculation = OFF
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self.deltas
@@ -56,3 +73,9 @@ class Generation:
     def adapter(self) -> LoadedAdapter | None:
         """The one adapter that answers, where it is one."""
         return self.resolved.adapter
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether drafts may change what is said. Greedy requests take the likeliest token, whatever is typical."""
+        is_typical = self.speculation.acceptance == "typical" and self.speculation.mode != "off"
+        return is_typical and self.request.sampling.temperature > 0.0

@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from perseid_server.engine.adaptation import BASE_COLUMN
 from perseid_server.engine.messages import EngineReady, EngineStats, SequenceOutput, StepOutputs
 from perseid_server.errors import Unavailable
+from perseid_server.frontend.speculation_metrics import SpeculationMetrics
 
 if TYPE_CHECKING:
     from perseid_server.frontend.generation import Generation
@@ -94,6 +95,7 @@ class Metrics:
         self.gate_entropy = self._histogram(
             "gate_entropy_nats", "Entropy of the gates, mean over a step's routed rows.", _ENTROPY
         )
+        self.speculation = SpeculationMetrics(self.registry, self._label_of)
 
     def render(self) -> bytes:
         """The text a scrape gets."""
@@ -121,6 +123,7 @@ class Metrics:
         self.lora_lookups.inc(stats.adapter_lookups - seen.adapter_lookups)
         self.lora_hits.inc(stats.adapter_hits - seen.adapter_hits)
         self._count_routed(stats, seen, names)
+        self.speculation.engine_stepped(stats, seen, names)
         if step.iteration_tokens:
             self.iteration.observe(step.iteration_tokens)
         if (stats.running_adapters, stats.waiting_adapters) != (seen.running_adapters, seen.waiting_adapters):

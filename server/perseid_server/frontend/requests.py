@@ -7,6 +7,7 @@ from typing import Any
 
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, Report, check_adaptation
+from perseid_server.frontend.speculation_options import SpeculationOptions, check_speculation
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -79,6 +80,7 @@ class GenerationRequest:
     adaptation: AdaptationOptions | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     report: Report = "none"  # what to tell of an automatic choice
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
 
 
 def check_request(request: GenerationRequest, vocab_size: int) -> None:
@@ -86,6 +88,7 @@ def check_request(request: GenerationRequest, vocab_size: int) -> None:
     check_request_id(request.request_id)
     check_sampling(request.sampling, vocab_size)
     check_adaptation(request.adaptation, request.report, request.sampling.n)
+    check_speculation(request.speculation)
 
 
 def check_sampling(options: SamplingOptions, vocab_size: int) -> None:

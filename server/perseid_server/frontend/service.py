@@ -23,6 +23,7 @@ from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.requests import NUM_SEEDS, GenerationRequest, SamplingOptions, check_request
 from perseid_server.frontend.routing_report import RoutingTally
+from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.streams import merge
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import SamplingParams
@@ -40,10 +41,17 @@ class GenerationService:
     """Prepares requests, hands them to the engine, turns its tokens into text."""
 
     def __init__(
-        self, engine: Engine, resolver: Resolver, text: TextProcessor, metrics: Metrics, max_queue: int
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        text: TextProcessor,
+        metrics: Metrics,
+        max_queue: int,
+        drafting: Drafting | None = None,
     ) -> None:
         self._engine = engine
         self._resolver = resolver
+        self._drafting = drafting or Drafting()
         self._metrics = metrics
         self._max_queue = max_queue
         self._in_progress = 0
@@ -76,6 +84,7 @@ class GenerationService:
             params = self._sampling_params(request.sampling, len(prompt))
             resolved = decide(prompt)
             generation = Generation(request, resolved, prompt, _nothing())
+            generation.speculation = self._drafting.resolve(request.speculation, resolved)
             generation.routing = _tally(request, resolved, self._resolver.base_name)
             generation.usage.prompt_tokens = len(prompt)
             deltas = self._run(generation, params)
@@ -163,6 +172,7 @@ class GenerationService:
             sampling=_seeded(params, index),
             adaptation=generation.resolved.adaptation,
             report_routing=generation.routing is not None and not generation.routing.once,
+            speculation=generation.speculation,
         )
         return Choice(generation, index, self._engine.submit(submit), self.text, self._metrics)
 

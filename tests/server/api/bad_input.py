@@ -244,12 +244,47 @@ ADAPTATIONS = [
     http_only("report of several prompts", "routing", model="auto", routing="summary", prompt=["a", "b"]),
 ]
 
+
+def drafts(name: str, names: str, body: Json, **message: Any) -> Bad:
+    """Fields of speculation on both transports."""
+    return Bad(name, names, body, request={"prompt": "hi"} | message)
+
+
+def typical(name: str, names: str, **options: float) -> Bad:
+    """Options of typical acceptance on both transports."""
+    body = {"acceptance": "typical", "typical": options}
+    return drafts(name, names, body, acceptance=pb.ACCEPTANCE_TYPICAL, typical=pb.Typical(**options))
+
+
+SPECULATION = [
+    drafts("speculation unknown", "speculation is", {"speculation": "draft"}, speculation=9),
+    drafts("speculation by heads nobody loaded", "speculation", {"speculation": "medusa"}, speculation=2),
+    http_only("speculation empty", "speculation", speculation=""),
+    http_only("speculation huge", "speculation", speculation="x" * 100_000),
+    http_only("speculation in a conversation", "speculation", chat=True, speculation="medusa"),
+    drafts("acceptance unknown", "acceptance is", {"acceptance": "greedy"}, acceptance=7),
+    drafts("typical alone", "typical", {"typical": {}}, typical=pb.Typical()),
+    drafts(
+        "typical with exact acceptance", "typical", {"acceptance": "exact", "typical": {"epsilon": 0.1}},
+        acceptance=pb.ACCEPTANCE_EXACT, typical=pb.Typical(epsilon=0.1),
+    ),
+    typical("typical epsilon zero", "typical.epsilon is 0; expected a number in (0, 1]", epsilon=0.0),
+    typical("typical epsilon above", "typical.epsilon", epsilon=1.5),
+    typical("typical epsilon NaN", "typical.epsilon", epsilon=math.nan),
+    typical("typical delta below", "typical.delta", epsilon=0.1, delta=-0.3),
+    typical("typical delta infinite", "typical.delta", delta=math.inf),
+    http_only("typical of another type", "typical", acceptance="typical", typical=0.1),
+    http_only("typical epsilon of another type", "typical.epsilon", acceptance="typical", typical={"epsilon": "0.1"}),
+    http_only("typical with an unknown field", "typical.alpha", acceptance="typical", typical={"alpha": 0.1}),
+]  # fmt: skip
+
 TYPES = [
     http_only(f"{name} of another type", name, **{name: value})
     for name, value in {
         "model": 1, "prompt": 5, "stream": "yes", "max_tokens": "4", "temperature": "hot", "top_p": [1], "top_k": 1.5,
         "seed": "x", "stop": 5, "stop_token_ids": ["x"], "n": True, "logit_bias": [1], "logprobs": "a", "echo": "x",
-        "stream_options": "x", "ignore_eos": 1, "min_tokens": None, "min_p": {}, "skip_special_tokens": "no",
+        "stream_options": "x", "speculation": True, "acceptance": 1, "ignore_eos": 1,
+        "min_tokens": None, "min_p": {}, "skip_special_tokens": "no",
     }.items()
 ] + [
     http_only("messages of another type", "messages", chat=True, messages="hi"),
@@ -259,4 +294,4 @@ TYPES = [
     http_only("prompt null", "prompt", prompt=None),
 ]  # fmt: skip
 
-ALL = [*RANGES, *INPUTS, *ADAPTERS, *ADAPTATIONS, *TYPES]
+ALL = [*RANGES, *INPUTS, *ADAPTERS, *ADAPTATIONS, *SPECULATION, *TYPES]

@@ -62,6 +62,22 @@ def test_generate_hands_its_options_on(ask: Perseid, live: LiveStack) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "mode"), [([], "auto"), *((["--speculation", mode], mode) for mode in ("ngram", "off"))]
+)
+def test_generate_says_what_shall_draft(ask: Perseid, live: LiveStack, options: list[str], mode: str) -> None:
+    assert ask("generate", "hi", "--max-tokens", "1", *options).status == 0
+    assert live.stack.engine.submitted[-1].speculation.mode == mode
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 2)], ids=str)
+def test_generate_prints_all_tokens_of_a_step(ask: Perseid, live: LiveStack, sizes: tuple[int, ...]) -> None:
+    live.stack.engine.sizes = sizes
+    done = ask("generate", "say", "--max-tokens", "8")
+    live.stack.engine.sizes = (1,)
+    assert (done.status, done.out) == (0, answer("say", 8) + "\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["generate", "x", "--adapter", "nobody"], 1, "NOT_FOUND: no adapter 'nobody' is loaded"),
@@ -69,6 +85,8 @@ def test_generate_hands_its_options_on(ask: Perseid, live: LiveStack) -> None:
         (["generate", "x", "--max-tokens", "-1"], 2, "--max-tokens"),
         (["generate", "x", "--max-tokens", str(1 << 32)], 2, "--max-tokens"),
         (["generate", "x", "--seed", str(1 << 64)], 2, "--seed"),
+        (["generate", "x", "--speculation", "medusa"], 1, "INVALID_ARGUMENT: speculation: no Medusa heads"),
+        (["generate", "x", "--speculation", "fast"], 2, "--speculation"),
         (["generate", "x" * 300], 1, "300 tokens"),
         (["generate", ""], 1, "prompt"),
         (["generate", "\udcff"], 1, "not valid UTF-8"),

@@ -26,7 +26,9 @@ def served(perseid: Perseid, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     path = tmp_path / "perseid.toml"
-    path.write_text('[serve]\nhttp-port = 1\ngrpc_port = 2\nadapter = ["a=x", "b=y"]\nprefix-cache = false\n')
+    path.write_text(
+        '[serve]\nhttp-port = 1\ngrpc_port = 2\nadapter = ["a=x", "b=y"]\nprefix-cache = false\nspeculation = "off"\n'
+    )
     return str(path)
 
 
@@ -36,7 +38,7 @@ def test_without_anything_the_defaults_hold(served) -> None:
 
 def test_a_file_wins_over_the_defaults(served, file: str) -> None:
     config = served("--config", file, "serve")
-    assert (config.http_port, config.grpc_port, config.prefix_cache) == (1, 2, False)
+    assert (config.http_port, config.grpc_port, config.prefix_cache, config.speculation) == (1, 2, False, "off")
     assert config.adapter == ("a=x", "b=y")
 
 
@@ -66,6 +68,7 @@ def test_the_file_may_be_named_behind_the_command(served, file: str) -> None:
         ("KV_MEMORY", "64", 64),
         ("GRACE", "0", 0.0),
         ("LOG_FORMAT", "json", "json"),
+        ("SPECULATION", "ngram", "ngram"),
     ],
 )
 def test_every_kind_of_setting_can_be_a_variable(
@@ -91,6 +94,7 @@ def is_one_line(done: Done) -> bool:
         (["--grace", "-1"], ["-1", "--grace"]),
         (["--device", "tpu"], ["tpu", "--device"]),
         (["--log-level", "loud"], ["loud", "--log-level"]),
+        (["--speculation", "fast"], ["fast", "--speculation"]),
         (["--no-such-option"], ["--no-such-option"]),
         (["stray"], ["stray"]),
     ],

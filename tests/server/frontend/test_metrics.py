@@ -17,11 +17,13 @@ from tests.tools import require_tool
 
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
     "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters",
-    "gate_null_share",
+    "gate_null_share", "spec_decode_saved_seconds", "spec_decode_budget_rows",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
     "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
+    "spec_decode_num_steps", "spec_decode_num_tokens", "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",

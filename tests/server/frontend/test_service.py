@@ -57,8 +57,12 @@ async def test_ignore_eos_goes_on(stack: Stack) -> None:
     assert text_of(deltas) == "hi<end>"
 
 
+@pytest.mark.parametrize("sizes", [(1,), (3,), (4, 9)], ids=str)
 @pytest.mark.parametrize(("keep", "text"), [(False, "one "), (True, "one two")])
-async def test_a_stop_text_ends_the_answer_and_frees_the_engine(stack: Stack, keep: bool, text: str) -> None:
+async def test_a_stop_text_ends_the_answer_and_frees_the_engine(
+    stack: Stack, keep: bool, text: str, sizes: tuple[int, ...]
+) -> None:
+    stack.engine.sizes = sizes
     stack.says("one two three")
     deltas, _ = await collect(stack, request(stop=("two", "ree"), max_tokens=20, include_stop_str_in_output=keep))
     assert text_of(deltas) == text

@@ -17,18 +17,22 @@ from perseid_server.engine.messages import (
     EngineStats,
     ForgetAdapter,
     ForgetGateSet,
+    ForgetHeads,
     FromEngine,
     PinAdapter,
     RegisterAdapter,
     RegisterGateSet,
+    RegisterHeads,
     SequenceOutput,
     Shutdown,
+    SpeculationStats,
     StepOutputs,
     Submit,
     ToEngine,
 )
 from perseid_server.ipc.codec import Codec, frame_length, from_engine, split_frames, to_engine
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
+from perseid_server.speculation.options import Speculation
 from tests.fakes import fake_ready
 
 FULL_PARAMS = SamplingParams(
@@ -41,6 +45,9 @@ TO_ENGINE = [
     Submit("g", (1,), FULL_PARAMS, Adaptation((), Routing("g", ("a", None, BASE_COLUMN), 2, 0.5)), report_routing=True),
     RegisterGateSet("g", None, ("a",), null=True),
     ForgetGateSet("g"),
+    Submit("d", (1,), FULL_PARAMS, speculation=Speculation("medusa", "h" * 64, "typical", 0.1, 1.0)),
+    RegisterHeads("h", "/a b/é"),
+    ForgetHeads("h"),
     Submit("r", (), SamplingParams(max_tokens=1, seed=-(2**63))),
     Abort("r"),
     RegisterAdapter("v", "/a b/é", pinned=True),
@@ -50,9 +57,25 @@ TO_ENGINE = [
 ]
 OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",
-    256, "why", 4, 0.25, 1e-9,
+    256, "why", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
 )  # fmt: skip
-STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ("a",), ("b", "c"))
+STATS = EngineStats(
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    ("a",),
+    ("b", "c"),
+    speculation=(SpeculationStats("", 1, 2, 3, 1, -0.5),),
+    draft_budget=4,
+)
 FROM_ENGINE = [
     StepOutputs((OUTPUT, SequenceOutput("s")), STATS, (AdapterState("v", "host", "why"),), 5),
     StepOutputs(),

@@ -21,6 +21,20 @@ class RoutingReport(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROUTING_REPORT_SUMMARY: _ClassVar[RoutingReport]
     ROUTING_REPORT_TOKENS: _ClassVar[RoutingReport]
 
+class Speculation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPECULATION_UNSPECIFIED: _ClassVar[Speculation]
+    SPECULATION_AUTO: _ClassVar[Speculation]
+    SPECULATION_MEDUSA: _ClassVar[Speculation]
+    SPECULATION_NGRAM: _ClassVar[Speculation]
+    SPECULATION_OFF: _ClassVar[Speculation]
+
+class Acceptance(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACCEPTANCE_UNSPECIFIED: _ClassVar[Acceptance]
+    ACCEPTANCE_EXACT: _ClassVar[Acceptance]
+    ACCEPTANCE_TYPICAL: _ClassVar[Acceptance]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -34,12 +48,20 @@ ROUTING_REPORT_UNSPECIFIED: RoutingReport
 ROUTING_REPORT_NONE: RoutingReport
 ROUTING_REPORT_SUMMARY: RoutingReport
 ROUTING_REPORT_TOKENS: RoutingReport
+SPECULATION_UNSPECIFIED: Speculation
+SPECULATION_AUTO: Speculation
+SPECULATION_MEDUSA: Speculation
+SPECULATION_NGRAM: Speculation
+SPECULATION_OFF: Speculation
+ACCEPTANCE_UNSPECIFIED: Acceptance
+ACCEPTANCE_EXACT: Acceptance
+ACCEPTANCE_TYPICAL: Acceptance
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt", "chat", "token_ids", "adapter", "blend", "auto", "sampling", "routing_report")
+    __slots__ = ("request_id", "prompt", "chat", "token_ids", "adapter", "blend", "auto", "sampling", "routing_report", "speculation", "acceptance", "typical")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +71,9 @@ class GenerateRequest(_message.Message):
     AUTO_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ROUTING_REPORT_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: str
     chat: Chat
@@ -58,7 +83,10 @@ class GenerateRequest(_message.Message):
     auto: Auto
     sampling: SamplingParams
     routing_report: RoutingReport
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., adapter: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., routing_report: _Optional[_Union[RoutingReport, str]] = ...) -> None: ...
+    speculation: Speculation
+    acceptance: Acceptance
+    typical: Typical
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., adapter: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., routing_report: _Optional[_Union[RoutingReport, str]] = ..., speculation: _Optional[_Union[Speculation, str]] = ..., acceptance: _Optional[_Union[Acceptance, str]] = ..., typical: _Optional[_Union[Typical, _Mapping]] = ...) -> None: ...
 
 class Blend(_message.Message):
     __slots__ = ("adapters",)
@@ -91,6 +119,14 @@ class Auto(_message.Message):
     null: bool
     join: bool
     def __init__(self, gate_set: _Optional[str] = ..., allow: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., temperature: _Optional[float] = ..., tier: _Optional[_Union[Tier, str]] = ..., null: _Optional[bool] = ..., join: _Optional[bool] = ...) -> None: ...
+
+class Typical(_message.Message):
+    __slots__ = ("epsilon", "delta")
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    epsilon: float
+    delta: float
+    def __init__(self, epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class Chat(_message.Message):
     __slots__ = ("messages", "add_generation_prompt")
@@ -164,7 +200,7 @@ class SamplingParams(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ..., echo: _Optional[bool] = ..., include_stop_str_in_output: _Optional[bool] = ..., skip_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "choices", "adapter", "usage", "blend", "auto", "routing")
+    __slots__ = ("request_id", "choices", "adapter", "usage", "blend", "auto", "routing", "speculation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +208,7 @@ class GenerateResponse(_message.Message):
     BLEND_FIELD_NUMBER: _ClassVar[int]
     AUTO_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     adapter: AdapterRef
@@ -179,7 +216,8 @@ class GenerateResponse(_message.Message):
     blend: _containers.RepeatedCompositeFieldContainer[AdapterRef]
     auto: AutoRef
     routing: Routing
-    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., adapter: _Optional[_Union[AdapterRef, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., blend: _Optional[_Iterable[_Union[AdapterRef, _Mapping]]] = ..., auto: _Optional[_Union[AutoRef, _Mapping]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+    speculation: SpeculationReport
+    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., adapter: _Optional[_Union[AdapterRef, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., blend: _Optional[_Iterable[_Union[AdapterRef, _Mapping]]] = ..., auto: _Optional[_Union[AutoRef, _Mapping]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationReport, _Mapping]] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("index", "text", "token_ids", "finish_reason", "logprobs", "stop_reason")
@@ -198,7 +236,7 @@ class Choice(_message.Message):
     def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., stop_reason: _Optional[str] = ...) -> None: ...
 
 class GenerateChunk(_message.Message):
-    __slots__ = ("request_id", "index", "text", "token_ids", "logprobs", "finish_reason", "usage", "adapter", "blend", "auto", "routing")
+    __slots__ = ("request_id", "index", "text", "token_ids", "logprobs", "finish_reason", "usage", "adapter", "blend", "auto", "routing", "speculation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +248,7 @@ class GenerateChunk(_message.Message):
     BLEND_FIELD_NUMBER: _ClassVar[int]
     AUTO_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     index: int
     text: str
@@ -221,7 +260,8 @@ class GenerateChunk(_message.Message):
     blend: _containers.RepeatedCompositeFieldContainer[AdapterRef]
     auto: AutoRef
     routing: Routing
-    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., adapter: _Optional[_Union[AdapterRef, _Mapping]] = ..., blend: _Optional[_Iterable[_Union[AdapterRef, _Mapping]]] = ..., auto: _Optional[_Union[AutoRef, _Mapping]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+    speculation: SpeculationReport
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., adapter: _Optional[_Union[AdapterRef, _Mapping]] = ..., blend: _Optional[_Iterable[_Union[AdapterRef, _Mapping]]] = ..., auto: _Optional[_Union[AutoRef, _Mapping]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationReport, _Mapping]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob", "rank", "top")
@@ -293,12 +333,24 @@ class TokenRouting(_message.Message):
     top: _containers.RepeatedCompositeFieldContainer[Share]
     def __init__(self, top: _Optional[_Iterable[_Union[Share, _Mapping]]] = ...) -> None: ...
 
+class SpeculationReport(_message.Message):
+    __slots__ = ("acceptance", "lossy")
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    LOSSY_FIELD_NUMBER: _ClassVar[int]
+    acceptance: Acceptance
+    lossy: bool
+    def __init__(self, acceptance: _Optional[_Union[Acceptance, str]] = ..., lossy: _Optional[bool] = ...) -> None: ...
+
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "accepted_draft_tokens", "rejected_draft_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    accepted_draft_tokens: int
+    rejected_draft_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ..., rejected_draft_tokens: _Optional[int] = ...) -> None: ...

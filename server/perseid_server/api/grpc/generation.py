@@ -17,6 +17,7 @@ from perseid_server.api.grpc.adaptation import (
     routing_of,
 )
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.speculation import read_speculation, speculation_report
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.generation import Delta, Generation, Usage
 from perseid_server.frontend.requests import (
@@ -68,6 +69,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                     blend=blend_refs(generation),
                     auto=auto_ref(generation),
                     routing=routing_of(generation, choices.get(0, ()), summary=True),
+                    speculation=speculation_report(generation),
                 )
         except Exception as error:
             await abort(context, error)
@@ -113,6 +115,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             blend=blend_refs(generation) if is_first else (),
             auto=auto_ref(generation) if is_first else None,
             routing=routing_of(generation, [delta], summary=is_last),
+            speculation=speculation_report(generation) if is_last else None,
         )
 
 
@@ -124,6 +127,7 @@ def read_request(message: pb.GenerateRequest, base: str) -> GenerationRequest:
         adaptation=read_adaptation(message, base),
         sampling=_sampling(message.sampling),
         report=read_report(message),
+        speculation=read_speculation(message),
     )
 
 
@@ -160,6 +164,8 @@ def _usage(usage: Usage) -> pb.Usage:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        accepted_draft_tokens=usage.accepted_tokens,
+        rejected_draft_tokens=usage.rejected_tokens,
     )
 
 

@@ -32,6 +32,10 @@ def usage_json(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.rejected_tokens,
+        },
     }
 
 
@@ -47,6 +51,8 @@ def perseid_json(generations: Sequence[Generation], deltas: Sequence[Delta] = ()
     if first.routing is not None:
         summary = {"prompt": dict(first.routing.prompt), "completion": dict(first.routing.completion)}
         told["routing"] = summary | token_routing_json(deltas)
+    if first.is_lossy:
+        told["speculation"] = {"acceptance": first.speculation.acceptance, "lossy": True}
     return told
 
 

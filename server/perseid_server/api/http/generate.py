@@ -63,10 +63,10 @@ class GenerationRoutes:
         report = body.routing or "none"
         if report != "none" and len(inputs) != 1:
             raise InvalidRequest("routing: a report is of one answer; expected one prompt", field="routing")
-        adaptation = body.adaptation(self._base)
+        adaptation, speculation = body.adaptation(self._base), body.drafting()
         answer_id = shape.prefix + uuid.uuid4().hex
         requests = [
-            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adaptation, options, report)
+            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adaptation, options, report, speculation)
             for i, source in enumerate(inputs)
         ]
         stack = AsyncExitStack()
@@ -112,11 +112,7 @@ def _deltas(generations: Sequence[Generation]) -> AsyncGenerator[Delta]:
 
 
 def _total(generations: Sequence[Generation]) -> Usage:
-    return Usage(
-        sum(one.usage.prompt_tokens for one in generations),
-        sum(one.usage.completion_tokens for one in generations),
-        sum(one.usage.cached_tokens for one in generations),
-    )
+    return Usage.total(one.usage for one in generations)
 
 
 async def _whole(shape: Shape, generations: Sequence[Generation]) -> Response:
@@ -170,7 +166,7 @@ async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Gene
             more = {"usage": usage_json(_total(generations))} if continuous else {}
             more |= {"perseid": {"routing": token_routing_json([delta])}} if delta.routing else {}
             yield event([shape.delta(delta)], **more)
-        if with_usage or generations[0].routing is not None:
+        if with_usage or generations[0].routing is not None or generations[0].is_lossy:
             told = {"usage": usage_json(_total(generations))} if with_usage else {}
             yield event([], **told, perseid=perseid_json(generations))
         yield _DONE

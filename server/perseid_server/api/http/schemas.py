@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from perseid_server.api.http.adaptation import AutoBody, WeightedAdapterBody, adaptation_of
+from perseid_server.api.http.speculation import TypicalBody, speculation_of
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, Report
 from perseid_server.frontend.requests import (
@@ -21,6 +22,7 @@ from perseid_server.frontend.requests import (
     TextInput,
     TokenInput,
 )
+from perseid_server.frontend.speculation_options import SpeculationOptions
 
 T = TypeVar("T")
 
@@ -83,6 +85,9 @@ class SamplingFields(Body):
     adapters: list[WeightedAdapterBody] | None = None
     auto: AutoBody | None = None
     routing: Report | None = None
+    speculation: str | None = None
+    acceptance: str | None = None
+    typical: TypicalBody | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -116,6 +121,10 @@ class SamplingFields(Body):
     def adaptation(self, base: str) -> AdaptationOptions | None:
         """What adapts the base."""
         return adaptation_of(self.model, base, self.adapters, self.auto)
+
+    def drafting(self) -> SpeculationOptions:
+        """How the request wants to be drafted for."""
+        return speculation_of(self.speculation, self.acceptance, self.typical)
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None, *, echo: bool = False) -> SamplingOptions:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []

@@ -1,0 +1,25 @@
+"""How a body says what drafts for it: `speculation`, `acceptance` and `typical`."""
+
+from pydantic import BaseModel, ConfigDict
+
+from perseid_server.frontend.speculation_options import SpeculationOptions, TypicalOptions
+
+
+class TypicalBody(BaseModel):
+    """Options of typical acceptance."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    epsilon: float | None = None
+    delta: float | None = None
+
+    def options(self) -> TypicalOptions:
+        """With the defaults for what is left out."""
+        stated = {"epsilon": self.epsilon, "delta": self.delta}
+        return TypicalOptions(**{name: value for name, value in stated.items() if value is not None})
+
+
+def speculation_of(mode: str | None, acceptance: str | None, typical: TypicalBody | None) -> SpeculationOptions:
+    """The texts as they stand; the frontend checks them for both transports."""
+    options = typical.options() if typical is not None else None
+    return SpeculationOptions(mode, "exact" if acceptance is None else acceptance, options)
