@@ -223,7 +223,7 @@ def attention_prefill_kernel(
     first_token = (tile - (first_row // TOKENS + low)) * TOKENS
     if (query_len <= 1) | (first_token >= query_len):
         return  # a decode (the other kernel's), or a tile number no row fell on
-    if TREES:
+    if TREES:  # noqa: SIM102  (compiled away, which a joint condition would not be)
         if tl.load(ancestors + first_row) != 0:
             return
 
@@ -377,9 +377,7 @@ def attention_merge_kernel(
     """Merge the spans of one decoding row and head, in order."""
     program = tl.program_id(0)
     head = tl.program_id(1)
-    row, _, keys, _, _, _ = find_row(
-        program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES
-    )
+    row, _, keys, _, _, _ = find_row(program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES)
     if keys == 0:
         return
     d = tl.arange(0, BLOCK_D)

@@ -124,7 +124,7 @@ def check_adapter(folder: Path, base: BaseSpec) -> CheckedAdapter:
     }
     square = LinearShape(base.hidden_size, base.hidden_size)
     head_pairs = {site: _pair(square, sides, config, file, base) for site, sides in sorted(of_heads.items())}
-    _refuse_missing_targets(config, {site.module for site in (*pairs, *head_pairs)})
+    _refuse_missing_targets(config, {site.module for site in pairs} | {site.module for site in head_pairs})
     _any_effect(head_pairs, file)
     is_noop = not _any_effect(pairs, file)
     return CheckedAdapter(pairs, head_pairs, file, _info(config, pairs, head_pairs, file, base, is_noop=is_noop))

@@ -73,7 +73,7 @@ class HeadRunner:
         for version, of_version in places.items():
             heads = self._residency.get(version)
             assert heads is not None, "can_propose() said so"
-            hidden_SE = torch.stack([_kept(sequences[place]).hidden_E for place in of_version])
+            hidden_SE = torch.stack([_kept(sequences[place]).hidden for place in of_version])
             add_delta = self._delta([sequences[place] for place in of_version], heads)
             found.update(zip(of_version, heads.propose(hidden_SE, add_delta), strict=True))
         return [found[place] for place in range(len(sequences))]

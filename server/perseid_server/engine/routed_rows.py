@@ -85,7 +85,7 @@ class RoutedGroups:
     def results(
         self, routed: Sequence[RoutedRows], chunks: Sequence[Chunk], accepted: Mapping[int, Sequence[int]]
     ) -> dict[int, RoutedChunk]:
-        """What the gates chose, by the chunk's place. Reads the tallies back. `accepted`: nodes, by the chunk's place."""
+        """What the gates chose, by the chunk's place, as are `accepted` nodes. Reads the tallies back."""
         found: dict[int, RoutedChunk] = {}
         for group, rows in zip(self.groups, routed, strict=True):
             shares_RC = rows.tally.cpu() / max(group.table.num_gated, 1)

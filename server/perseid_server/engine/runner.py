@@ -126,7 +126,7 @@ class KeptRow:
         self._row = row
 
     @property
-    def hidden_E(self) -> Tensor:
+    def hidden(self) -> Tensor:
         """The row."""
         return self._hidden_LE[self._row]
 

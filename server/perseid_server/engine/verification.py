@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseid_server.engine.ports import Chunk
-from perseid_server.model.sampling import Sampled, SampleRequest, Sampler
+from perseid_server.model.sampling import Sampled, Sampler, SampleRequest
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.speculation.tree import ROOT
 

@@ -1,9 +1,9 @@
 """The draft budget: which sequences ask their heads, and how many drafted rows a step has. Standard library only.
 
-A step of B decoding sequences takes c(B). A drafted row that is accepted with probability p saves p · c(B) / B, the time
-of a token, and costs what one row more does. So rows are taken in the order of their p, across the whole batch, up to
-the number n that makes (B + Σ p) / c'(B + n) largest, c' being the time of steps with trees; and none if that is not
-more than B / c(B) by a margin.
+A step of B decoding sequences takes c(B). A drafted row that is accepted with probability p saves p · c(B) / B, the
+time of a token, and costs what one row more does. So rows are taken in the order of their p, across the whole batch,
+up to the number n that makes (B + Σ p) / c'(B + n) largest, c' being the time of steps with trees; and none if that is
+not more than B / c(B) by a margin.
 
 Heads cost time whether a row pays or not. They are asked as long as they have saved time lately, for that adapter and
 that size of batch. Once they have not, they rest, twice as long each time, and then are tried again.

@@ -100,7 +100,10 @@ class DraftBuilder:
         heap = [(-node.probability, index, ROOT, 1, node) for index, node in enumerate(self._roots.values())]
         heapq.heapify(heap)
         found = len(heap)
-        tokens, parents, values, claims = [], [], [], []
+        tokens: list[int] = []
+        parents: list[int] = []
+        values: list[float] = []
+        claims: list[tuple[Claim, ...]] = []
         while heap and len(tokens) < num_nodes and -heap[0][0] >= self._least and max_depth > 0:
             negated, _, parent, depth, node = heapq.heappop(heap)
             place = len(tokens)

@@ -6,6 +6,7 @@ elsewhere have no such file and get the defaults.
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 CONFIG_FILE = "perseid_heads.json"
@@ -17,7 +18,7 @@ RANKS = 10
 """Candidates of a head that the accuracy table tells of."""
 
 PUBLISHED_TOP1 = (0.56, 0.32, 0.20, 0.15, 0.12)
-"""Top-1 accuracy of the heads of a 7B model (Medusa, arXiv:2401.10774); what heads without a table are taken to have."""
+"""Top-1 accuracy of the heads of a 7B model (Medusa, arXiv:2401.10774): taken for heads without a table."""
 
 
 class HeadsConfigError(ValueError):
@@ -78,7 +79,7 @@ def _vocabulary(value: Any, vocab_size: int) -> tuple[int, ...] | None:
     if value is None:
         return None
     ids = value if isinstance(value, list) and all(type(token) is int for token in value) else []
-    if not ids or any(after <= before for before, after in zip(ids, ids[1:], strict=False)):
+    if not ids or any(after <= before for before, after in pairwise(ids)):
         raise HeadsConfigError(f"{CONFIG_FILE}: draft_vocabulary: expected ascending token ids, or null")
     if ids[0] < 0 or ids[-1] >= vocab_size:
         raise HeadsConfigError(

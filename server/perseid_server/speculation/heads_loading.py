@@ -23,7 +23,7 @@ class LoadHeads:
     device: torch.device
 
     def __call__(self, folder: Path) -> DeviceHeads:
-        """AdapterRejected where the files are not what they were when they were checked, OSError where they are gone."""
+        """AdapterRejected where the files are not what they were when they were checked."""
         return place_heads(check_heads(folder, self.checkpoint.spec), self.backend, self.device, self._pack_lm_head)
 
     def _pack_lm_head(self, rows: tuple[int, ...] | None) -> Any:

@@ -65,7 +65,7 @@ class HeadsResidency(Generic[T]):
                 moved.append(version)
             except (PerseidError, OSError) as error:
                 held.error = failed[version] = str(error)
-                logger.error("heads %s cannot be loaded: %s", version[:12], error)
+                logger.error("heads %s cannot be loaded: %s", version[:12], error)  # noqa: TRY400  (it says why)
             except Exception as error:  # out of memory, whatever: the server goes on without these heads
                 held.error = failed[version] = f"they cannot be loaded: {type(error).__name__}"
                 logger.exception("heads %s cannot be loaded", version[:12])

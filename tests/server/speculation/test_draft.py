@@ -51,7 +51,7 @@ def test_the_likeliest_paths_are_taken(num_nodes: int) -> None:
         assert all(paths(draft)[path] == pytest.approx(everything[path]) for path in paths(draft))
         assert draft is not None
         assert list(draft.tree.values) == sorted(draft.tree.values, reverse=True), (
-            "any beginning is the best of its size"
+            "any beginning is the best"
         )
 
 
