@@ -73,12 +73,6 @@ class LoadedHeads:
         """Whether no adapter is named, neither when they were loaded nor in their file."""
         return self.entry.adapter is None and self.info.adapter is None
 
-    def is_for(self, adapter: LoadedAdapter) -> bool:
-        """By the name given when they were loaded, whatever version has it now; else by the hash in their file."""
-        if self.entry.adapter is not None:
-            return self.entry.adapter == adapter.name
-        return self.info.adapter == adapter.version
-
 
 Loaded = LoadedAdapter | LoadedGateSet | LoadedHeads
 
