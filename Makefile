@@ -12,8 +12,8 @@ DEV_READY   := $(VENV)/.ready-to-develop
 # Without a C++ compiler, one comes as a Python package.
 COMPILER := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,[compiler])
 
-# The example adapters and their gates belong to the embedded base; another --model starts without them.
-EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--adapter $(notdir $(folder))=$(folder))
+# The example adapters, their gates and the heads belong to the embedded base; another --model starts without them.
+EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/* examples/heads/*),--adapter $(notdir $(folder))=$(folder))
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help

@@ -10,6 +10,7 @@ from perseid_server.engine.messages import (
     AdapterState,
     EngineReady,
     RegisterGateSet,
+    RegisterHeads,
     SequenceOutput,
     StepOutputs,
     Submit,
@@ -28,6 +29,7 @@ class FakeEngineProcess:
         self.status = "ready"
         self.adapter_states: dict[str, AdapterState] = {}
         self.gate_sets: dict[str, RegisterGateSet] = {}
+        self.heads: dict[str, RegisterHeads] = {}
         self.aborted: list[str] = []
         self.submitted: list[Submit] = []
         self.sizes: tuple[int, ...] = (1,)  # so many outputs of a sequence come as one, over and over
@@ -128,3 +130,9 @@ class FakeEngineProcess:
     def forget_gate_set(self, version: str) -> None:
         del self.gate_sets[version]
         self.engine.forget_gate_set(version)
+
+    def register_heads(self, version: str, path: str) -> None:
+        self.heads[version] = RegisterHeads(version, path)
+
+    def forget_heads(self, version: str) -> None:
+        del self.heads[version]

@@ -60,8 +60,8 @@ class ServeConfig:
         tuple[str, ...],
         Parameter(group=ADAPTERS, negative=(), consume_multiple=False, metavar="NAME=SOURCE", show_default=False),
     ] = ()
-    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder, a gate set's folder, or a hub id. Repeat for
-    more. Default: none."""
+    """Adapter to load at start, NAME=SOURCE, with SOURCE a PEFT folder, a folder with a gate set or Medusa heads, or a
+    hub id. Repeat for more. Default: none."""
 
     gate_set: Annotated[str | None, Parameter(group=ADAPTERS)] = None
     """Gate set that "auto" alone means. Default: the one that is loaded, where it is one."""
@@ -77,6 +77,10 @@ class ServeConfig:
 
     allow_hub: Annotated[bool, Parameter(group=ADAPTERS)] = False
     """Let clients load adapters from the Hugging Face hub."""
+
+    allow_pickle_heads: Annotated[bool, Parameter(group=ADAPTERS)] = False
+    """Read Medusa heads from medusa_lm_head.pt too. Such pickles are read as data, without running any of their code,
+    and stored as safetensors."""
 
     host: Annotated[str, Parameter(group=NETWORK)] = "127.0.0.1"
     """Address to listen on."""

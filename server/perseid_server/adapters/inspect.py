@@ -11,24 +11,31 @@ from perseid_server.adapters.lora import AdapterInfo, check_adapter
 from perseid_server.adapters.meteora import split_meteora
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
+from perseid_server.speculation.heads_file import HeadsInfo, check_heads
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """The verdict. `info` is there when the adapter or gate set is accepted, `reason` when it is not."""
+    """The verdict. `info` is there when what was looked at is accepted, `reason` when it is not."""
 
     accepted: bool
-    info: AdapterInfo | GateSetInfo | None = None
+    info: AdapterInfo | GateSetInfo | HeadsInfo | None = None
     reason: str | None = None
 
 
 def inspect_adapter(folder: Path, base: BaseSpec) -> AdapterReport:
-    """Check a folder with an adapter, a gate set, or a MeteoRA checkpoint (told by its gate set) against a base."""
+    """Check a folder with an adapter, a gate set, heads, or a MeteoRA checkpoint (told by its gate set) against a
+    base."""
     try:
         if is_checkpoint(folder):
             return AdapterReport(True, info=_inspect_checkpoint(folder, base))
-        check = check_gate_set if kind_of(folder) == "gates" else check_adapter
-        return AdapterReport(True, info=check(folder, base).info)
+        match kind_of(folder):
+            case "gates":
+                return AdapterReport(True, info=check_gate_set(folder, base).info)
+            case "heads":
+                return AdapterReport(True, info=check_heads(folder, base).info)
+            case "adapter":
+                return AdapterReport(True, info=check_adapter(folder, base).info)
     except AdapterRejected as error:
         return AdapterReport(False, reason=error.message)
 

@@ -13,7 +13,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name and the version it stands for. Manifests written before there were gate sets name no kind."""
+    """A name and the version it stands for. Manifests name no kind that were written before there were gate sets, and
+    no adapter before there were heads."""
 
     name: str
     version: str
@@ -21,6 +22,7 @@ class Entry:
     loaded_at: float  # unix time
     pinned: bool = False
     kind: Kind = "adapter"
+    adapter: str | None = None  # name of the adapter that heads were loaded for; None: as their file says
 
 
 def render_manifest(entries: Mapping[str, Entry]) -> bytes:

@@ -1,4 +1,4 @@
-"""Where an adapter or a gate set may come from: a local folder, or a repository of the Hugging Face hub.
+"""Where an adapter, a gate set or heads may come from: a local folder, or a repository of the Hugging Face hub.
 
 The operator's own command line may name anything. A remote client may name what lies below an `--adapter-root`, with
 no symbolic link on the way, and hub ids when `--allow-hub` is set. Refusals tell a client nothing about what exists
@@ -11,9 +11,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.layout import ALL_FILES, FILES, HUB_FILES
+from perseid_server.adapters.layout import ALL_FILES, FILES, HUB_FILES, kind_of
 from perseid_server.adapters.untrusted import quoted
 from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
+from perseid_server.speculation.heads_config import TENSORS_FILE
+from perseid_server.speculation.heads_folder import PICKLE_FILE, VLLM_TENSORS_FILE
 
 _HUB_ID = re.compile(
     r"(?P<repo>[a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})"
@@ -31,6 +33,7 @@ class SourcePolicy:
     roots: tuple[Path, ...] = ()
     allow_hub: bool = False
     trusted: bool = False
+    allow_pickle_heads: bool = False  # whether the hub is asked for Medusa v1's pickles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +48,18 @@ OPERATOR = SourcePolicy(allow_hub=True, trusted=True)
 
 
 def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
-    """A folder on this machine that holds an adapter's files, or a gate set's. Blocking: a hub id is downloaded."""
+    """A folder on this machine that holds the files of an adapter, a gate set or heads. Blocking: a hub id is
+    downloaded."""
     if not source or len(source) > _MAX_SOURCE or "\0" in source:
         raise InvalidRequest("source: expected a folder or a hub id org/name[@revision]", field="source")
     if policy.trusted:
-        return _trusted(source)
+        return _trusted(source, policy)
     inside = _inside_a_root(source, policy.roots)
     if inside is not None:
         return AdapterFolder(inside, follow_links=False)
     if match := _HUB_ID.fullmatch(source):
         if policy.allow_hub:
-            return _from_hub(match["repo"], match["revision"])
+            return _from_hub(match["repo"], match["revision"], policy)
         if not source.startswith(("/", ".")):
             raise Forbidden(
                 f"source {quoted(source)}: loading from the hub is not allowed here; the operator can allow it with "
@@ -69,7 +73,7 @@ def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
     )
 
 
-def _trusted(source: str) -> AdapterFolder:
+def _trusted(source: str, policy: SourcePolicy) -> AdapterFolder:
     try:
         folder = Path(source).expanduser()
         mode = folder.stat().st_mode
@@ -86,7 +90,7 @@ def _trusted(source: str) -> AdapterFolder:
             field="source",
         )
     if match := _HUB_ID.fullmatch(source):
-        return _from_hub(match["repo"], match["revision"])
+        return _from_hub(match["repo"], match["revision"], policy)
     raise NotFound(f"source {quoted(source)}: no such folder, and not a hub id org/name[@revision]", field="source")
 
 
@@ -120,14 +124,17 @@ def _is_plain_folder(base: Path, folder: Path) -> bool:
     return True
 
 
-def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
-    """Download the files of an adapter or gate set into huggingface_hub's cache."""
+def _from_hub(repo: str, revision: str | None, policy: SourcePolicy) -> AdapterFolder:
+    """Download the files of an adapter, a gate set or heads into huggingface_hub's cache."""
     import huggingface_hub  # noqa: PLC0415  slow to import, and needed for hub ids only
     from huggingface_hub import errors  # noqa: PLC0415
 
     at = f"{repo}@{revision}" if revision else repo
     try:
         path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES))
+        further = _further_files(Path(path), policy)
+        if further:
+            path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(further))
         return AdapterFolder(Path(path), follow_links=True)
     except errors.HFValidationError as error:
         raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error
@@ -138,3 +145,11 @@ def _from_hub(repo: str, revision: str | None) -> AdapterFolder:
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise Unavailable(f"source {quoted(at)}: the Hugging Face hub cannot be reached") from error
+
+
+def _further_files(folder: Path, policy: SourcePolicy) -> tuple[str, ...]:
+    """Other files that heads' tensors may lie in. Those of a model are asked for only when its config says that it is
+    Medusa heads."""
+    if kind_of(folder) != "heads" or (folder / TENSORS_FILE).exists():
+        return ()
+    return (VLLM_TENSORS_FILE, PICKLE_FILE) if policy.allow_pickle_heads else (VLLM_TENSORS_FILE,)

@@ -1,14 +1,15 @@
-"""Adapters and gate sets on disk: content-addressed versions, and a manifest that names them.
+"""Adapters, gate sets and Medusa heads on disk: content-addressed versions, and a manifest that names them.
 
-    versions/<sha256>/      adapter_config.json, adapter_model.safetensors; or gate_set.json, gates.safetensors
-    manifest.json           name → version, where it came from, pinned, order
+    versions/<sha256>/      adapter_config.json, adapter_model.safetensors; or gate_set.json, gates.safetensors;
+                            or medusa_lm_head.safetensors with perseid_heads.json and config.json where there are such
+    manifest.json           name → version, where it came from, pinned, order, whom heads are for
     manifest.previous.json  the manifest before that
     *.damaged               what was found damaged and set aside; nothing reads it, and nothing deletes it
     tmp/                    versions and manifests on their way in
     lock                    held by the server that uses the store
 
 Everything is written under a temporary name, fsynced, and renamed, so a kill at any moment leaves either the old
-state or the new. A version is the hash of its two files: what was loaded can never change under its name, and the
+state or the new. A version is the hash of its files: what was loaded can never change under its name, and the
 hash is checked again whenever the files are read into memory. Standard library only.
 """
 
@@ -17,7 +18,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -25,16 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from perseid_server.adapters.layout import FILES, Kind, kind_of
-from perseid_server.adapters.lora import why_missing
+from perseid_server.adapters.copying import copy_file
+from perseid_server.adapters.layout import FILES, OPTIONAL_FILES, Kind, files_of, kind_of
 from perseid_server.adapters.manifest import Entry, parse_manifest, render_manifest
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.errors import AdapterRejected, Conflict, TooLarge
+from perseid_server.errors import Conflict
 
 logger = logging.getLogger(__name__)
-
-MAX_ADAPTER_BYTES = 8 << 30
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +51,28 @@ class Naming:
     staged: Staged
     source: str
     pinned: bool = False
+    adapter: str | None = None  # whom heads are for, by name
 
 
 def version_of(folder: Path) -> str:
     """Content hash of a folder: SHA-256 over the SHA-256 of its files, in the order of FILES.
 
-    A gate set's hash begins with its kind, so that no version can be both.
+    The hash of what is not an adapter begins with its kind, so that no version can be both. Files that may be missing
+    count with their names.
     """
     kind = kind_of(folder)
     total = hashlib.sha256(b"" if kind == "adapter" else kind.encode())
     for name in FILES[kind]:
-        with (folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(_digest(folder / name))
+    for name in OPTIONAL_FILES[kind]:
+        if (folder / name).exists():
+            total.update(name.encode() + _digest(folder / name))
     return total.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 class AdapterStore:
@@ -97,19 +103,18 @@ class AdapterStore:
         return self._versions / version
 
     def stage(self, source: AdapterFolder) -> Staged:
-        """Copy the files of an adapter or gate set into tmp/ and hash what was copied.
+        """Copy the files of an adapter, a gate set or heads into tmp/ and hash what was copied.
 
         AdapterRejected when one cannot be read.
         """
-        kind = kind_of(source.path)
-        return self._staged(self.copy_in(source, FILES[kind]))
+        return self._staged(self.copy_in(source, files_of(source.path)))
 
-    def copy_in(self, source: AdapterFolder, files: Collection[str]) -> Path:
-        """A folder in tmp/ with copies of these files. AdapterRejected when one cannot be read."""
+    def copy_in(self, source: AdapterFolder, files: Mapping[str, str]) -> Path:
+        """A folder in tmp/ with copies of these files, under other names. AdapterRejected when one cannot be read."""
         folder = self.new_folder()
         try:
-            for name in files:
-                _copy(source, name, folder / name)
+            for name, copied_as in files.items():
+                copy_file(source, name, folder / copied_as)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -128,10 +133,9 @@ class AdapterStore:
         return self._staged(target)
 
     def _staged(self, folder: Path) -> Staged:
-        kind = kind_of(folder)
-        for name in FILES[kind]:
-            _sync(folder / name)
-        return Staged(folder, version_of(folder), kind)
+        for path in folder.iterdir():
+            _sync(path)
+        return Staged(folder, version_of(folder), kind_of(folder))
 
     def discard(self, staged: Staged) -> None:
         """Forget a staged copy."""
@@ -141,7 +145,7 @@ class AdapterStore:
         """Give staged copies their places and their names, all at once; an older version under a name loses it."""
         now = time.time()
         named = {
-            one.name: Entry(one.name, one.staged.version, one.source, now, one.pinned, one.staged.kind)
+            one.name: Entry(one.name, one.staged.version, one.source, now, one.pinned, one.staged.kind, one.adapter)
             for one in namings
         }
         for one in namings:
@@ -251,34 +255,6 @@ class AdapterStore:
         temporary.rename(self._manifest)
         _sync(self._root)
         self._entries = dict(entries)
-
-
-def _copy(folder: AdapterFolder, name: str, target: Path) -> None:
-    """Copy one regular file; the copy, not the source, is what gets hashed and served."""
-    source = folder.path / name
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if folder.follow_links else os.O_NOFOLLOW)
-    try:
-        reader = open(source, "rb", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
-    except FileNotFoundError:
-        raise AdapterRejected(_why_missing(folder.path, name)) from None
-    except OSError as error:
-        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
-    with reader, target.open("xb") as writer:
-        status = os.fstat(reader.fileno())
-        opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
-        if not stat.S_ISREG(status.st_mode) or not (folder.follow_links or opened == str(source)):
-            raise AdapterRejected(f"{name} is not a regular file of its folder")
-        if status.st_size > MAX_ADAPTER_BYTES:
-            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {MAX_ADAPTER_BYTES}")
-        shutil.copyfileobj(reader, writer, _CHUNK)
-        writer.flush()
-        os.fsync(writer.fileno())
-
-
-def _why_missing(folder: Path, name: str) -> str:
-    if name in FILES["gates"]:
-        return f"the gate set has no {name}; expected a folder with {' and '.join(FILES['gates'])}"
-    return why_missing(folder, name)
 
 
 def _is_intact(folder: Path, version: str) -> bool:

@@ -1,26 +1,37 @@
-"""`perseid adapters load|unload|list|show|pin|unpin`: the adapters and gate sets of a running server, over gRPC."""
+"""`perseid adapters load|unload|list|show|pin|unpin`: adapters, gate sets and heads of a running server, over gRPC."""
 
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as stubs
 from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
+from perseid_server.cli.heads import for_whom, heads_rows
 
-adapters = App(name="adapters", help="Load, unload and look at the adapters and gate sets of a running server.")
+adapters = App(
+    name="adapters", help="Load, unload and look at the adapters, gate sets and Medusa heads of a running server."
+)
 
 _MIB = 1 << 20
 
 
 @adapters.command
 def load(
-    name: str, source: str, /, *, replace: bool = False, pin: bool = False, server: ServerAddress = DEFAULT_SERVER
+    name: str,
+    source: str,
+    /,
+    *,
+    replace: bool = False,
+    pin: bool = False,
+    adapter: Annotated[str | None, Parameter(name="--for")] = None,
+    server: ServerAddress = DEFAULT_SERVER,
 ) -> None:
-    """Load an adapter or a gate set and serve it under a name.
+    """Load an adapter, a gate set or Medusa heads and serve it under a name.
 
     Parameters
     ----------
@@ -33,15 +44,20 @@ def load(
         Take the place of what has that name; running requests end on the old one.
     pin
         Keep it on the device.
+    adapter
+        Of Medusa heads: the loaded adapter whose requests they draft for. Default: the one that their own file tells,
+        else the base. Of several heads that fit a request, those loaded last draft for it.
     """
     with connected(server) as channel:
-        request = pb.LoadAdapterRequest(name=name, source=_full_path(source), replace=replace, pin=pin)
+        request = pb.LoadAdapterRequest(
+            name=name, source=_full_path(source), replace=replace, pin=pin, adapter=adapter or ""
+        )
         _print(stubs.AdapterAdminStub(channel).LoadAdapter(request).adapter)
 
 
 @adapters.command
 def unload(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Take an adapter or a gate set away; requests that began with it end with it."""
+    """Take an adapter, a gate set or heads away; requests that began with an adapter or a gate set end with it."""
     with connected(server) as channel:
         stubs.AdapterAdminStub(channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
 
@@ -60,7 +76,7 @@ def unpin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
 
 @adapters.command(name="list")
 def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """List all adapters and gate sets."""
+    """List all adapters, gate sets and Medusa heads. Of several heads that fit a request, those loaded last draft."""
     with connected(server) as channel:
         found = stubs.AdapterAdminStub(channel).ListAdapters(pb.ListAdaptersRequest()).adapters
     table = Table("name", "version", "rank", "MiB", "location", "targets", box=None, padding=(0, 2, 0, 0))
@@ -78,7 +94,7 @@ def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
 
 @adapters.command
 def show(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
-    """Describe one adapter or gate set."""
+    """Describe one adapter, gate set, or set of heads."""
     with connected(server) as channel:
         _print(stubs.AdapterAdminStub(channel).GetAdapter(pb.GetAdapterRequest(name=name)).adapter)
 
@@ -99,8 +115,7 @@ def _print(adapter: pb.Adapter) -> None:
     rows = {
         "name": adapter.name,
         "version": adapter.version,
-        "kind": f"{adapter.kind}, rank {adapter.rank}" if adapter.rank else _gates(adapter.gate_set),
-        "targets": f"{', '.join(adapter.targets)} in {adapter.num_layers} layers",
+        **_kind_rows(adapter),
         "parameters": f"{adapter.num_parameters:,}",
         "size": f"{adapter.size_bytes / _MIB:.1f} MiB",
         "trained on": adapter.trained_on or "not stated",
@@ -118,8 +133,17 @@ def _print(adapter: pb.Adapter) -> None:
         console.print(f"{'warning':<12}{warning}")
 
 
+def _kind_rows(adapter: pb.Adapter) -> dict[str, str]:
+    if adapter.HasField("heads"):
+        return heads_rows(adapter.heads, adapter.num_layers)
+    kind = f"{adapter.kind}, rank {adapter.rank}" if adapter.rank else _gates(adapter.gate_set)
+    return {"kind": kind, "targets": f"{', '.join(adapter.targets)} in {adapter.num_layers} layers"}
+
+
 def _targets(adapter: pb.Adapter) -> str:
-    """Which projections; of a gate set, how many of its adapters can be chosen now."""
+    """Which projections; of a gate set, how many of its adapters can be chosen now; of heads, whom they are for."""
+    if adapter.HasField("heads"):
+        return f"{adapter.heads.num_heads} heads for {for_whom(adapter.heads)}"
     if adapter.HasField("gate_set"):
         columns = adapter.gate_set.columns
         return f"{sum(column.loaded for column in columns)} of {len(columns)} adapters loaded"

@@ -1,4 +1,4 @@
-"""`perseid inspect`: what a model, an adapter or a gate set holds, and whether it would be accepted."""
+"""`perseid inspect`: what a model, an adapter, a gate set or heads hold, and whether they would be accepted."""
 
 from pathlib import Path
 
@@ -7,13 +7,16 @@ from rich.console import Console
 from perseid_router.gate_set import CONFIG_FILE as GATES_CONFIG
 from perseid_server.adapters.gate_set_file import GateSetInfo
 from perseid_server.adapters.inspect import AdapterReport, inspect_adapter
+from perseid_server.adapters.layout import kind_of
 from perseid_server.adapters.lora import AdapterInfo
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.meteora_config import CONFIG_FILE as METEORA_CONFIG
 from perseid_server.adapters.source import OPERATOR, resolve_adapter
+from perseid_server.cli.heads import accuracy_rows, blocks, lm_head
 from perseid_server.errors import NotFound, UnsupportedModel
 from perseid_server.model.inspect import ModelReport, inspect_model
 from perseid_server.model.source import resolve_model
+from perseid_server.speculation.heads_file import HeadsInfo
 
 _MIB = 1 << 20
 
@@ -24,10 +27,10 @@ def inspect(source: str, /, *, model: str = "embedded") -> int:
     Parameters
     ----------
     source
-        A .gguf file, a Hugging Face folder, a PEFT folder, a gate set's or a MeteoRA checkpoint's folder, a hub id
-        org/name[@revision], or "embedded".
+        A .gguf file, a Hugging Face folder, a PEFT folder, a folder with a gate set, a MeteoRA checkpoint or Medusa
+        heads, a hub id org/name[@revision], or "embedded".
     model
-        The base an adapter or a gate set is held against.
+        The base that an adapter, a gate set or heads are held against.
     """
     console = Console(highlight=False, soft_wrap=True)
     if _is_adapter(source):
@@ -47,7 +50,9 @@ def _is_adapter(source: str) -> bool:
     """A folder with the config of what is loaded beside a base, or a hub id whose repository is not a model."""
     path = Path(source).expanduser()
     if path.exists():
-        is_model = not path.is_dir() or (path / "config.json").is_file()
+        if not path.is_dir():
+            return False
+        is_model = (path / "config.json").is_file() and kind_of(path) != "heads"
         return not is_model or any((path / name).is_file() for name in (CONFIG_FILE, GATES_CONFIG, METEORA_CONFIG))
     if source == "embedded":
         return False
@@ -63,13 +68,22 @@ def _adapter_rows(report: AdapterReport, base: str) -> dict[str, str]:
     info = report.info
     if info is None:
         return rows
-    told = _gate_set_rows(info) if isinstance(info, GateSetInfo) else _lora_rows(info)
-    rows |= told | {
+    rows |= _kind_rows(info) | {
         "parameters": f"{info.num_parameters:,}",
         "size": f"{info.nbytes / _MIB:.1f} MiB",
         "trained on": info.trained_on or "not stated",
     }
     return rows | {f"warning {place}": text for place, text in enumerate(info.warnings, 1)}
+
+
+def _kind_rows(info: AdapterInfo | GateSetInfo | HeadsInfo) -> dict[str, str]:
+    match info:
+        case AdapterInfo():
+            return _lora_rows(info)
+        case GateSetInfo():
+            return _gate_set_rows(info)
+        case HeadsInfo():
+            return _heads_rows(info)
 
 
 def _lora_rows(info: AdapterInfo) -> dict[str, str]:
@@ -88,6 +102,15 @@ def _gate_set_rows(info: GateSetInfo) -> dict[str, str]:
         "base": "may be chosen" if info.num_columns > len(info.adapters) else "cannot be chosen",
         "targets": f"{', '.join(info.targets)} in {info.num_layers} layers",
         "router": "chooses for whole requests too" if info.has_request_router else "none for whole requests",
+    }
+
+
+def _heads_rows(info: HeadsInfo) -> dict[str, str]:
+    return {
+        "type": f"{info.kind} ({info.layout}), {info.num_heads} of {blocks(info.num_layers)}",
+        "for": f"adapter {info.adapter}" if info.adapter else "the base",
+        "lm_head": lm_head(shared=info.shares_lm_head, num_tokens=info.num_draft_tokens),
+        **accuracy_rows(info.accuracy, measured=info.has_accuracy),
     }
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -119,7 +119,14 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         ready = await engine.start()
         base = ready.spec
 
-        registry = AdapterRegistry(store, engine, base, _client_policy(config), ready.adapter_pages_total)
+        registry = AdapterRegistry(
+            store,
+            engine,
+            base,
+            _client_policy(config),
+            ready.adapter_pages_total,
+            allow_pickle_heads=config.allow_pickle_heads,
+        )
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         resolver = Resolver(registry, engine, config.gate_set)
@@ -127,7 +134,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
         await registry.restore()
         for adapter in named:
-            await registry.load(adapter.name, adapter.source, replace=True, policy=OPERATOR)
+            await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status)
@@ -153,7 +160,12 @@ def _check_default(registry: AdapterRegistry, gate_set: str | None) -> None:
 
 def _client_policy(config: ServeConfig) -> SourcePolicy:
     """Roots stay as the operator wrote them, links and all: clients may name them so."""
-    return SourcePolicy(tuple(root.absolute() for root in config.adapter_root), config.allow_hub)
+    roots = tuple(root.absolute() for root in config.adapter_root)
+    return SourcePolicy(roots, config.allow_hub, allow_pickle_heads=config.allow_pickle_heads)
+
+
+def _operator_policy(config: ServeConfig) -> SourcePolicy:
+    return replace(OPERATOR, allow_pickle_heads=config.allow_pickle_heads)
 
 
 def _open_store(folder: Path) -> AdapterStore:
@@ -214,6 +226,7 @@ def _greeting(running: RunningServer) -> str:
     grpc = f"{addresses.host}:{addresses.grpc_port}"
     adapters = _listed([adapter.name for adapter in running.registry.adapters()])
     gate_sets = _listed([gate_set.name for gate_set in running.registry.gate_sets()])
+    heads = _listed([one.name for one in running.registry.heads()])
     question = "What is the capital of France?"
     body = f'{{"model": "{base}", "temperature": 0, "messages": [{{"role": "user", "content": "{question}"}}]}}'
     return f"""
@@ -221,6 +234,7 @@ Perseid {__version__} is ready.
   base      {base}, {ready.weight_bytes / 1e6:.0f} MB in 4 bits on {ready.device}
   adapters  {adapters}
   gate sets {gate_sets}
+  heads     {heads}
   context   {ready.max_model_len} tokens
   HTTP      {http}
   gRPC      {grpc}

@@ -9,7 +9,7 @@ from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import InvalidRequest, NotFound, PerseidError
 from perseid_server.frontend.adaptation_options import AutoOptions
 from perseid_server.frontend.leases import Leases
-from perseid_server.frontend.loaded import EngineAdapters, LoadedAdapter, LoadedGateSet
+from perseid_server.frontend.loaded import EngineAdapters, LoadedAdapter, LoadedGateSet, what
 from perseid_server.frontend.registry import AdapterRegistry
 
 _MOST_REASONS = 8
@@ -66,7 +66,7 @@ class GateSets:
             return loaded
         shown, field = repr(name[:MAX_LENGTH]), "auto.gate_set"
         if loaded is not None:
-            raise InvalidRequest(f"{field}: {shown} is an adapter, not a gate set", field=field)
+            raise InvalidRequest(f"{field}: {shown} is {what(loaded)}, not a gate set", field=field)
         raise NotFound(f"{field}: no gate set {shown} is loaded", field=field)
 
     def meant_by_auto(self) -> LoadedGateSet | None:

@@ -1,20 +1,21 @@
-"""Names of adapters and gate sets, the versions they stand for, and who uses which.
+"""Names of adapters, gate sets and Medusa heads, the versions they stand for, and who uses which.
 
 A request leases the version a name stands for when it begins, and ends on it. A version that no name stands for and
-nobody leases is forgotten by the engine and deleted from the store.
+nobody leases is forgotten by the engine and deleted from the store. Heads are leased by nobody: no answer depends on
+them, so those that lose their name end their drafts, also for requests that run.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from perseid_server.adapters.intake import Arrival, Intake
-from perseid_server.adapters.names import MAX_LENGTH, check_name
+from perseid_server.adapters.names import check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore, Naming
 from perseid_server.engine.messages import AdapterState
@@ -25,13 +26,15 @@ from perseid_server.frontend.loaded import (
     EngineAdapters,
     Loaded,
     LoadedAdapter,
-    LoadedGateSet,
     forget,
     loaded_from,
     pin,
     register,
+    what,
 )
+from perseid_server.frontend.loaded_names import LoadedNames
 from perseid_server.model.spec import BaseSpec
+from perseid_server.speculation.heads_file import HeadsInfo
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class AdapterRegistry:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How something is to be loaded."""
+
+    source: str
+    replace: bool
+    pin: bool
+    adapter: str | None  # whom heads are for
+    policy: SourcePolicy
+
+
+class AdapterRegistry(LoadedNames):
     """All methods run on one event loop; work on the disk happens in threads.
 
     A change that has begun is made whole though its caller leaves: a thread cannot be stopped, and what it has written
@@ -53,14 +67,17 @@ class AdapterRegistry:
         base: BaseSpec,
         policy: SourcePolicy,
         num_pages: int | None = None,
+        *,
+        allow_pickle_heads: bool = False,
     ) -> None:
-        """`num_pages`: adapter memory on the device; what can never fit is refused. None: as much as needed."""
+        """`num_pages`: adapter memory on the device; what can never fit is refused. None: as much as needed.
+        `allow_pickle_heads`: read Medusa v1's pickles."""
+        super().__init__()
         self._store = store
         self._engine = engine
         self._base = base
         self._policy = policy
-        self._intake = Intake(store, base, num_pages)
-        self._loaded: dict[str, Loaded] = {}
+        self._intake = Intake(store, base, num_pages, allow_pickle_heads=allow_pickle_heads)
         self._versions: dict[str, Loaded] = {}  # all that the engine knows: named, or leased still
         self._background = Background()
         self._writing = asyncio.Lock()  # one change of names at a time
@@ -90,15 +107,28 @@ class AdapterRegistry:
             self._serve(loaded_from(entry, content))
 
     async def load(
-        self, name: str, source: str, *, replace: bool = False, pin: bool = False, policy: SourcePolicy | None = None
+        self,
+        name: str,
+        source: str,
+        *,
+        replace: bool = False,
+        pin: bool = False,
+        adapter: str | None = None,
+        policy: SourcePolicy | None = None,
     ) -> Loaded:
-        """Check an adapter or a gate set, store it, serve it. Everything stays as it was when this raises a
-        PerseidError. A MeteoRA checkpoint brings its adapters too, as `name.<their names>`."""
+        """Check an adapter, a gate set or heads, store it, serve it. Everything stays as it was when this raises a
+        PerseidError. A MeteoRA checkpoint brings its adapters too, as `name.<their names>`.
+
+        `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
+        """
         check_name(name, taken=self.reserved_names)
         if not replace:
             self._refuse_taken(name)
+        if adapter is not None:
+            self._check_adapter(adapter)
+        options = _Options(source, replace, pin, adapter, policy or self._policy)
         try:
-            loaded = await self._background.whole(self._load(name, source, replace, pin, policy or self._policy))
+            loaded = await self._background.whole(self._load(name, options))
         except PerseidError:
             self._load_ended("refused")
             raise
@@ -110,7 +140,7 @@ class AdapterRegistry:
         await self._background.whole(self._unload(name))
 
     async def pin(self, name: str, *, pinned: bool) -> Loaded:
-        """Keep an adapter or a gate set on the device, or let it go."""
+        """Keep an adapter or a gate set on the device, or let it go. Heads are always there."""
         return await self._background.whole(self._pin(name, pinned))
 
     def on_load(self, callback: Callable[[str], None]) -> None:
@@ -120,40 +150,6 @@ class AdapterRegistry:
     def on_change(self, callback: Callable[[], None]) -> None:
         """Be told when names have changed, before versions that lost theirs are forgotten."""
         self._on_change.append(callback)
-
-    def get(self, name: str) -> Loaded:
-        """NotFound when there is none of that name."""
-        loaded = self._loaded.get(name)
-        if loaded is None:
-            raise NotFound(f"no adapter {name[:MAX_LENGTH]!r} is loaded", field="name")
-        return loaded
-
-    def adapter(self, name: str) -> LoadedAdapter:
-        """As `get`; InvalidRequest when the name stands for a gate set."""
-        loaded = self.get(name)
-        if isinstance(loaded, LoadedGateSet):
-            raise InvalidRequest(f"{name!r} is a gate set, not an adapter; ask for it with auto", field="name")
-        return loaded
-
-    def find(self, name: str) -> Loaded | None:
-        """As `get`, None when there is none."""
-        return self._loaded.get(name)
-
-    def list(self) -> tuple[Loaded, ...]:
-        """All adapters and gate sets in the order they were loaded."""
-        return tuple(self._loaded.values())
-
-    def adapters(self) -> tuple[LoadedAdapter, ...]:
-        """All adapters in the order they were loaded."""
-        return tuple(loaded for loaded in self._loaded.values() if isinstance(loaded, LoadedAdapter))
-
-    def gate_sets(self) -> tuple[LoadedGateSet, ...]:
-        """All gate sets in the order they were loaded."""
-        return tuple(loaded for loaded in self._loaded.values() if isinstance(loaded, LoadedGateSet))
-
-    def names(self) -> Mapping[str, str]:
-        """version → a name it has, for metrics."""
-        return {loaded.version: name for name, loaded in self._loaded.items()}
 
     def state(self, loaded: Loaded) -> AdapterState | None:
         """Where the engine has it; None as long as it was never needed."""
@@ -177,23 +173,26 @@ class AdapterRegistry:
 
     # --- changes ------------------------------------------------------------------------------------------------
 
-    async def _load(self, name: str, source: str, replace: bool, pin: bool, policy: SourcePolicy) -> Loaded:
-        folder = await asyncio.to_thread(resolve_adapter, source, policy)
+    async def _load(self, name: str, options: _Options) -> Loaded:
+        folder = await asyncio.to_thread(resolve_adapter, options.source, options.policy)
         arrivals = await self._on_disk(self._intake.take, name, folder)
         try:
+            _refuse_adapter_of_others(arrivals[-1], options)
             async with self._writing:
-                if not replace:
+                if not options.replace:
                     self._refuse_taken(*(arrival.name for arrival in arrivals))
-                await self._name(arrivals, source, pinned=pin)
+                await self._name(arrivals, options)
         except BaseException:
             await asyncio.to_thread(self._intake.discard, arrivals)
             raise
         return self._loaded[name]
 
-    async def _name(self, arrivals: tuple[Arrival, ...], source: str, *, pinned: bool) -> None:
+    async def _name(self, arrivals: tuple[Arrival, ...], options: _Options) -> None:
         """Serve what has arrived, all of it under its names; let go of what had them before."""
         before = [self._loaded[arrival.name] for arrival in arrivals if arrival.name in self._loaded]
-        namings = [Naming(arrival.name, arrival.staged, source, pinned) for arrival in arrivals]
+        namings = [
+            Naming(arrival.name, arrival.staged, options.source, options.pin, options.adapter) for arrival in arrivals
+        ]
         entries = await self._on_disk(self._store.commit, namings)
         for entry, arrival in zip(entries, arrivals, strict=True):
             self._serve(loaded_from(entry, arrival.content))
@@ -223,10 +222,17 @@ class AdapterRegistry:
     def _refuse_taken(self, *names: str) -> None:
         for name in names:
             if name in self._loaded:
-                kind = "an adapter" if isinstance(self._loaded[name], LoadedAdapter) else "a gate set"
                 raise Conflict(
-                    f"{kind} {name!r} is loaded already; unload it first, or ask to replace it", field="name"
+                    f"{what(self._loaded[name])} {name!r} is loaded already; unload it first, or ask to replace it",
+                    field="name",
                 )
+
+    def _check_adapter(self, name: str) -> None:
+        """Heads for an adapter that is misspelt would never draft."""
+        try:
+            self.adapter(name)
+        except (NotFound, InvalidRequest) as error:
+            raise type(error)(f"adapter: {error.message}", field="adapter") from error
 
     def _serve(self, loaded: Loaded) -> None:
         self._loaded[loaded.name] = self._versions[loaded.version] = loaded
@@ -277,3 +283,11 @@ class AdapterRegistry:
         except OSError as error:
             logger.exception("the adapter store failed")
             raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
+
+
+def _refuse_adapter_of_others(arrival: Arrival, options: _Options) -> None:
+    if options.adapter is not None and not isinstance(arrival.content, HeadsInfo):
+        raise InvalidRequest(
+            f"adapter: only Medusa heads are for an adapter, and {options.source!r} holds none; leave it out",
+            field="adapter",
+        )

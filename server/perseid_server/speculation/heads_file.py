@@ -9,7 +9,6 @@ V' is the vocabulary V, or the part of it that the heads choose among (arXiv:240
 refuses by name. NumPy only: the API process checks, the engine loads.
 """
 
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,24 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perseid_server.adapters.tensor_file import TensorFile
-from perseid_server.adapters.untrusted import parse_json
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.heads_config import (
     CONFIG_FILE,
-    TENSORS_FILE,
     HeadsConfig,
     HeadsConfigError,
     default_accuracy,
     parse_config,
 )
+from perseid_server.speculation.heads_folder import FOREIGN_CONFIG_FILE, read_foreign_config, read_small, tensors_file
 from perseid_server.speculation.heads_names import HeadNames, Layout, sort_names
-
-VLLM_TENSORS_FILE = "model.safetensors"
-FOREIGN_CONFIG_FILE = "config.json"
-"""What others write beside heads. It is often wrong: the tensors are believed, and it gives warnings."""
-PICKLE_FILE = "medusa_lm_head.pt"
-MAX_CONFIG_BYTES = 16 << 20
 
 HeadMatrices = tuple[tuple[NDArray[np.float32], ...], ...]
 
@@ -54,7 +46,8 @@ class HeadsInfo:
     num_draft_tokens: int  # V', the tokens that they choose among
     nbytes: int  # of the tensor file
     num_parameters: int = 0
-    has_accuracy: bool = False  # whether the table was measured with them rather than taken from the paper
+    accuracy: tuple[tuple[float, ...], ...] = ()  # [head][rank]: how often that candidate was right
+    has_accuracy: bool = False  # whether that was measured with these heads rather than taken from the paper
     trained_on: str | None = None  # the base, as their config says
     warnings: tuple[str, ...] = ()
     kind: str = "heads"
@@ -92,20 +85,6 @@ class CheckedHeads:
         return lm_head if self.rows is None else lm_head[self.rows]
 
 
-def tensors_file(folder: Path) -> Path:
-    """Where a folder's heads lie. AdapterRejected says what is missing, and how to mend it."""
-    for name in (TENSORS_FILE, VLLM_TENSORS_FILE):
-        if (folder / name).is_file():  # a pipe would be waited for
-            return folder / name
-    if (folder / PICKLE_FILE).exists():
-        raise AdapterRejected(
-            f"the heads have no {TENSORS_FILE}; {PICKLE_FILE} is not read, because such files can run code: save its "
-            f"tensors with safetensors.torch.save_file(torch.load({PICKLE_FILE!r}, weights_only=True), "
-            f"{TENSORS_FILE!r}), or let the operator start the server with --allow-pickle-heads"
-        )
-    raise AdapterRejected(f"the heads have no {TENSORS_FILE}; expected it in the folder, or {VLLM_TENSORS_FILE}")
-
-
 def check_heads(folder: Path, base: BaseSpec) -> CheckedHeads:
     """Read a folder with heads and hold it against the base. AdapterRejected names the key or tensor that is wrong."""
     file = TensorFile.open(tensors_file(folder), integers=True)
@@ -126,6 +105,7 @@ def check_heads(folder: Path, base: BaseSpec) -> CheckedHeads:
         num_draft_tokens=len(config.draft_vocabulary or range(base.vocab_size)),
         nbytes=file.nbytes,
         num_parameters=sum(prod(entry.shape) for name, entry in file.tensors.items() if name != names.token_map),
+        accuracy=config.accuracy,
         has_accuracy=has_accuracy,
         trained_on=_trained_on(foreign),
         warnings=_warnings(foreign, names, base),
@@ -133,31 +113,9 @@ def check_heads(folder: Path, base: BaseSpec) -> CheckedHeads:
     return CheckedHeads(names, file, rows, config, info)
 
 
-def read_foreign_config(folder: Path) -> Mapping[str, Any]:
-    """What config.json says; nothing where there is none that can be read, as it is needed for nothing."""
-    try:
-        content = parse_json(_read_small(folder / FOREIGN_CONFIG_FILE) or b"{}")
-    except (AdapterRejected, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_small(path: Path) -> bytes | None:
-    """A configuration file, None where there is none."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
-            raise AdapterRejected(f"{path.name}: expected a regular file of at most {MAX_CONFIG_BYTES} bytes")
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise AdapterRejected(f"{path.name} cannot be read: {error.strerror}") from error
-
-
 def _config(folder: Path, names: HeadNames, base: BaseSpec) -> tuple[HeadsConfig, bool]:
     """The configuration, and whether its accuracy was measured."""
-    raw = _read_small(folder / CONFIG_FILE)
+    raw = read_small(folder / CONFIG_FILE)
     assumed = default_accuracy(names.num_heads)
     if raw is None:
         return HeadsConfig(accuracy=assumed), False

@@ -157,7 +157,7 @@ def test_a_pickle_in_place_of_safetensors_is_refused_with_the_way_out(store, roo
 
 
 def test_a_file_beyond_the_limit_is_refused(store, root, monkeypatch):
-    monkeypatch.setattr("perseid_server.adapters.store.MAX_ADAPTER_BYTES", 50)
+    monkeypatch.setattr("perseid_server.adapters.copying.MAX_ADAPTER_BYTES", 50)
     with pytest.raises(TooLarge, match="100 bytes; the limit is 50"):
         store.stage(source_of(root, "x"))
 
@@ -198,13 +198,14 @@ def test_a_gate_set_is_kept_beside_adapters_with_its_kind(store, root):
 
 
 def test_what_a_version_is_cannot_be_mistaken(tmp_path):
-    """The same bytes as an adapter and as a gate set have two versions; a folder with both configs is the adapter."""
-    for kind in ("adapter", "gates"):
+    """The same bytes as an adapter, a gate set and heads have three versions; a folder with both configs is the
+    adapter."""
+    for kind in FILES:
         (tmp_path / kind).mkdir()
         for name in FILES[kind]:
             (tmp_path / kind / name).write_text("x")
     versions = {kind: version_of(tmp_path / kind) for kind in FILES}
-    assert versions["adapter"] != versions["gates"]
+    assert len(set(versions.values())) == len(FILES)
     for name in FILES["gates"]:
         (tmp_path / "adapter" / name).write_text("y")
     assert version_of(tmp_path / "adapter") == versions["adapter"]

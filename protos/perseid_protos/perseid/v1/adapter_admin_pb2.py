@@ -24,41 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eperseid/v1/adapter_admin.proto\x12\nperseid.v1\"P\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x0b\n\x03pin\x18\x04 \x01(\x08\";\n\x13LoadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12GetAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"\x15\n\x13ListAdaptersRequest\"=\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.perseid.v1.Adapter\"1\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\":\n\x12PinAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"\xcc\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12&\n\x08location\x18\n \x01(\x0e\x32\x14.perseid.v1.Location\x12\x0e\n\x06pinned\x18\x0b \x01(\x08\x12\x11\n\tloaded_at\x18\x0c \x01(\x01\x12\x12\n\ntrained_on\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12%\n\x08gate_set\x18\x10 \x01(\x0b\x32\x13.perseid.v1.GateSet\"\x8c\x01\n\x07GateSet\x12\'\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x16.perseid.v1.GateColumn\x12\x0c\n\x04null\x18\x02 \x01(\x08\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\t\n\x01k\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x1a\n\x12has_request_router\x18\x06 \x01(\x08\"R\n\nGateColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x15\n\rtraining_free\x18\x04 \x01(\x08*_\n\x08Location\x12\x18\n\x14LOCATION_UNSPECIFIED\x10\x00\x12\x11\n\rLOCATION_DISK\x10\x01\x12\x11\n\rLOCATION_HOST\x10\x02\x12\x13\n\x0fLOCATION_DEVICE\x10\x03\x32\xa1\x03\n\x0c\x41\x64\x61pterAdmin\x12N\n\x0bLoadAdapter\x12\x1e.perseid.v1.LoadAdapterRequest\x1a\x1f.perseid.v1.LoadAdapterResponse\x12T\n\rUnloadAdapter\x12 .perseid.v1.UnloadAdapterRequest\x1a!.perseid.v1.UnloadAdapterResponse\x12K\n\nGetAdapter\x12\x1d.perseid.v1.GetAdapterRequest\x1a\x1e.perseid.v1.GetAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.perseid.v1.ListAdaptersRequest\x1a .perseid.v1.ListAdaptersResponse\x12K\n\nPinAdapter\x12\x1d.perseid.v1.PinAdapterRequest\x1a\x1e.perseid.v1.PinAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eperseid/v1/adapter_admin.proto\x12\nperseid.v1\"a\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x0b\n\x03pin\x18\x04 \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\";\n\x13LoadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12GetAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"\x15\n\x13ListAdaptersRequest\"=\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.perseid.v1.Adapter\"1\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\":\n\x12PinAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.perseid.v1.Adapter\"\xee\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12&\n\x08location\x18\n \x01(\x0e\x32\x14.perseid.v1.Location\x12\x0e\n\x06pinned\x18\x0b \x01(\x08\x12\x11\n\tloaded_at\x18\x0c \x01(\x01\x12\x12\n\ntrained_on\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12%\n\x08gate_set\x18\x10 \x01(\x0b\x32\x13.perseid.v1.GateSet\x12 \n\x05heads\x18\x11 \x01(\x0b\x32\x11.perseid.v1.Heads\"\xdd\x01\n\x05Heads\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x02 \x01(\t\x12\x0e\n\x06in_use\x18\x03 \x01(\x08\x12\x11\n\tnum_heads\x18\x04 \x01(\r\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\x16\n\x0eshares_lm_head\x18\x06 \x01(\x08\x12\x18\n\x10num_draft_tokens\x18\x07 \x01(\r\x12*\n\x08\x61\x63\x63uracy\x18\x08 \x03(\x0b\x32\x18.perseid.v1.HeadAccuracy\x12\x19\n\x11\x61\x63\x63uracy_measured\x18\t \x01(\x08\"\"\n\x0cHeadAccuracy\x12\x12\n\ncandidates\x18\x01 \x03(\x01\"\x8c\x01\n\x07GateSet\x12\'\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x16.perseid.v1.GateColumn\x12\x0c\n\x04null\x18\x02 \x01(\x08\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\t\n\x01k\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x1a\n\x12has_request_router\x18\x06 \x01(\x08\"R\n\nGateColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x15\n\rtraining_free\x18\x04 \x01(\x08*_\n\x08Location\x12\x18\n\x14LOCATION_UNSPECIFIED\x10\x00\x12\x11\n\rLOCATION_DISK\x10\x01\x12\x11\n\rLOCATION_HOST\x10\x02\x12\x13\n\x0fLOCATION_DEVICE\x10\x03\x32\xa1\x03\n\x0c\x41\x64\x61pterAdmin\x12N\n\x0bLoadAdapter\x12\x1e.perseid.v1.LoadAdapterRequest\x1a\x1f.perseid.v1.LoadAdapterResponse\x12T\n\rUnloadAdapter\x12 .perseid.v1.UnloadAdapterRequest\x1a!.perseid.v1.UnloadAdapterResponse\x12K\n\nGetAdapter\x12\x1d.perseid.v1.GetAdapterRequest\x1a\x1e.perseid.v1.GetAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.perseid.v1.ListAdaptersRequest\x1a .perseid.v1.ListAdaptersResponse\x12K\n\nPinAdapter\x12\x1d.perseid.v1.PinAdapterRequest\x1a\x1e.perseid.v1.PinAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'perseid.v1.adapter_admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOCATION']._serialized_start=1106
-  _globals['_LOCATION']._serialized_end=1201
+  _globals['_LOCATION']._serialized_start=1417
+  _globals['_LOCATION']._serialized_end=1512
   _globals['_LOADADAPTERREQUEST']._serialized_start=46
-  _globals['_LOADADAPTERREQUEST']._serialized_end=126
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=128
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=187
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=189
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=225
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=227
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=250
-  _globals['_GETADAPTERREQUEST']._serialized_start=252
-  _globals['_GETADAPTERREQUEST']._serialized_end=285
-  _globals['_GETADAPTERRESPONSE']._serialized_start=287
-  _globals['_GETADAPTERRESPONSE']._serialized_end=345
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=347
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=368
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=370
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=431
-  _globals['_PINADAPTERREQUEST']._serialized_start=433
-  _globals['_PINADAPTERREQUEST']._serialized_end=482
-  _globals['_PINADAPTERRESPONSE']._serialized_start=484
-  _globals['_PINADAPTERRESPONSE']._serialized_end=542
-  _globals['_ADAPTER']._serialized_start=545
-  _globals['_ADAPTER']._serialized_end=877
-  _globals['_GATESET']._serialized_start=880
-  _globals['_GATESET']._serialized_end=1020
-  _globals['_GATECOLUMN']._serialized_start=1022
-  _globals['_GATECOLUMN']._serialized_end=1104
-  _globals['_ADAPTERADMIN']._serialized_start=1204
-  _globals['_ADAPTERADMIN']._serialized_end=1621
+  _globals['_LOADADAPTERREQUEST']._serialized_end=143
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=145
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=204
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=206
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=242
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=244
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=267
+  _globals['_GETADAPTERREQUEST']._serialized_start=269
+  _globals['_GETADAPTERREQUEST']._serialized_end=302
+  _globals['_GETADAPTERRESPONSE']._serialized_start=304
+  _globals['_GETADAPTERRESPONSE']._serialized_end=362
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=364
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=385
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=387
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=448
+  _globals['_PINADAPTERREQUEST']._serialized_start=450
+  _globals['_PINADAPTERREQUEST']._serialized_end=499
+  _globals['_PINADAPTERRESPONSE']._serialized_start=501
+  _globals['_PINADAPTERRESPONSE']._serialized_end=559
+  _globals['_ADAPTER']._serialized_start=562
+  _globals['_ADAPTER']._serialized_end=928
+  _globals['_HEADS']._serialized_start=931
+  _globals['_HEADS']._serialized_end=1152
+  _globals['_HEADACCURACY']._serialized_start=1154
+  _globals['_HEADACCURACY']._serialized_end=1188
+  _globals['_GATESET']._serialized_start=1191
+  _globals['_GATESET']._serialized_end=1331
+  _globals['_GATECOLUMN']._serialized_start=1333
+  _globals['_GATECOLUMN']._serialized_end=1415
+  _globals['_ADAPTERADMIN']._serialized_start=1515
+  _globals['_ADAPTERADMIN']._serialized_end=1932
 # @@protoc_insertion_point(module_scope)

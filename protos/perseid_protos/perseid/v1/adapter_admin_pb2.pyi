@@ -19,16 +19,18 @@ LOCATION_HOST: Location
 LOCATION_DEVICE: Location
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("name", "source", "replace", "pin")
+    __slots__ = ("name", "source", "replace", "pin", "adapter")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     replace: bool
     pin: bool
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., replace: _Optional[bool] = ..., pin: _Optional[bool] = ...) -> None: ...
+    adapter: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., replace: _Optional[bool] = ..., pin: _Optional[bool] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
@@ -83,7 +85,7 @@ class PinAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings", "error", "gate_set")
+    __slots__ = ("name", "version", "source", "kind", "rank", "targets", "num_layers", "num_parameters", "size_bytes", "location", "pinned", "loaded_at", "trained_on", "warnings", "error", "gate_set", "heads")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class Adapter(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     GATE_SET_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     source: str
@@ -116,7 +119,36 @@ class Adapter(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     error: str
     gate_set: GateSet
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., gate_set: _Optional[_Union[GateSet, _Mapping]] = ...) -> None: ...
+    heads: Heads
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., num_parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., location: _Optional[_Union[Location, str]] = ..., pinned: _Optional[bool] = ..., loaded_at: _Optional[float] = ..., trained_on: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., gate_set: _Optional[_Union[GateSet, _Mapping]] = ..., heads: _Optional[_Union[Heads, _Mapping]] = ...) -> None: ...
+
+class Heads(_message.Message):
+    __slots__ = ("adapter", "adapter_version", "in_use", "num_heads", "layout", "shares_lm_head", "num_draft_tokens", "accuracy", "accuracy_measured")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
+    NUM_HEADS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SHARES_LM_HEAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_MEASURED_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    adapter_version: str
+    in_use: bool
+    num_heads: int
+    layout: str
+    shares_lm_head: bool
+    num_draft_tokens: int
+    accuracy: _containers.RepeatedCompositeFieldContainer[HeadAccuracy]
+    accuracy_measured: bool
+    def __init__(self, adapter: _Optional[str] = ..., adapter_version: _Optional[str] = ..., in_use: _Optional[bool] = ..., num_heads: _Optional[int] = ..., layout: _Optional[str] = ..., shares_lm_head: _Optional[bool] = ..., num_draft_tokens: _Optional[int] = ..., accuracy: _Optional[_Iterable[_Union[HeadAccuracy, _Mapping]]] = ..., accuracy_measured: _Optional[bool] = ...) -> None: ...
+
+class HeadAccuracy(_message.Message):
+    __slots__ = ("candidates",)
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    candidates: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, candidates: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GateSet(_message.Message):
     __slots__ = ("columns", "null", "method", "k", "temperature", "has_request_router")

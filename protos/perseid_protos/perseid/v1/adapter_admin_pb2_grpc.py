@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdapterAdminStub:
-    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
+    """Loading and unloading adapters, gate sets and Medusa heads while the server runs. All have names of one kind: a gate
+    set or heads cannot be called what an adapter is called.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class AdapterAdminStub:
 
 
 class AdapterAdminServicer:
-    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
+    """Loading and unloading adapters, gate sets and Medusa heads while the server runs. All have names of one kind: a gate
+    set or heads cannot be called what an adapter is called.
     """
 
     def LoadAdapter(self, request, context):
@@ -137,7 +139,8 @@ def add_AdapterAdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterAdmin:
-    """Loading and unloading adapters and gate sets while the server runs. A gate set has a name among those of the adapters.
+    """Loading and unloading adapters, gate sets and Medusa heads while the server runs. All have names of one kind: a gate
+    set or heads cannot be called what an adapter is called.
     """
 
     @staticmethod

@@ -11,7 +11,8 @@ from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc
 from perseid_server.api.grpc.errors import abort
 from perseid_server.frontend.gate_sets import columns_of
-from perseid_server.frontend.loaded import Loaded, LoadedGateSet
+from perseid_server.frontend.heads import whom
+from perseid_server.frontend.loaded import Loaded, LoadedAdapter, LoadedGateSet, LoadedHeads
 from perseid_server.frontend.registry import AdapterRegistry
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,8 +45,14 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
 
     @_mapped
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, _: Context) -> pb.LoadAdapterResponse:  # noqa: N802
-        """Check, store and serve an adapter."""
-        loaded = await self._registry.load(request.name, request.source, replace=request.replace, pin=request.pin)
+        """Check, store and serve an adapter, a gate set or heads."""
+        loaded = await self._registry.load(
+            request.name,
+            request.source,
+            replace=request.replace,
+            pin=request.pin,
+            adapter=request.adapter or None,
+        )
         return pb.LoadAdapterResponse(adapter=self._describe(loaded))
 
     @_mapped
@@ -61,7 +68,7 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
 
     @_mapped
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Context) -> pb.ListAdaptersResponse:  # noqa: N802
-        """Describe all adapters and gate sets."""
+        """Describe all adapters, gate sets and heads."""
         return pb.ListAdaptersResponse(adapters=[self._describe(loaded) for loaded in self._registry.list()])
 
     @_mapped
@@ -78,7 +85,6 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
             version=loaded.version,
             source=loaded.entry.source,
             kind=info.kind,
-            targets=info.targets,
             num_parameters=info.num_parameters,
             size_bytes=info.nbytes,
             location=_LOCATION[state.location] if state else pb.LOCATION_DISK,
@@ -88,12 +94,32 @@ class AdapterAdminServicer(adapter_admin_pb2_grpc.AdapterAdminServicer):
             warnings=info.warnings,
             error=(state.error if state else None) or "",
         )
-        if isinstance(loaded, LoadedGateSet):
-            told.num_layers = loaded.info.num_layers
-            told.gate_set.CopyFrom(self._gate_set(loaded))
-        else:
-            told.rank, told.num_layers = loaded.info.rank, len(loaded.info.layers)
+        match loaded:
+            case LoadedAdapter(info=lora):
+                told.rank, told.num_layers = lora.rank, len(lora.layers)
+                told.targets.extend(lora.targets)
+            case LoadedGateSet(info=gates):
+                told.num_layers = gates.num_layers
+                told.targets.extend(gates.targets)
+                told.gate_set.CopyFrom(self._gate_set(loaded))
+            case LoadedHeads(info=heads):
+                told.num_layers = heads.num_layers
+                told.heads.CopyFrom(self._heads(loaded))
         return told
+
+    def _heads(self, heads: LoadedHeads) -> pb.Heads:
+        served, info = whom(heads, self._registry), heads.info
+        return pb.Heads(
+            adapter=served.adapter or "",
+            adapter_version=served.version or "",
+            in_use=served.in_use,
+            num_heads=info.num_heads,
+            layout=info.layout,
+            shares_lm_head=info.shares_lm_head,
+            num_draft_tokens=info.num_draft_tokens,
+            accuracy=[pb.HeadAccuracy(candidates=of_head) for of_head in info.accuracy],
+            accuracy_measured=info.has_accuracy,
+        )
 
     def _gate_set(self, gate_set: LoadedGateSet) -> pb.GateSet:
         config = gate_set.config

@@ -253,12 +253,13 @@ def _logit_bias(stated: Mapping[str, float]) -> dict[int, float]:
 
 
 class LoadAdapterBody(Body):
-    """POST /v1/load_lora_adapter, as vLLM has it."""
+    """POST /v1/load_lora_adapter, as vLLM has it; it loads gate sets and Medusa heads too."""
 
     lora_name: str
     lora_path: str
     load_inplace: bool = False
     pin: bool = False
+    adapter: str | None = None  # name of the adapter that heads are for
 
 
 class UnloadAdapterBody(Body):
