@@ -114,7 +114,9 @@ async def test_drafts_of_all_choices_and_prompts_are_counted(drafting: LiveStack
 
 
 async def test_without_drafts_none_are_counted(live: LiveStack) -> None:
-    told = await live.openai().chat.completions.create(model="tiny", messages=CHAT, max_tokens=4)
+    told = await live.openai().chat.completions.create(
+        model="tiny", messages=CHAT, max_tokens=4, extra_body={"speculation": "off"}
+    )
     details = told.usage.completion_tokens_details
     assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (0, 0)
 
