@@ -50,9 +50,7 @@ def test_the_likeliest_paths_are_taken(num_nodes: int) -> None:
         assert sorted(paths(draft).values(), reverse=True) == pytest.approx(best)
         assert all(paths(draft)[path] == pytest.approx(everything[path]) for path in paths(draft))
         assert draft is not None
-        assert list(draft.tree.values) == sorted(draft.tree.values, reverse=True), (
-            "any beginning is the best"
-        )
+        assert list(draft.tree.values) == sorted(draft.tree.values, reverse=True), "any beginning is the best"
 
 
 def test_no_deeper_than_the_request_can_take() -> None:
