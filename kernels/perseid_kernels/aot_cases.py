@@ -233,7 +233,9 @@ def _tree_types(trees: bool) -> dict[str, str]:
 
 def _move_cases(_target: str) -> Iterator[KernelCase]:
     for name, word in (("bf16", tl.int16), ("fp32", tl.int32)):
-        yield KernelCase(f"move_slots/{name}", move_slots_kernel, {"WORD": word, "BLOCK": 1024}, num_warps=4, num_stages=1)
+        yield KernelCase(
+            f"move_slots/{name}", move_slots_kernel, {"WORD": word, "BLOCK": 1024}, num_warps=4, num_stages=1
+        )
 
 
 def _row_cases(_target: str) -> Iterator[KernelCase]:

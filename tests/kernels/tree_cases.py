@@ -58,9 +58,7 @@ def _sequences(batch: AttentionBatch) -> list[int]:
     return [s for s, (start, end) in enumerate(pairwise(batch.query_start.tolist())) for _ in range(start, end)]
 
 
-def plain_decode(
-    batch: AttentionBatch, row: int, k: Tensor, v: Tensor
-) -> tuple[AttentionBatch, tuple[Tensor, Tensor]]:
+def plain_decode(batch: AttentionBatch, row: int, k: Tensor, v: Tensor) -> tuple[AttentionBatch, tuple[Tensor, Tensor]]:
     """A tree row as the only new row of a sequence that has its ancestors as its last tokens, in blocks of its own."""
     assert batch.trees is not None
     sequence, block_size = _sequences(batch)[row], k.shape[1]

@@ -2,9 +2,9 @@
 
 A recording has fixed shapes and addresses. So there is one for every *row bucket* (1, 2, 4, … rows) with adapters and
 one without, all on the same step inputs: a step is copied into them, the recording of the smallest bucket that holds
-its rows is replayed, and hidden states and logits lie where that one leaves them. How long contexts are and which pages a row uses
-stands in the inputs, so a recording serves every step of its bucket. Attention's grid is that of the longest context
-there may be; where that is long, more recordings with a shorter *reach* spare short contexts most of the grid.
+its rows is replayed, and hidden states and logits lie where that one leaves them. How long contexts are and which pages
+a row uses stands in the inputs, so a recording serves every step of its bucket. Attention's grid is that of the longest
+context there may be; where that is long, more recordings with a shorter *reach* spare short contexts most of the grid.
 
 Rows that fill a bucket up are padding: their slot is −1 (stored nowhere), their sequences have no row (attention skips
 them) and they are in no segment. What they compute is never looked at.

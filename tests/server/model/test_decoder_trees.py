@@ -5,7 +5,6 @@ the number of rows of a step, within rounding; its attention of trees has the bi
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 from perseid_kernels.fused import Outputs
 from perseid_server.model.decoder import Decoder
 from perseid_server.speculation.tree import ancestor_masks
-from tests.server.model.passes import TOLERANCE, Part, Passes, Tree
+from tests.server.model.passes import TOLERANCE, Part, Passes, Route, Tree
 from tests.server.model.test_decoder_adapters import (  # noqa: F401  (fixtures)
     ADAPTERS,
     Adapted,
@@ -22,7 +21,6 @@ from tests.server.model.test_decoder_adapters import (  # noqa: F401  (fixtures)
     loaded,
     random_gates,
 )
-from tests.server.model.passes import Route
 from tests.server.model.tiny import random_prompt
 
 # Prefixes around the ends of blocks and of attention's tiles, and trees of ragged sizes
