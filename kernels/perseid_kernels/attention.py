@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from perseid_kernels._triton import cdiv, power_of_two, tl, triton
+from perseid_kernels.attention_tiles import NEVER, attend_span, find_row, load_group
 from perseid_kernels.backend import AttentionBatch
 from perseid_kernels.devices import compiler_options, device_class
 
 _LOG2_E = log2(2.718281828459045)
 _MAX_HEAD_DIM = 256
-_NEVER = tl.constexpr(-1e30)  # the running maximum before any key: finite, so that differences stay defined
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,125 +57,6 @@ def choose_config(group: int, head_dim: int, *, decode: bool, kind: str = "sm_80
     rows = 32 if head_dim > 128 and kind != "sm_90" else 64
     warps = 4 if head_dim <= 64 else 8
     return AttentionConfig(max(rows, power_of_two(group)), keys, span=512, num_warps=warps, num_stages=2)
-
-
-@triton.jit
-def cached_place(key_N, prefix, ancestors, query_len):
-    """Where the cache holds a tree row's keys: the prefix as it is, then the rows of the set bits, in their order."""
-    place_N = key_N
-    position = prefix
-    for bit in range(query_len):
-        is_seen = ((ancestors >> bit) & 1).to(tl.int32)
-        place_N = tl.where((key_N == position) & (is_seen > 0), prefix + bit, place_N)
-        position += is_seen
-    return place_N
-
-
-@triton.jit
-def attend_tiles(
-    m,
-    den,
-    acc,
-    q_MD,
-    position_M,  # the last key each row sees; −1 for padding
-    first_key,
-    end_key,
-    prefix,  # of a tree row, as are:
-    ancestors,
-    query_len,
-    k_cache,
-    v_cache,
-    table,  # block table of the sequence
-    kv_head,
-    scale_log2,
-    stride_block,
-    stride_token,
-    stride_head,
-    BS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BRANCH: tl.constexpr,  # keys behind the prefix are looked up
-):
-    """(m, den, acc) with keys [first_key, end_key) taken in: row maximum, Σ 2^(s − m), Σ 2^(s − m) · v."""
-    d = tl.arange(0, BLOCK_D)
-    for start in range(first_key, end_key, BLOCK_KEYS):
-        key = start + tl.arange(0, BLOCK_KEYS)
-        live = key < end_key
-        place = key
-        if BRANCH:
-            place = cached_place(key, prefix, ancestors, query_len)
-        block = tl.load(table + place // BS, mask=live, other=0).to(tl.int64)
-        where = block * stride_block + (place % BS) * stride_token + kv_head * stride_head
-        mask = live[:, None] & (d < D)[None, :]
-        k_ND = tl.load(k_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
-        v_ND = tl.load(v_cache + where[:, None] + d[None, :], mask=mask, other=0.0)
-        seen = live[None, :] & (key[None, :] <= position_M[:, None])
-        s = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee") * scale_log2
-        s = tl.where(seen, s, _NEVER)
-        m_new = tl.maximum(m, tl.max(s, axis=1))
-        p = tl.exp2(s - m_new[:, None])
-        fade = tl.exp2(m - m_new)
-        den = den * fade + tl.sum(p, axis=1)
-        acc = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc * fade[:, None], input_precision="ieee")
-        m = m_new
-    return m, den, acc
-
-
-@triton.jit
-def attend_span(
-    q_MD,
-    position_M,
-    first_key,
-    end_key,
-    prefix,
-    ancestors,
-    query_len,
-    k_cache,
-    v_cache,
-    table,
-    kv_head,
-    scale_log2,
-    stride_block,
-    stride_token,
-    stride_head,
-    BS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BRANCH: tl.constexpr,
-):
-    """`attend_tiles` of one span, from nothing on. With BRANCH, tiles that end within the prefix are taken as any
-    others are; only those behind it look keys up.
-
-    A row that sees none of the keys ends with m = _NEVER and finite sums, which a merge multiplies by 2^−∞ = 0:
-    every row sees key 0, so its maximum in the first span is a real one.
-    """
-    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
-    den = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    whole = end_key
-    if BRANCH:
-        whole = tl.maximum(first_key, tl.minimum(end_key, prefix // BLOCK_KEYS * BLOCK_KEYS))
-    m, den, acc = attend_tiles(
-        m, den, acc, q_MD, position_M, first_key, whole, prefix, ancestors, query_len, k_cache, v_cache, table,
-        kv_head, scale_log2, stride_block, stride_token, stride_head, BS, D, BLOCK_D, BLOCK_KEYS, False,
-    )  # fmt: skip
-    if BRANCH:
-        m, den, acc = attend_tiles(
-            m, den, acc, q_MD, position_M, whole, end_key, prefix, ancestors, query_len, k_cache, v_cache, table,
-            kv_head, scale_log2, stride_block, stride_token, stride_head, BS, D, BLOCK_D, BLOCK_KEYS, True,
-        )  # fmt: skip
-    return m, den, acc
-
-
-@triton.jit
-def load_group(q, row_M, kv_head, head_M, live_M, stride_q, G, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Query vectors [BLOCK_M, BLOCK_D] of rows `row_M`, heads kv_head · G + head_M."""
-    d = tl.arange(0, BLOCK_D)
-    base = row_M.to(tl.int64) * stride_q + (kv_head * G + head_M) * D
-    return tl.load(q + base[:, None] + d[None, :], mask=live_M[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["S", "stride_table"])  # every batch by the same code: none is compiled while serving
@@ -221,11 +102,11 @@ def attention_prefill_kernel(
     first_row = tl.load(query_start + low)
     query_len = tl.load(query_start + low + 1) - first_row
     first_token = (tile - (first_row // TOKENS + low)) * TOKENS
-    if (query_len <= 1) | (first_token >= query_len):
-        return  # a decode (the other kernel's), or a tile number no row fell on
-    if TREES:  # noqa: SIM102  (compiled away, which a joint condition would not be)
-        if tl.load(ancestors + first_row) != 0:
-            return
+    skipped = (query_len <= 1) | (first_token >= query_len)
+    if TREES:
+        skipped |= tl.load(ancestors + first_row, mask=query_len > 1, other=0) != 0
+    if skipped:
+        return  # a decode or a tree (the other kernel's), or a tile number no row fell on
 
     context = tl.load(context_len + low)
     lane = tl.arange(0, BLOCK_M)
@@ -236,7 +117,7 @@ def attention_prefill_kernel(
     q_MD = load_group(q, first_row + token, kv_head, head, live, stride_q, G, D, BLOCK_D)
     end_key = tl.minimum(context - query_len + first_token + TOKENS, context)
 
-    m = tl.full((BLOCK_M,), _NEVER, dtype=tl.float32)
+    m = tl.full((BLOCK_M,), NEVER, dtype=tl.float32)
     den = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(0, end_key, SPAN):
@@ -257,36 +138,6 @@ def attention_prefill_kernel(
     base = (first_row + token).to(tl.int64) * stride_out + (kv_head * G + head) * D
     mask = live[:, None] & (d < D)[None, :]
     tl.store(out + base[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def find_row(program, query_start, context_len, ancestors, tree_rows, tree_sequences, S, TREES: tl.constexpr):
-    """(row, sequence, keys it sees, prefix, ancestors, rows of its sequence) that a program of a decode serves: the
-    only row of sequence `program`, and from S on the rows of trees. No keys where there is nothing to do."""
-    sequence = program
-    row = 0
-    if TREES:
-        if program >= S:
-            sequence = tl.load(tree_sequences + program - S)
-            row = tl.load(tree_rows + program - S)
-        else:
-            row = tl.load(query_start + program)
-    else:
-        row = tl.load(query_start + program)
-    query_len = tl.load(query_start + sequence + 1) - tl.load(query_start + sequence)
-    context = tl.load(context_len + sequence)
-    prefix = context - query_len
-    seen = tl.zeros((), dtype=tl.int64)
-    keys = tl.where(query_len == 1, context, 0)
-    if TREES:
-        seen = tl.load(ancestors + row, mask=query_len > 0, other=0)
-        if program >= S:
-            keys = prefix
-            for bit in range(query_len):
-                keys += ((seen >> bit) & 1).to(tl.int32)
-        else:
-            keys = tl.where(seen == 0, keys, 0)
-    return row, sequence, keys, prefix, seen, query_len
 
 
 @triton.jit(do_not_specialize=["S", "spans", "stride_table"])
@@ -382,7 +233,7 @@ def attention_merge_kernel(
         return
     d = tl.arange(0, BLOCK_D)
     first = (program * tl.num_programs(1) + head).to(tl.int64) * spans
-    m = tl.full((), _NEVER, dtype=tl.float32)
+    m = tl.full((), NEVER, dtype=tl.float32)
     den = tl.zeros((), dtype=tl.float32)
     acc = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for span in range(tl.cdiv(keys, SPAN)):

@@ -66,6 +66,15 @@ def test_routed_sums_use_the_instructions_of_sums_by_name(usages: list[Usage]) -
         assert len(gates) == 1, f"gates on {target}: {gates}"
 
 
+def test_tree_rows_use_the_instructions_of_decodes(usages: list[Usage]) -> None:
+    """Or a drafted row would have other bits than the same row decoded."""
+    for target in TARGETS:
+        for head_dim in (64, 96, 128, 256):
+            of_target = {usage.kernel: usage for usage in usages if usage.target == target}
+            trees = of_target[f"attention/decode_trees/d{head_dim}"]
+            assert trees.matrix == of_target[f"attention/decode/d{head_dim}"].matrix != ""
+
+
 def test_the_variants_of_a_product_are_all_compiled() -> None:
     """K split over programs, split within one, and not split; small and large tiles."""
     for target in TARGETS:

@@ -14,8 +14,8 @@ from perseid_kernels.triton_backend import TritonBackend
 from tests.kernels.cases import DEVICE, SENTINEL, assert_sum, lora_pool, random_page_lists, random_segments
 
 NUM_PAGES = 20
-# (inputs, slices): qkv with unequal widths; one odd slice; inputs that are split over K
-FUSED = [(96, (70, 33, 33)), (311, (65,)), (1056, (24, 8))]
+# (inputs, slices): qkv with unequal widths; one odd slice; inputs that are split over K; eight heads of equal widths
+FUSED = [(96, (70, 33, 33)), (311, (65,)), (1056, (24, 8)), (64, (64,) * 8)]
 
 
 def host(segments: Segments) -> Segments:
@@ -59,7 +59,7 @@ def test_shrink_equals_the_definition(
 
 @pytest.mark.parametrize(
     ("num_rows", "num_inputs", "slices"),
-    [(8, *FUSED[0]), (150, *FUSED[0]), (23, *FUSED[1]), (8, *FUSED[2])],
+    [(8, *FUSED[0]), (150, *FUSED[0]), (23, *FUSED[1]), (8, *FUSED[2]), (9, *FUSED[3])],
 )
 def test_add_lora_equals_the_definition(
     backend: Backend, rng: torch.Generator, num_inputs: int, slices: tuple[int, ...], num_rows: int

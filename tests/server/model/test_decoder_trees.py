@@ -4,20 +4,23 @@ On the native backend that holds for every bit, of the whole pass and op by op. 
 the number of rows of a step, within rounding; its attention of trees has the bits of decodes (tests/kernels).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from perseid_kernels.fused import Outputs
+from perseid_kernels.segments import PageList
+from perseid_server.adapters.pool import AdapterPool
+from perseid_server.model.checkpoint import Checkpoint
 from perseid_server.model.decoder import Decoder
 from perseid_server.speculation.tree import ancestor_masks
-from tests.server.model.passes import TOLERANCE, Part, Passes, Route, Tree
-from tests.server.model.test_decoder_adapters import (  # noqa: F401  (fixtures)
+from tests.server.model.passes import TOLERANCE, Part, Passes, Route, Tree, backend_named, decoder_of
+from tests.server.model.test_decoder_adapters import (
     ADAPTERS,
     Adapted,
-    adapted,
-    decoder,
+    adapted,  # noqa: F401  (a fixture)
     loaded,
     random_gates,
 )
@@ -51,61 +54,71 @@ def prompt(tree: Tree, path: Sequence[int]) -> list[int]:
     return [*random_prompt(tree.sequence, tree.start), *tokens, *random_prompt(90, max(ROWS) + FOLLOWING)]
 
 
-def passes(adapted: Adapted, decoder: Decoder, paths: Sequence[Sequence[int]]) -> Passes:  # noqa: F811
-    """All sequences, each as it goes on along a path of its tree. Adapters are named, or chosen by two gate sets."""
+@dataclass(frozen=True)
+class Stage:
+    """A decoder, and what adapts each sequence: an adapter that it names, or two gate sets that choose."""
+
+    decoder: Decoder
+    checkpoint: Checkpoint
+    pool: AdapterPool
+    pages: list[PageList | None]
+    routes: list[Route | None]
+
+    def passes(self, paths: Sequence[Sequence[int]]) -> Passes:
+        """All sequences, each as it goes on along a path of its tree."""
+        prompts = [prompt(tree, path) for tree, path in zip(TREES, paths, strict=True)]
+        return Passes(self.decoder, self.checkpoint, prompts, self.pool, self.pages, self.routes)
+
+    def assert_same(self, actual: Outputs, expected: Outputs) -> None:
+        tolerance = 0.0 if self.decoder.backend.name == "native" else TOLERANCE
+        torch.testing.assert_close(actual.hidden_LE, expected.hidden_LE, rtol=0, atol=tolerance)
+        torch.testing.assert_close(actual.logits_LV, expected.logits_LV, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module", params=["eager", "native"])
+def stage(request: pytest.FixtureRequest, adapted: Adapted) -> Stage:  # noqa: F811
     checkpoint = adapted.base.checkpoint
     pool, lists = loaded(adapted.folders, checkpoint.spec)
-    pages = tuple(lists[name].pages for name in ADAPTERS)
-    routes = [
-        None,
-        None,
-        None,
-        Route(random_gates(pool, 5, 5), (*pages, ()), 2, 1.0, (1, 1, 1, 1, 1)),
-        Route(random_gates(pool, 3, 3), (*pages[:2], ()), 3, 20.0, (1, 0, 1)),
-    ]
-    prompts = [prompt(tree, path) for tree, path in zip(TREES, paths, strict=True)]
-    named = [lists[name] if name is not None else None for name in ORDER]
-    return Passes(decoder, checkpoint, prompts, pool, named, routes)
+    columns = tuple(pages.pages for name in ADAPTERS if (pages := lists[name]) is not None)
+    by_five = Route(random_gates(pool, 5, 5), (*columns, ()), 2, 1.0, (1, 1, 1, 1, 1))
+    by_three = Route(random_gates(pool, 3, 3), (*columns[:2], ()), 3, 20.0, (1, 0, 1))
+    return Stage(
+        decoder_of(checkpoint, backend_named(request.param), 128),
+        checkpoint,
+        pool,
+        [lists[name] if name is not None else None for name in ORDER],
+        [None, None, None, by_five, by_three],
+    )
 
 
 def prefill(run: Passes) -> None:
     run.run(*[Part(s, 0, start) for s, start in enumerate(PREFIXES)])
 
 
-def assert_same(decoder: Decoder, actual: Outputs, expected: Outputs) -> None:  # noqa: F811
-    tolerance = 0.0 if decoder.backend.name == "native" else TOLERANCE
-    torch.testing.assert_close(actual.hidden_LE, expected.hidden_LE, rtol=0, atol=tolerance)
-    torch.testing.assert_close(actual.logits_LV, expected.logits_LV, rtol=0, atol=tolerance)
-
-
 def last(outputs: Outputs, row: int) -> Outputs:
     return Outputs(outputs.hidden_LE[row], outputs.logits_LV[row])
 
 
-def ways(run: Passes) -> list[Callable[..., list[Outputs]]]:
-    """The whole pass, and op by op."""
-    return [run.outputs, run.outputs_op_by_op]
-
-
-@pytest.mark.parametrize("way", [0, 1], ids=["whole", "op by op"])
-def test_a_row_of_a_tree_is_a_decode_along_its_path(adapted: Adapted, decoder: Decoder, way: int) -> None:  # noqa: F811
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "op by op"])
+def test_a_row_of_a_tree_is_a_decode_along_its_path(stage: Stage, whole: bool) -> None:
     """Base, adapted and routed rows side by side, all trees in one pass; then each row's path, a token at a time."""
-    run = passes(adapted, decoder, DEEPEST)
+    run = stage.passes(DEEPEST)
     prefill(run)
-    of_trees = ways(run)[way](*TREES)
+    of_trees = run.outputs(*TREES) if whole else run.outputs_op_by_op(*TREES)
     for s, tree in enumerate(TREES):
         for row in range(len(tree.masks)):
-            plain = passes(adapted, decoder, [tree.path(row) if s == other else [0] for other in range(len(TREES))])
+            path = tree.path(row)
+            plain = stage.passes([path if s == other else [0] for other in range(len(TREES))])
             plain.run(Part(s, 0, tree.start))
-            for place in range(tree.start, tree.start + len(tree.path(row))):
+            for place in range(tree.start, tree.start + len(path)):
                 (alone,) = plain.outputs(Part(s, place, place + 1))
-            assert_same(decoder, last(of_trees[s], row), last(alone, 0))
+            stage.assert_same(last(of_trees[s], row), last(alone, 0))
 
 
-def test_what_follows_an_accepted_path_is_as_without_a_tree(adapted: Adapted, decoder: Decoder) -> None:  # noqa: F811
+def test_what_follows_an_accepted_path_is_as_without_a_tree(stage: Stage) -> None:
     """Decodes go on from the moved K and V; a sequence whose tree was only its root had nothing to move."""
     assert any(path != list(range(len(path))) for path in DEEPEST), "nothing moves"
-    run, plain = passes(adapted, decoder, DEEPEST), passes(adapted, decoder, DEEPEST)
+    run, plain = stage.passes(DEEPEST), stage.passes(DEEPEST)
     for each in (run, plain):
         prefill(each)
     run.outputs(*TREES)
@@ -117,23 +130,23 @@ def test_what_follows_an_accepted_path_is_as_without_a_tree(adapted: Adapted, de
     for step in range(FOLLOWING):
         parts = [Part(s, end + step, end + step + 1) for s, end in enumerate(ends)]
         for actual, expected in zip(run.outputs(*parts), plain.outputs(*parts), strict=True):
-            assert_same(decoder, actual, expected)
+            stage.assert_same(actual, expected)
 
 
-def test_trees_beside_chunks_and_decodes_change_nothing(adapted: Adapted, decoder: Decoder) -> None:  # noqa: F811
+def test_trees_beside_chunks_and_decodes_change_nothing(stage: Stage) -> None:
     """Two trees, a chunk, and a decode in one pass, and each in a pass of its own."""
     parts = [TREES[0], Part(1, 3, 5), TREES[2], Part(3, 30, 31), TREES[4]]
-    together, apart = passes(adapted, decoder, DEEPEST), passes(adapted, decoder, DEEPEST)
+    together, apart = stage.passes(DEEPEST), stage.passes(DEEPEST)
     for each in (together, apart):
         each.run(*[Part(part.sequence, 0, part.start) for part in parts])
     for one, part in zip(together.outputs(*parts), parts, strict=True):
         (alone,) = apart.outputs(part)
-        assert_same(decoder, one, alone)
+        stage.assert_same(one, alone)
 
 
-def test_the_paths_of_a_tree_differ(adapted: Adapted, decoder: Decoder) -> None:  # noqa: F811
+def test_the_paths_of_a_tree_differ(stage: Stage) -> None:
     """Without this the others could pass on rows that see the prefix alone."""
-    run, chunk = passes(adapted, decoder, DEEPEST), passes(adapted, decoder, DEEPEST)
+    run, chunk = stage.passes(DEEPEST), stage.passes(DEEPEST)
     for each in (run, chunk):
         each.run(Part(2, 0, PREFIXES[2]))
     (of_tree,) = run.outputs(TREES[2])

@@ -4,6 +4,7 @@ The meta device can be written and never be read: `.item()`, `.tolist()`, `bool(
 the host raise there. The ops stand in for the kernels, whose launches read no tensor on the host.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ class UnreadableBackend:
     def attention(self, q_THD: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Any, scale: float, out: Tensor) -> None:
         assert batch.block_table.device == META
 
+    def move_slots(self, k_caches: Any, v_caches: Any, moves: Any) -> None:
+        assert moves.sources.device == moves.indptr.device == META
+
     def new_pool(self) -> None:
         return None
 
@@ -70,7 +74,8 @@ class UnreadableBackend:
 
 
 def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
-    """A recorded decode with adapters and one without, and an ordinary pass of two chunks with adapters."""
+    """A recorded decode with adapters and one without, an ordinary pass of two chunks with adapters, and one of a chunk
+    and a tree."""
     checkpoint, backend = opened(write_tiny(tmp_path, "qwen2", torch.bfloat16)), UnreadableBackend()
     decoder = build_decoder(checkpoint, backend, META, 64)
     pool = AdapterPool(checkpoint.spec, 3, META, torch.float32)
@@ -85,6 +90,10 @@ def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
         assert outputs.logits_LV.shape == (3, decoder.config.vocab_size)
     chunks = HostBatch([5, 6, 7], [3, 4, 9], [3, 4, 25], [0, 2, 3], [5, 10], [[0], [1]], PAGES, [1, 2])
     assert decoder.forward(chunks.on(META), kv, pool).logits_LV.shape == (2, decoder.config.vocab_size)
+    tree = replace(chunks, ancestors=[1, 3, 0]).on(META)
+    assert tree.attention.trees is not None
+    assert tree.attention.trees.ancestors.device == META
+    assert decoder.forward(tree, kv, pool).logits_LV.shape == (2, decoder.config.vocab_size)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Compiling the kernels of prefill: chunks of both kinds of tiles, for the base and an adapter, stored nowhere."""
+"""Compiling the kernels of prefill and of trees: chunks of both kinds of tiles, for the base and an adapter, and trees
+of one span of keys and of several; stored nowhere."""
 
 from pathlib import Path
 
@@ -21,15 +22,19 @@ def test_chunks_of_both_sizes_leave_the_cache_alone(tmp_path: Path, monkeypatch:
     kv = KVCache.allocate(checkpoint.spec, 2, BLOCK_SIZE, CPU, torch.float32)
     for cache in (*kv.keys, *kv.values):
         cache.fill_(7.0)
-    ran: list[tuple[int, bool]] = []
+    ran: list[tuple[int, bool, int]] = []
+    trees: list[bool] = []
     forward = Decoder.forward
 
     def watched(self, batch, kv, pools):
-        ran.append((batch.token_ids_T.shape[0], batch.segments is not None))
+        ran.append((batch.token_ids_T.shape[0], batch.segments is not None, batch.attention.max_context_len))
+        trees.append(batch.attention.trees is not None)
         return forward(self, batch, kv, pools)
 
     monkeypatch.setattr(Decoder, "forward", watched)
     monkeypatch.setattr(module, "SHORT_CHUNK", 18)
     module.warm_up(decoder, kv, AdapterPool(checkpoint.spec, 1, CPU, torch.float32), 35)
-    assert ran == [(18, False), (18, True), (35, False), (35, True)]
+    chunks = [(18, False, 18), (18, True, 18), (35, False, 35), (35, True, 35)]
+    assert ran == [*chunks, (4, False, 4), (4, False, 1024)]
+    assert trees == [False] * 4 + [True] * 2
     assert all((cache == 7).all() for cache in (*kv.keys, *kv.values))
