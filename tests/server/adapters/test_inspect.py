@@ -4,6 +4,7 @@ from perseid_server.adapters.inspect import inspect_adapter
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import TARGETS, lora_config, write_adapter
 from tests.server.meteora_folder import write_meteora
+from tests.server.speculation.heads_folders import write_heads
 from tests.server.stack import write_gate_set
 
 
@@ -41,6 +42,14 @@ def test_a_meteora_checkpoint_is_told_by_the_gate_set_it_becomes(tmp_path):
     assert "meteora.json" in (report.reason or "")
     report = inspect_adapter(write_meteora(tmp_path / "broken", spoil="lora_A"), tiny_spec())
     assert "NaN" in (report.reason or "")
+
+
+def test_heads_are_accepted_with_what_they_hold_or_refused_with_the_reason(tmp_path):
+    report = inspect_adapter(write_heads(tmp_path / "good"), tiny_spec())
+    assert report.accepted
+    assert (report.info.kind, report.info.num_heads, report.info.layout) == ("heads", 3, "Medusa v2")
+    report = inspect_adapter(write_heads(tmp_path / "bad"), tiny_spec(hidden_size=16))
+    assert "needs [16, 16]" in (report.reason or "")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

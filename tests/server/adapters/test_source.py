@@ -211,6 +211,25 @@ def test_a_hub_id_is_downloaded_when_it_is_allowed(source, remote, download, tmp
     download.assert_called_once_with(repo, revision=revision, allow_patterns=list(HUB_FILES))
 
 
+@pytest.mark.parametrize(
+    ("there", "pickles", "asked_for"),
+    [
+        ({"config.json": '{"model_type": "medusa"}'}, False, ["model.safetensors"]),
+        ({"config.json": '{"medusa_num_heads": 3}'}, True, ["model.safetensors", "medusa_lm_head.pt"]),
+        ({"config.json": '{"model_type": "medusa"}', "medusa_lm_head.safetensors": ""}, True, None),
+        ({"config.json": '{"model_type": "llama"}'}, True, None),
+        ({CONFIG_FILE: "{}", "config.json": '{"model_type": "medusa"}'}, True, None),
+    ],
+)
+def test_the_hub_is_asked_for_a_models_files_only_when_they_are_heads(there, pickles, asked_for, download, tmp_path):
+    (tmp_path / "hub").mkdir(exist_ok=True)
+    for name, content in there.items():
+        (tmp_path / "hub" / name).write_text(content)
+    resolve_adapter("org/name", SourcePolicy(allow_hub=True, allow_pickle_heads=pickles))
+    further = [call.kwargs["allow_patterns"] for call in download.call_args_list[1:]]
+    assert further == ([] if asked_for is None else [asked_for])
+
+
 def test_a_hub_id_is_forbidden_without_the_operators_word(remote, download):
     assert "--allow-hub" in refused("org/name", remote, Forbidden).message
     download.assert_not_called()

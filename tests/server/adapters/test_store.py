@@ -251,8 +251,56 @@ def test_a_manifest_written_before_there_were_gate_sets_is_read(store, root):
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     (root / "manifest.json").write_text(json.dumps({"schema": 1, "sha256": digest, "adapters": body}))
     store = AdapterStore(root)
-    assert store.entries() == {"a": Entry("a", version, "s", 1.5, True, "adapter")}
+    assert store.entries() == {"a": Entry("a", version, "s", 1.5, True, "adapter", None)}
     store.close()
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------
+
+
+def heads_of(root: Path, **files: str) -> AdapterFolder:
+    """A folder with these files; the store does not look into them."""
+    folder = root.parent / f"heads-{len(list(root.parent.iterdir()))}"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+    return AdapterFolder(folder, follow_links=False)
+
+
+def test_heads_are_kept_with_their_kind_and_whom_they_are_for(store, root):
+    staged = store.stage(heads_of(root, medusa_lm_head__safetensors="x", perseid_heads__json="y", readme__md="z"))
+    [entry] = store.commit([Naming("h", staged, "s", adapter="a")])
+    store = reopened(store, root)
+    assert store.entries() == {"h": entry}
+    assert (entry.kind, entry.adapter) == ("heads", "a")
+    files = {path.name for path in store.folder(entry.version).iterdir()}
+    assert files == {"medusa_lm_head.safetensors", "perseid_heads.json"}
+    store.close()
+
+
+def test_what_may_be_missing_counts_where_it_is_there(store, root):
+    tensors = {"medusa_lm_head__safetensors": "x"}
+    folders = [
+        heads_of(root, **tensors),
+        heads_of(root, **tensors, perseid_heads__json="y"),
+        heads_of(root, **tensors, config__json="y"),
+        heads_of(root, **tensors, perseid_heads__json="y", config__json="y"),
+        heads_of(root, **tensors, perseid_heads__json="z"),
+    ]
+    assert len({store.stage(folder).version for folder in folders}) == len(folders)
+
+
+def test_vllms_file_gets_the_name_that_heads_have_in_the_store(store, root):
+    same = store.stage(heads_of(root, medusa_lm_head__safetensors="x", config__json='{"model_type": "medusa"}'))
+    staged = store.stage(heads_of(root, model__safetensors="x", config__json='{"model_type": "medusa"}'))
+    assert (staged.version, staged.kind) == (same.version, "heads")
+    assert (staged.folder / "medusa_lm_head.safetensors").read_text() == "x"
+
+
+def test_heads_without_tensors_are_refused_by_the_name_of_the_file(store, root):
+    with pytest.raises(AdapterRejected, match=r"the heads have no medusa_lm_head\.safetensors"):
+        store.stage(heads_of(root, perseid_heads__json="y"))
+    assert list((root / "tmp").iterdir()) == []
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tests.fakes import byte_tokenizer
 from tests.server.cli.running import Perseid
 from tests.server.meteora_folder import write_meteora
 from tests.server.model.loading.files import tiny_config, tiny_model, write_hf
+from tests.server.speculation.heads_folders import medusa_v2, write_heads
 from tests.server.stack import write_adapter, write_gate_set
 
 
@@ -79,6 +80,25 @@ def test_a_meteora_checkpoint_beside_its_models_config(perseid: Perseid, model: 
     told = rows(done.out)
     assert (done.status, told["type"], told["adapters"]) == (0, "gates (meteora)", "sql, sums")
     assert told["base"] == "cannot be chosen"
+
+
+@pytest.mark.parametrize("file", ["medusa_lm_head.safetensors", "model.safetensors"])
+def test_heads_that_fit(perseid: Perseid, model: Path, tmp_path: Path, file: str) -> None:
+    base = open_checkpoint(resolve_model(str(model))).spec
+    folder = write_heads(tmp_path / "heads", medusa_v2(2, base=base), file=file)
+    (folder / "config.json").write_text('{"model_type": "medusa"}')
+    done = perseid("inspect", str(folder), "--model", str(model))
+    told = rows(done.out)
+    assert (done.status, done.err) == (0, "")
+    assert told["accepted"].startswith("yes, on ")
+    assert (told["type"], told["for"]) == ("heads (Medusa v2), 2 of one block", "the base")
+    assert told["lm_head"] == f"that of the base, {base.vocab_size:,} tokens"
+
+
+def test_heads_that_do_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:
+    done = perseid("inspect", str(write_heads(tmp_path / "heads")), "--model", str(model))
+    assert (done.status, done.err) == (1, "")
+    assert "the shape [8, 8], this base needs [256, 256]" in rows(done.out)["accepted"]
 
 
 def test_a_gate_set_that_does_not_fit(perseid: Perseid, model: Path, tmp_path: Path) -> None:
