@@ -37,7 +37,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         "## How often a head's first candidate is right",
         "",
-        "Head h drafts the token h + 2 places after the one whose hidden state it sees. In brackets: any of its top ten.",
+        "Head h drafts the token h + 2 places after the one whose hidden state it sees. In brackets: any of ten.",
         "",
         *table(
             ["answers of", *(f"head {head}" for head in heads)],
