@@ -3,11 +3,10 @@ arXiv:2406.08464). They are far more varied than phrasings filled with subjects,
 
 from collections.abc import Callable
 
+from chat.prompts import Conversation, generic_prompts
 from perseid_server.frontend.requests import ChatInput
 from perseid_server.training.completions import Ask, answers_of
 from perseid_server.training.workbench import Workbench
-
-from chat.prompts import Conversation, generic_prompts
 
 LONGEST = 64  # tokens
 SHORTEST = 12  # characters
@@ -22,11 +21,11 @@ def own_questions(
     token_ids = tuple(bench.text.tokenizer.encode(before, add_special_tokens=False).ids)
     asks = [Ask(token_ids, LONGEST, temperature=1.0, seed=seed * 1_000_003 + number) for number in range(count)]
     found: dict[int, str] = {}
-    for index, answer in answers_of(bench, asks):
+    for done, (index, answer) in enumerate(answers_of(bench, asks), 1):
         text = bench.text.decode(answer.token_ids).strip()
         if answer.token_ids[-1] in bench.spec.eos_token_ids and len(text) >= SHORTEST:
             found[index] = text
-        told(index, count)
+        told(done, count)
     kept = set(generic_prompts("generic_held_out"))
     different = dict.fromkeys(found[index] for index in sorted(found))
     return [Conversation((text,)) for text in different if text not in kept]

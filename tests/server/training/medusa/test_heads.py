@@ -49,7 +49,7 @@ def test_without_a_target_there_is_no_loss():
     x = torch.ones((2, HIDDEN), requires_grad=True)
     loss = frozen_cross_entropy(x, torch.ones((VOCABULARY, HIDDEN)), torch.tensor([PAST_END, NOT_DRAFTED]))
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert not x.grad.any()
 
 
@@ -94,7 +94,7 @@ def test_every_round_takes_every_position_once(toy):
 
 
 def test_targets_outside_the_vocabulary_are_misses_and_those_past_the_end_do_not_count(toy):
-    positions, lm_head = toy
+    _, lm_head = toy
     targets = torch.tensor([[0, 1], [NOT_DRAFTED, 2], [3, PAST_END]])
     hidden = lm_head[[0, 1, 3]].half()
     some = Positions(hidden, targets, (0, 3), ("base",))

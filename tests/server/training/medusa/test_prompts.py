@@ -20,7 +20,9 @@ def test_prompts_and_conversations_are_read(tmp_path):
         {"role": "assistant", "content": None},
         {"role": "user", "content": "and?"},
     ]
-    path = write(tmp_path, {"prompt": "one"}, "", {"messages": chat, "adapter": "upper"}, {"prompt": "x", "adapter": None})
+    path = write(
+        tmp_path, {"prompt": "one"}, "", {"messages": chat, "adapter": "upper"}, {"prompt": "x", "adapter": None}
+    )
     turns = (Message("user", "hi"), Message("assistant", None), Message("user", "and?"))
     assert read_prompts(path, ["upper"]) == [
         Prompt((Message("user", "one"),)),
