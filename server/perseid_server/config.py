@@ -122,6 +122,9 @@ class ServeConfig:
     """What drafts tokens ahead for requests that do not say. "auto": Medusa heads where some are loaded, and prompt
     lookup; "medusa" and "ngram": one of them. Answers stay the same; nothing is drafted where it does not pay."""
 
+    draft_tokens: Annotated[int | None, Parameter(group=CAPACITY, validator=validators.Number(gte=0, lte=63))] = None
+    """Tokens to draft for each sequence and step, whether they pay or not; 0: none. Default: those that pay."""
+
     cuda_graphs: Annotated[bool, Parameter(group=OPERATION)] = True
     """Record decode steps at start and replay them. Costs some seconds and memory; a CPU has no use for it."""
 

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 if TYPE_CHECKING:
     from perseid_router.training.trainer import StepReport
     from perseid_server.training.joint import JointReport
+    from perseid_server.training.medusa.heads import StepReport as HeadsStepReport
+    from perseid_server.training.medusa.run import Listener as MedusaListener
     from perseid_server.training.run import Listener
 
 
@@ -35,8 +37,14 @@ class ProgressDisplay:
         if self._bars:
             self._progress.stop()
 
+    def medusa_listener(self) -> "MedusaListener":
+        """What a run that trains Medusa heads reports to."""
+        from perseid_server.training.medusa.run import Listener  # noqa: PLC0415  imports torch
+
+        return Listener(self._heads_stepped, self._told)
+
     def listener(self) -> "Listener":
-        """What a run reports to."""
+        """What a run that trains gates reports to."""
         from perseid_server.training.run import Listener  # noqa: PLC0415  imports torch
 
         return Listener(self._stepped, self._joint_stepped, self._told)
@@ -46,6 +54,9 @@ class ProgressDisplay:
 
     def _joint_stepped(self, step: int, steps: int, report: "JointReport") -> None:
         self._show("joint stage", step, steps, f"text {report.language:.3f}, gates {report.gates:.3f}")
+
+    def _heads_stepped(self, step: int, steps: int, report: "HeadsStepReport") -> None:
+        self._show("training", step, steps, "loss of each head " + " ".join(f"{loss:.2f}" for loss in report.losses))
 
     def _told(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, "")

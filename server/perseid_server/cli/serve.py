@@ -28,6 +28,7 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation import Resolver
+from perseid_server.frontend.heads import HeadsChooser
 from perseid_server.frontend.loaded import LoadedGateSet
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
@@ -130,7 +131,8 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         resolver = Resolver(registry, engine, config.gate_set)
-        text, drafting = TextProcessor(bundle, base.vocab_size), Drafting(default=config.speculation)
+        text = TextProcessor(bundle, base.vocab_size)
+        drafting = Drafting(HeadsChooser(registry), config.speculation)
         service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
         await registry.restore()
         for adapter in named:
@@ -195,6 +197,7 @@ def _engine_config(config: ServeConfig) -> EngineConfig:
         max_model_len=config.max_model_len,
         prefix_cache=config.prefix_cache,
         cuda_graphs=config.cuda_graphs,
+        draft_tokens=config.draft_tokens,
         threads=config.threads,
     )
 

@@ -1,4 +1,4 @@
-"""`perseid train gates`: gates for a user's own adapters, from examples of what each is for."""
+"""`perseid train`: gates for a user's own adapters, from examples of what each is for; Medusa heads from prompts."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -112,12 +112,9 @@ def gates(
 
     if plot:
         check_plotting()
-    adapters = dict(_named("adapter", text) for text in adapter)
-    if len(adapters) < len(adapter):
-        raise InvalidRequest("--adapter: a name is given twice", field="adapter")
     config = GateTraining(
         model=model,
-        adapters=adapters,
+        adapters=_adapters(adapter),
         data=tuple((name, Path(file)) for name, file in (_named("data", text) for text in data)),
         out=out,
         held_out=tuple((name, Path(file)) for name, file in (_named("held-out", text) for text in held_out)),
@@ -145,6 +142,134 @@ def gates(
     Console(highlight=False, soft_wrap=True).print(
         f"{out}: {report['steps']} steps, {100 * report['accuracy']['all']:.1f} % of decisions right; see report.md"
     )
+
+
+@train.command
+def medusa(
+    *,
+    prompts: Path,
+    out: Path,
+    model: str = "embedded",
+    adapter: _Named = (),
+    heads: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=8))] = 4,
+    layers: Annotated[int, Parameter(validator=_COUNT)] = 1,
+    draft_vocabulary: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 16_384,
+    epochs: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 3.0,
+    batch: Annotated[int, Parameter(validator=_COUNT)] = 512,
+    learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-3,
+    seed: int = 0,
+    held_out_share: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] = 0.1,
+    answer_tokens: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
+    max_tokens: Annotated[int, Parameter(validator=validators.Number(gte=128))] = 1024,
+    temperature: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
+    sampled_share: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.0,
+    bfloat16: bool = False,
+    cache: Annotated[Path | None, Parameter(show_default=False)] = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    checkpoint_every: Annotated[int, Parameter(validator=_COUNT)] = 100,
+    resume: bool = False,
+    plot: bool = True,
+) -> None:
+    """Train Medusa heads on the model's own answers, and write heads that a server can load to draft with.
+
+    Each line of the prompts file is a JSON object: {"prompt"} or {"messages"}, and perhaps {"adapter": NAME} for one
+    that an adapter answers. An assistant's content of null in messages is answered by the model first.
+
+    Parameters
+    ----------
+    prompts
+        JSON lines. The more they are like what will be asked, the better the heads.
+    out
+        Folder for the heads and the report.
+    model
+        The base the heads are for.
+    adapter
+        NAME=SOURCE of an adapter that prompts name, a PEFT folder or a hub id. Repeat for each. Where one adapter
+        answers every prompt the heads are bound to it; otherwise they are the base's. Default: none.
+    heads
+        How far the heads see: that many tokens after the next one.
+    layers
+        Residual layers of a head.
+    draft_vocabulary
+        Tokens the heads choose among, the most frequent ones of the answers; 0 for all.
+    epochs
+        Rounds through all positions.
+    batch
+        Positions of a step.
+    learning_rate
+        The highest, after a warm-up; it ends at zero.
+    seed
+        Decides what is held out, the order of the data, and sampled answers.
+    held_out_share
+        Share of the prompts that is kept to judge by.
+    answer_tokens
+        Longest answer.
+    max_tokens
+        Longest prompt with its answer.
+    temperature
+        Of the answers that are sampled; the others, and those that are held out, are greedy.
+    sampled_share
+        Share of the prompts whose answers are sampled.
+    bfloat16
+        Take products with the lm_head in bfloat16: several times faster where the processor has it.
+    cache
+        Folder that keeps answers and hidden states for further runs. Default: in OUT, removed at the end.
+    device
+        Where to run. "auto" takes a CUDA device when there is one.
+    checkpoint_every
+        Steps from one checkpoint to the next.
+    resume
+        Go on with the unfinished run in OUT; it ends as it would have.
+    plot
+        Draw accuracy and tokens per step; needs matplotlib.
+    """
+    from perseid_server.training.medusa.config import HeadsOptions, MedusaTraining  # noqa: PLC0415  imports torch
+    from perseid_server.training.medusa.report import write_report  # noqa: PLC0415
+    from perseid_server.training.medusa.run import train_medusa  # noqa: PLC0415
+    from perseid_server.training.report import check_plotting  # noqa: PLC0415
+
+    if plot:
+        check_plotting()
+    options = HeadsOptions(
+        num_heads=heads,
+        num_layers=layers,
+        draft_vocabulary=draft_vocabulary,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        bfloat16=bfloat16,
+    )
+    config = MedusaTraining(
+        model=model,
+        prompts=prompts,
+        out=out,
+        adapters=_adapters(adapter),
+        options=options,
+        held_out_share=held_out_share,
+        answer_tokens=answer_tokens,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        sampled_share=sampled_share,
+        cache_folder=cache,
+        device=device,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+    )
+    with ProgressDisplay() as display:
+        report = train_medusa(config, display.medusa_listener())
+    write_report(report, out, plot=plot)
+    first = ", ".join(f"{100 * of_head[0]:.1f} %" for of_head in report["accuracy"]["all"])
+    Console(highlight=False, soft_wrap=True).print(
+        f"{out}: {report['steps']} steps, first candidates of the heads right: {first}; see report.md"
+    )
+
+
+def _adapters(texts: tuple[str, ...]) -> dict[str, str]:
+    adapters = dict(_named("adapter", text) for text in texts)
+    if len(adapters) < len(texts):
+        raise InvalidRequest("--adapter: a name is given twice", field="adapter")
+    return adapters
 
 
 def _named(option: str, text: str) -> tuple[str, str]:

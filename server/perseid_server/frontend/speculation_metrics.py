@@ -53,6 +53,8 @@ class SpeculationMetrics:
         before = {each.adapter: each for each in seen.speculation}
         for now in stats.speculation:
             earlier = before.get(now.adapter, SpeculationStats(now.adapter))
+            if now.steps < earlier.steps:  # the version was forgotten and has come back: it counts anew
+                earlier = SpeculationStats(now.adapter)
             if now != earlier:
                 self._add(_FIXED.get(now.adapter) or self._label_of(now.adapter, names), now, earlier)
 

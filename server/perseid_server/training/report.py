@@ -7,6 +7,7 @@ from typing import Any
 
 from perseid_server.errors import InvalidRequest
 from perseid_server.training.files import write_whole
+from perseid_server.training.tables import percent, table
 
 
 def check_plotting() -> None:
@@ -39,10 +40,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         "Share of answers that are right token by token under teacher forcing, which is the greedy answer.",
         "",
-        *_table(
+        *table(
             ["data", *ways, "weight on its adapter"],
             [
-                [name, *(_percent(scores[way]["exact"]) for way in ways), _own(name, scores)]
+                [name, *(percent(scores[way]["exact"]) for way in ways), _own(name, scores)]
                 for name, scores in report["tasks"].items()
             ],
         ),
@@ -53,7 +54,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         "A decision is one gate's largest logit on one token. Every column counts the same.",
         "",
-        *_table(["tokens", "right"], [[kind, _percent(share, 1)] for kind, share in report["accuracy"].items()]),
+        *table(["tokens", "right"], [[kind, percent(share, 1)] for kind, share in report["accuracy"].items()]),
         "",
         *_per_layer(report["routing"]["all"]["accuracy_per_projection_and_layer"]),
     ]
@@ -65,12 +66,12 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 def _own(name: str, scores: Mapping[str, Any]) -> str:
     """Weight that gates gave the data's own adapter."""
     shares = [score["shares"].get(name) for score in scores.values() if "shares" in score]
-    return _percent(shares[-1], 1) if shares and shares[-1] is not None else ""
+    return percent(shares[-1], 1) if shares and shares[-1] is not None else ""
 
 
 def _out_of_domain(scores: Mapping[str, Any]) -> str:
     told = [
-        f"{way}: {_percent(score['shares']['base'], 1)} of the weight on the base, {_percent(score['tokens'], 1)} of "
+        f"{way}: {percent(score['shares']['base'], 1)} of the weight on the base, {percent(score['tokens'], 1)} of "
         "the base's tokens kept"
         for way, score in scores.items()
         if "shares" in score
@@ -81,22 +82,13 @@ def _out_of_domain(scores: Mapping[str, Any]) -> str:
 def _per_layer(accuracy: Mapping[str, Sequence[float | None]]) -> list[str]:
     """A row for each layer."""
     layers = range(max(len(of_layers) for of_layers in accuracy.values()))
-    rows = [[str(layer), *(_percent(accuracy[name][layer]) for name in accuracy)] for layer in layers]
-    return _table(["layer", *(name.removesuffix("_proj") for name in accuracy)], rows)
+    rows = [[str(layer), *(percent(accuracy[name][layer]) for name in accuracy)] for layer in layers]
+    return table(["layer", *(name.removesuffix("_proj") for name in accuracy)], rows)
 
 
 def _router(judged: Mapping[str, Mapping[str, int]]) -> list[str]:
     rows = [[name, str(each["prompts"]), str(each["decided"]), str(each["right"])] for name, each in judged.items()]
-    return _table(["data", "prompts", "decided", "right"], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _percent(share: float | None, digits: int = 0) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+    return table(["data", "prompts", "decided", "right"], rows)
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], columns: Sequence[str], path: Path) -> None:

@@ -1,9 +1,10 @@
-"""`perseid train gates`: from files to a gate set, and one line for what is wrong."""
+"""`perseid train`: from files to a gate set or to Medusa heads, and one line for what is wrong."""
 
 import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from perseid_router.gate_set import GateSet
 from tests.server.cli.running import Perseid
@@ -40,6 +41,49 @@ def test_a_gate_set_from_the_command_line(perseid: Perseid, tmp_path: Path) -> N
 )
 def test_what_is_wrong_is_one_line(perseid: Perseid, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     done = perseid("train", "gates", *arguments, "--no-plot", "--out", str(tmp_path / "out"))
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("perseid: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_medusa_heads_from_the_command_line(perseid: Perseid, tmp_path: Path) -> None:
+    folders = write_folders(tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"hello {n}", "adapter": "upper" if n % 2 else None} for n in range(8)]
+    prompts.write_text("\n".join(json.dumps(line) for line in lines))
+    out = tmp_path / "out"
+    arguments = ["--model", str(folders.base), "--adapter", f"upper={folders.adapters['upper']}", "--heads", "2"]
+    arguments += ["--prompts", str(prompts), "--out", str(out), "--answer-tokens", "6", "--max-tokens", "128"]
+    arguments += ["--held-out-share", "0.25", "--draft-vocabulary", "0", "--batch", "8", "--no-plot"]
+    done = perseid("train", "medusa", *arguments)
+    assert done.status == 0, done.err
+    assert "first candidates of the heads right: " in done.out
+    written = json.loads((out / "perseid_heads.json").read_text())
+    assert (written["draft_vocabulary"], len(written["accuracy"])) == (None, 2)
+    assert set(load_file(out / "medusa_lm_head.safetensors")) == {
+        f"{head}.0.linear.{name}" for head in (0, 1) for name in ("weight", "bias")
+    }
+    assert json.loads((out / "report.json").read_text())["answers"] == {"train": 6, "held_out": 2}
+    assert (out / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "none.jsonl: no such file; expected JSON lines"),
+        (("--adapter", "a"), "--adapter: expected NAME=SOURCE, got 'a'"),
+        (("--temperature", "0.5"), "--temperature and --sampled-share belong together"),
+    ],
+)
+def test_what_is_wrong_with_heads_is_one_line(
+    perseid: Perseid, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}')
+    prompts = tmp_path / ("prompts.jsonl" if arguments else "none.jsonl")
+    done = perseid(
+        "train", "medusa", *arguments, "--no-plot", "--prompts", str(prompts), "--out", str(tmp_path / "out")
+    )
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith("perseid: ")
     assert message in done.err

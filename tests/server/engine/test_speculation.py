@@ -1,4 +1,4 @@
-"""Drafts by real heads over a real, tiny model: whatever a request asks for, its answer is bit by bit what it is without.
+"""Drafts by real heads over a real, tiny model: an answer is what it is without them, bit by bit, whatever is asked for.
 
 The heads are random, so they are mostly wrong; the vocabulary is small and trees are wide, so they are often right too.
 """
@@ -64,7 +64,9 @@ def _with_heads(folder: Path, size: int) -> Path:
 def built(base: Path, adapters: dict[str, Path]) -> Callable[..., Engine]:
     """Builds engines that know two adapters, gates over them, and heads."""
     spec = opened(base).spec
-    gates = write_gate_set(base.parent / "gates", {"a": [*adapters][0], "b": [*adapters][1]}, base=spec, null=True)
+    gates = write_gate_set(
+        base.parent / "gates", {"a": next(iter(adapters)), "b": [*adapters][1]}, base=spec, null=True
+    )
     heads = write_heads(base.parent / "heads", medusa_v2(base=spec))
 
     def make(backend: str = "native", **options: object) -> Engine:

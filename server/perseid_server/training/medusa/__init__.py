@@ -1,0 +1,1 @@
+"""`perseid train medusa`: heads that learn to foresee the served model's own answers."""
