@@ -13,11 +13,12 @@ from torch import Tensor
 
 from perseid_kernels.activation import silu_mul_oracle
 from perseid_kernels.attention import attention_oracle
-from perseid_kernels.backend import AttentionBatch
+from perseid_kernels.backend import AttentionBatch, SlotMoves, TreeRows
 from perseid_kernels.bench.routed import routed_rows
 from perseid_kernels.bench.sections import CheckFailed, Deadline, Report, points
 from perseid_kernels.bench.weights import random_gates, random_int4, random_pages
 from perseid_kernels.expand import expand_oracle
+from perseid_kernels.move_slots import move_slots_oracle
 from perseid_kernels.norm import rms_norm_oracle
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.rope import rope_oracle
@@ -162,6 +163,57 @@ def _attention(heads: int, kv_heads: int, head_dim: int) -> Check:
     return run
 
 
+def _trees(heads: int, kv_heads: int, head_dim: int) -> Check:
+    """A tree behind a short prefix and a chain across a span of 512, beside a chunk and a decode. The rows of the chain
+    are decoded too: the same bits."""
+
+    def run(backend: TritonBackend, rng: torch.Generator) -> float:
+        device, dtype = backend.device, backend.compute_dtype
+        masks = [0, 0, 0b1, 0b11, 0b101, 0b1011, 0, 0b1, 0b11, 0b111]
+        starts, context = torch.tensor([0, 2, 6, 7, 10], dtype=torch.int32), [30, 66, 700, 514]
+        table = torch.randperm(4 * 44, generator=rng).to(torch.int32).view(4, 44)
+        rows = [row for row, mask in enumerate(masks) if mask]
+        sequences = [1] * 4 + [3] * 3
+        rows_R, sequences_R = (torch.tensor(each, dtype=torch.int32) for each in (rows, sequences))
+        trees = TreeRows(torch.tensor(masks), rows_R, sequences_R)
+        lengths = torch.tensor(context, dtype=torch.int32)
+        host = AttentionBatch(starts, lengths, table, 2, max(context), trees)
+        on_device = TreeRows(trees.ancestors.to(device), rows_R.to(device), sequences_R.to(device))
+        batch = AttentionBatch(starts.to(device), lengths.to(device), table.to(device), 2, max(context), on_device)
+        k, v = (torch.randn(4 * 44, 16, kv_heads, head_dim, generator=rng).to(dtype) for _ in range(2))
+        q = torch.randn(10, heads, head_dim, generator=rng).to(dtype)
+        out = torch.full(q.shape, float("nan"), dtype=dtype, device=device)
+        caches = (k.to(device), v.to(device))
+        backend.attention(q.to(device), *caches, batch, head_dim**-0.5, out)
+        for row, seen in ((7, 512), (8, 513), (9, 514)):
+            one, length = (torch.tensor(ints, dtype=torch.int32, device=device) for ints in ([0, 1], [seen]))
+            decode = AttentionBatch(one, length, batch.block_table[3:], 1, seen)
+            alone = torch.empty_like(out[:1])
+            backend.attention(q[row : row + 1].to(device), *caches, decode, head_dim**-0.5, alone)
+            if not torch.equal(alone[0], out[row]):
+                raise CheckFailed(f"attention of trees: row {row} has other bits than its decode")
+        return relative_error(out, attention_oracle(q, k, v, host, head_dim**-0.5)) / 2  # p is rounded as well
+
+    return run
+
+
+def _moves(backend: TritonBackend, rng: torch.Generator) -> float:
+    """Two paths; in one a slot is read, and then written."""
+    device, dtype = backend.device, backend.compute_dtype
+    moves = SlotMoves(
+        torch.tensor([9, 20, 22, 60]), torch.tensor([8, 9, 20, 50]), torch.tensor([0, 3, 4], dtype=torch.int32)
+    )
+    host = [torch.randn(4, 16, 8, 128, generator=rng).to(dtype) for _ in range(6)]
+    caches = [cache.to(device, copy=True) for cache in host]
+    on_device = SlotMoves(moves.sources.to(device), moves.targets.to(device), moves.indptr.to(device))
+    backend.move_slots(caches[:3], caches[3:], on_device)
+    if any(
+        not torch.equal(moved.cpu(), move_slots_oracle(cache, moves)) for moved, cache in zip(caches, host, strict=True)
+    ):
+        raise CheckFailed("move_slots: a cache holds something else than what moved")
+    return 0.0
+
+
 def _row_ops(backend: TritonBackend, rng: torch.Generator) -> float:
     device, dtype = backend.device, backend.compute_dtype
     x, weight = torch.randn(5, 4096, generator=rng).to(dtype), torch.randn(4096, generator=rng).to(dtype)
@@ -204,7 +256,8 @@ def all_checks() -> dict[str, Check]:
     checks |= {f"low rank, {rows} rows": _lora(rows, 4096, (1024, 256, 256)) for rows in (4, 300)}
     checks |= {f"routed, {rows} rows": _routed(rows, 9, 2, 4096, (1024, 256, 256)) for rows in (4, 50, 300)}
     checks |= {f"attention d{dim}": _attention(8, 2, dim) for dim in (64, 96, 128, 256)}
-    checks |= {"norm and gate": _row_ops, "rope and store": _rope}
+    checks |= {f"attention of trees d{dim}": _trees(8, 2, dim) for dim in (64, 96, 128, 256)}
+    checks |= {"moved slots": _moves, "norm and gate": _row_ops, "rope and store": _rope}
     return checks
 
 

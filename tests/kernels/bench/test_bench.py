@@ -11,10 +11,12 @@ from perseid_kernels.bench.checks import (
     Check,
     _attention,
     _lora,
+    _moves,
     _product,
     _rope,
     _routed,
     _row_ops,
+    _trees,
     all_checks,
     run_checks,
 )
@@ -194,6 +196,8 @@ def test_the_step_section_measures_every_point() -> None:
         _lora(5, 64, (24, 8)),
         _routed(3, 4, 2, 64, (24, 8)),
         _attention(4, 2, 16),
+        _trees(4, 2, 16),
+        _moves,
         _row_ops,
         _rope,
     ],
@@ -266,7 +270,20 @@ def test_a_row_that_depends_on_its_neighbours_fails_the_checks(monkeypatch: pyte
 def test_every_kind_of_weight_and_op_is_checked() -> None:
     names = " ".join(all_checks())
     assert all(
-        word in names for word in ("affine", "nf4", "int8", "dense", "low rank", "routed", "attention", "norm", "rope")
+        word in names
+        for word in (
+            "affine",
+            "nf4",
+            "int8",
+            "dense",
+            "low rank",
+            "routed",
+            "attention",
+            "trees",
+            "moved",
+            "norm",
+            "rope",
+        )
     )
 
 
