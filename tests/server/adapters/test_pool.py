@@ -21,7 +21,8 @@ def new_pool(num_pages: int = 4, dtype: torch.dtype = torch.float32) -> AdapterP
 
 
 def all_tensors(pool: AdapterPool) -> list[torch.Tensor]:
-    return [tensor for layer in pool.layers for pages in layer.values() for tensor in (pages.a, pages.b, pages.live)]
+    held = [pages for layer in pool.layers for pages in layer.values()]
+    return [tensor for pages in (*held, pool.heads) for tensor in (pages.a, pages.b, pages.live)]
 
 
 def fill(pool: AdapterPool) -> None:

@@ -1,4 +1,4 @@
-"""Drafts by real heads over a real, tiny model: an answer is what it is without them, bit by bit, whatever is asked for.
+"""Drafts by real heads over a real, tiny model: an answer is what it is without them, bit by bit, whatever was asked.
 
 The heads are random, so they are mostly wrong; the vocabulary is small and trees are wide, so they are often right too.
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as theirs
 
-from perseid_server.model.sampling import Sampled, SampleRequest, prompt_logprobs, sample
+from perseid_server.model.sampling import Sampled, Sampler, SampleRequest, prompt_logprobs, sample
 from perseid_server.model.sampling_params import SamplingParams
 
 NUM_DRAWS = 2000
@@ -210,3 +210,45 @@ def test_prompt_logprobs_judge_the_token_that_follows() -> None:
         assert one.logprob == pytest.approx(expected[row, token].item(), abs=1e-9)
         assert one.top[0][0] == int(expected[row].argmax())
         assert len(one.top) == 2
+
+
+def typical(logits_V: Tensor, tokens: list[int], epsilon: float = 0.09, delta: float = 0.3, **params: Any) -> Any:
+    return Sampler(logits_V[None]).accept_typical(0, request(**params), tokens, epsilon, delta)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("params", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"min_p": 0.1}])
+def test_typical_drafts_are_those_above_the_threshold(seed: int, params: dict[str, float]) -> None:
+    """p(x) > min(ε, δ · e^(−H)), p being what would be sampled from."""
+    logits = random_logits(seed)
+    p = distribution(logits, **params)
+    threshold = min(0.09, 0.3 * math.exp(sum(each * math.log(each) for each in p if each)))
+    for token in range(len(p)):
+        if abs(p[token] - threshold) > 2e-3:  # the counts are exact to one draw
+            accepted = typical(logits, [token], **params)
+            assert (accepted is not None) == (p[token] > threshold)
+            assert accepted is None or accepted.token_id == token
+
+
+def test_of_several_typical_drafts_the_likeliest() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, 1.5])
+    accepted = typical(logits, [1, 3, 0], temperature=1.0, logprobs=1)
+    assert accepted.token_id == 3
+    assert accepted.logprob.logprob == pytest.approx(float(logits.log_softmax(0)[3]))
+
+
+def test_nothing_is_typical_of_a_greedy_or_broken_row() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    assert typical(logits, [2], temperature=0.0) is None
+    assert typical(logits, [], temperature=1.0) is None
+    assert typical(torch.tensor([0.0, float("nan"), 1.0]), [2], temperature=1.0) is None
+    assert typical(logits, [2], temperature=1.0, forbid=(0, 1, 2)) is None
+
+
+def test_a_row_may_be_sampled_again_and_again() -> None:
+    """With other tokens before it and another random number, as drafts of one tree are not; it stays what it is."""
+    logits = torch.stack((random_logits(1), random_logits(2)))
+    sampler = Sampler(logits)
+    first = [sampler.sample(row, request(0.3, temperature=1.0, repetition_penalty=2.0)) for row in (0, 1, 0)]
+    assert first[0] == first[2]
+    assert first[:2] == sample(logits, [request(0.3, temperature=1.0, repetition_penalty=2.0)] * 2)
