@@ -41,7 +41,8 @@ def test_heads_are_loaded_for_an_adapter_shown_and_unloaded(ask: Perseid, live: 
     version = live.stack.registry.get("one").version
     assert (done.status, told["kind"]) == (0, "heads (Medusa v2), 2 of one block")
     assert (told["for"], told["lm_head"]) == (f"one {version[:8]}", "that of the base, 258 tokens")
-    assert told["head 1"] == "right 56.0%, 12.3%, 8.2%, 6.2% by rank (published, not measured with these heads)"
+    assert told["head 1"] == "56.0%, 12.3%, 8.2%, 6.2% right by rank"
+    assert told["accuracy"] == "that of published heads, not measured with these"
     assert ask("adapters", "show", "h").out == done.out
     assert re.search(rf"h +[0-9a-f]{{8}} +heads .*2 heads for one {version[:8]}", ask("adapters", "list").out)
     assert ask("adapters", "unload", "h").status == 0
@@ -53,7 +54,7 @@ def test_heads_with_a_config_of_their_own(ask: Perseid) -> None:
     assert told["kind"] == "heads (Medusa v1), 2 of 2 blocks"
     assert told["for"] == "aaaaaaaa, which is not loaded"
     assert told["lm_head"] == "their own, 3 tokens"
-    assert told["head 1"] == "right 50.0%, 25.0% by rank (measured)"
+    assert (told["head 1"], told["accuracy"]) == ("50.0%, 25.0% right by rank", "measured")
     base = rows(ask("adapters", "load", "j", "v2").out)
     assert base["for"] == "the base"
 
