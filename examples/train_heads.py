@@ -69,6 +69,7 @@ def recipe(out: Path, prompts: Path) -> MedusaTraining:
             draft_vocabulary=8192,
             epochs=EPOCHS,
             learning_rate=3e-3,
+            weight_decay=0.1,
             seed=SEED,
             bfloat16=True,
         ),

@@ -157,6 +157,7 @@ def medusa(
     epochs: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 3.0,
     batch: Annotated[int, Parameter(validator=_COUNT)] = 512,
     learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-3,
+    weight_decay: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
     seed: int = 0,
     held_out_share: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] = 0.1,
     answer_tokens: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
@@ -198,6 +199,8 @@ def medusa(
         Positions of a step.
     learning_rate
         The highest, after a warm-up; it ends at zero.
+    weight_decay
+        AdamW's, times the learning rate.
     seed
         Decides what is held out, the order of the data, and sampled answers.
     held_out_share
@@ -237,6 +240,7 @@ def medusa(
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         seed=seed,
         bfloat16=bfloat16,
     )

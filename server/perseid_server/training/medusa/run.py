@@ -102,6 +102,12 @@ class _Run:
         learned, judged_by = (
             positions_of(cache, part, self.config.options.num_heads, vocabulary, vocab_size) for part in (train, kept)
         )
+        if not (len(learned) and len(judged_by)):
+            raise InvalidRequest(
+                "--prompts: every answer to learn from, or to judge by, ends with its first token, so there is nothing "
+                "to foresee; give other prompts",
+                field="prompts",
+            )
         lm_head_VE = self._lm_head(vocabulary)
         trainer, seconds = self._trained(learned, lm_head_VE)
         judged = judge(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from perseid_server.adapters.store import version_of
 from perseid_server.errors import Conflict, InvalidRequest
 from perseid_server.speculation.heads_config import parse_config
-from perseid_server.training.completions import CONCURRENT, Ask, answers_of
+from perseid_server.training.completions import CONCURRENT, Answer, Ask, answers_of
 from perseid_server.training.medusa.cache import AnswerCache
 from perseid_server.training.medusa.config import HeadsOptions, MedusaTraining
 from perseid_server.training.medusa.report import write_report
@@ -181,6 +181,16 @@ def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(
 def test_a_prompt_that_does_not_fit_is_named(config: MedusaTraining) -> None:
     config.prompts.write_text(config.prompts.read_text() + "\n" + json.dumps({"prompt": "x" * 200}))
     with pytest.raises(InvalidRequest, match=r"prompt 18 has \d+ tokens; with answers of 8 at most 120 fit"):
+        train_medusa(config)
+
+
+def test_answers_that_end_at_once_are_refused(config: MedusaTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(bench: Workbench, asks: list[Ask]) -> list[tuple[int, Answer]]:
+        only_end = Answer((256,), torch.zeros((1, bench.spec.hidden_size)).half())
+        return [(index, only_end) for index in range(len(asks))]
+
+    monkeypatch.setattr("perseid_server.training.medusa.distill.answers_of", ended)
+    with pytest.raises(InvalidRequest, match="ends with its first token, so there is nothing to foresee"):
         train_medusa(config)
 
 
