@@ -10,7 +10,6 @@ the base. A prompt without a completion is
 allowed where the base can answer it: its answer is what the base itself writes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,8 +19,10 @@ from typing import Any
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import ChatInput
 from perseid_server.frontend.text import TextProcessor
+from perseid_server.training.json_lines import read_lines, text_field
 from perseid_server.training.samples import Sample, Span
 
+_EXAMPLE = '{"prompt": "…", "completion": "…"}'
 _SEGMENT_KEYS = {"text", "adapter", "train", "answer"}
 
 
@@ -49,23 +50,9 @@ class DataReader:
     def read(self, path: Path, source: str, column: int | None) -> list[Sample | Unanswered]:
         """Every line of a file, labelled `column`; None: only segments have labels. InvalidRequest names file and
         line."""
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"{path}: cannot be read: {error}", field="data") from error
-        found = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    found.append(self._line(line, source, column))
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"{path}:{number}: {error.message}", field="data") from error
-        if not found:
-            raise InvalidRequest(f"{path}: no lines; expected JSON lines with prompt and completion", field="data")
-        return found
+        return read_lines(path, "data", _EXAMPLE, lambda fields: self._line(fields, source, column))
 
-    def _line(self, line: str, source: str, column: int | None) -> Sample | Unanswered:
-        fields = _parse(line)
+    def _line(self, fields: Mapping[str, Any], source: str, column: int | None) -> Sample | Unanswered:
         if "segments" in fields:
             sample = Sample.of(self._segments(fields["segments"]), source)
         elif column is None:
@@ -73,10 +60,10 @@ class DataReader:
         elif "messages" in fields:
             sample = Sample.of(self._conversation(_messages(fields["messages"]), column), source)
         else:
-            messages = [{"role": "user", "content": _string(fields, "prompt")}]
+            messages = [{"role": "user", "content": text_field(fields, "prompt")}]
             if column == self.null and fields.get("completion") is None:
                 return Unanswered(self._tokens(self._rendered(messages, open_end=True)), source)
-            messages.append({"role": "assistant", "content": _string(fields, "completion")})
+            messages.append({"role": "assistant", "content": text_field(fields, "completion")})
             sample = Sample.of(self._conversation(messages, column), source)
         if not 2 <= len(sample) <= self.max_tokens:
             raise InvalidRequest(f"{len(sample)} tokens; expected 2 to {self.max_tokens}")
@@ -145,30 +132,13 @@ class DataReader:
             if not isinstance(value, bool):
                 raise InvalidRequest(f"{where}: {key} {value!r}: expected true or false")
         column = self.null if name is None else self.columns[name]
-        return Span(self._tokens(_string(segment, "text")), column, **flags)
+        return Span(self._tokens(text_field(segment, "text")), column, **flags)
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], *, open_end: bool) -> str:
         return self.text.render(ChatInput(tuple(messages), add_generation_prompt=open_end))
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self.text.tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise InvalidRequest(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest('expected an object such as {"prompt": "…", "completion": "…"}')
-    return fields
-
-
-def _string(fields: Mapping[str, Any], key: str) -> str:
-    value = fields.get(key)
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{key}: expected text, got {json.dumps(value)[:60]}")
-    return value
 
 
 def _messages(messages: Any) -> list[dict[str, str]]:

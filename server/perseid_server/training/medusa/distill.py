@@ -1,20 +1,19 @@
 """Self-distillation: the served model, with or without an adapter, answers the prompts."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import ChatInput
 from perseid_server.training.completions import Ask, answers_of
+from perseid_server.training.datasets import Told
 from perseid_server.training.medusa.cache import AnswerCache, key_of
 from perseid_server.training.medusa.config import MedusaTraining
 from perseid_server.training.medusa.prompts import Message, Prompt
 from perseid_server.training.workbench import Workbench
 
 BASE = "base"
-Told = Callable[[str, int, int], None]
-"""Hears (what is done, how much of it, out of how much)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from perseid_server.errors import InvalidRequest
+from perseid_server.training.json_lines import read_lines, text_field
 
 _ANSWERS = "assistant"
+_EXAMPLE = '{"prompt": "…"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,46 +37,18 @@ class Prompt:
 
 def read_prompts(path: Path, adapters: Collection[str]) -> list[Prompt]:
     """Every line. InvalidRequest names file, line and field, and what was expected."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"--prompts: {path}: cannot be read: {error}", field="prompts") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(_prompt(line, adapters))
-            except InvalidRequest as error:
-                raise InvalidRequest(f"{path}:{number}: {error.message}", field="prompts") from error
-    if not found:
-        raise InvalidRequest(
-            f'--prompts: {path}: no lines; expected JSON lines such as {{"prompt": "…"}}', field="prompts"
-        )
-    return found
+    return read_lines(path, "prompts", _EXAMPLE, lambda fields: _prompt(fields, adapters))
 
 
-def _prompt(line: str, adapters: Collection[str]) -> Prompt:
-    fields = _parse(line)
+def _prompt(fields: Mapping[str, Any], adapters: Collection[str]) -> Prompt:
     if unknown := sorted(set(fields) - {"prompt", "messages", "adapter"}):
         raise InvalidRequest(f"{unknown[0]}: no such field; expected prompt or messages, and perhaps adapter")
     if ("prompt" in fields) == ("messages" in fields):
         raise InvalidRequest("expected one of prompt and messages")
     messages = (
-        (Message("user", _text("prompt", fields["prompt"])),)
-        if "prompt" in fields
-        else _conversation(fields["messages"])
+        (Message("user", text_field(fields, "prompt")),) if "prompt" in fields else _conversation(fields["messages"])
     )
     return Prompt(messages, _adapter(fields.get("adapter"), adapters))
-
-
-def _parse(line: str) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest('expected an object such as {"prompt": "…"}')
-    return fields
 
 
 def _conversation(value: Any) -> tuple[Message, ...]:
@@ -89,16 +63,10 @@ def _conversation(value: Any) -> tuple[Message, ...]:
 def _message(where: str, value: Any) -> Message:
     if not isinstance(value, dict) or set(value) != {"role", "content"}:
         raise InvalidRequest(f'{where}: expected an object with "role" and "content"')
-    role = _text(f"{where}.role", value["role"])
+    role = text_field(value, "role", f"{where}.role")
     if value["content"] is None and role == _ANSWERS:
         return Message(role, None)
-    return Message(role, _text(f"{where}.content", value["content"]))
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{where}: expected text, got {json.dumps(value)[:60]}")
-    return value
+    return Message(role, text_field(value, "content", f"{where}.content"))
 
 
 def _adapter(value: Any, adapters: Collection[str]) -> str | None:

@@ -10,7 +10,7 @@ from perseid_server.training.medusa.prompts import Message, Prompt, read_prompts
 
 def write(tmp_path, *lines):
     path = tmp_path / "prompts.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    path.write_bytes("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines).encode())
     return path
 
 
@@ -29,6 +29,11 @@ def test_prompts_and_conversations_are_read(tmp_path):
         Prompt(turns, "upper"),
         Prompt((Message("user", "x"),)),
     ]
+
+
+def test_line_separators_inside_a_text_end_no_line(tmp_path):
+    path = write(tmp_path, json.dumps({"prompt": "one\u2028two"}, ensure_ascii=False))
+    assert read_prompts(path, []) == [Prompt((Message("user", "one\u2028two"),))]
 
 
 @pytest.mark.parametrize(
