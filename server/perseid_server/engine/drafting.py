@@ -31,7 +31,7 @@ class DraftState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Drafts by request id, and what it took to make them."""
+    """Drafts by request id, and what it usually takes to make them."""
 
     drafts: Mapping[str, Draft] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()  # request ids whose heads were asked
@@ -86,7 +86,10 @@ class Drafter:
                 drafts[sequence.id] = draft
         if self._fixed is None:
             drafts = self._worthwhile(drafts, len(decoding), num_rows)
-        return Plan(drafts, frozenset(candidates), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if candidates:
+            seconds = self._habits.asking(len(candidates), seconds)
+        return Plan(drafts, frozenset(candidates), seconds)
 
     def learn(self, plan: Plan, step: ScheduledStep, results: Sequence[ChunkResult], seconds: float) -> None:
         """Take in what a step brought."""

@@ -17,16 +17,20 @@ from perseid_server.speculation.step_clock import StepClock
 MARGIN = 1.02
 """Trees have to promise so much more than no trees: estimates are noisy, and turning on and off has a price."""
 
-SMOOTH = 0.05
+SMOOTH = 0.03
 """Weight of the newest step in what heads have saved lately."""
 
-OPTIMISM = 0.25
-"""What untried heads are taken to save, in tokens a step: they are tried some ten steps before they rest."""
+OPTIMISM = 0.15
+"""What untried heads are taken to save, in tokens a step: they are tried some twenty steps before they rest."""
 
-FIRST_REST, LONGEST_REST = 48, 4096
-"""Steps of a sequence without heads, after they did not pay."""
+REST_BELOW, HOPE = -0.02, 0.04
+"""Heads that saved less lately rest: a little below zero, as some steps without luck come by chance. When they are
+tried again, they begin a little above it."""
 
-TRIAL = 6
+FIRST_REST, LONGEST_REST = 64, 4096
+"""Steps without heads, after they did not pay."""
+
+TRIAL = 10
 """Steps with heads after a rest, before it is judged again."""
 
 
@@ -65,7 +69,7 @@ class Habit:
         if self.resting:
             self.resting -= 1
             if not self.resting:
-                self.trial, self.saved = TRIAL, max(self.saved, 0.0)
+                self.trial, self.saved = TRIAL, HOPE
             return False
         return True
 
@@ -74,21 +78,44 @@ class Habit:
         self.saved += SMOOTH * (saved - self.saved)
         if self.trial:
             self.trial -= 1
-        elif self.saved < 0.0:
+        elif self.saved < REST_BELOW:
             self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
         if self.saved > OPTIMISM:
             self.rest = FIRST_REST
 
 
 @dataclass(slots=True)
+class UsualCost:
+    """What something usually takes: single measurements that are far above it hardly count."""
+
+    seconds: float | None = None
+
+    def saw(self, seconds: float) -> float:
+        """One more measurement; returns the estimate."""
+        if self.seconds is None:
+            self.seconds = seconds
+        weight = 0.3 if seconds < self.seconds else 0.03
+        self.seconds += weight * (seconds - self.seconds)
+        return self.seconds
+
+
+@dataclass(slots=True)
 class Habits:
-    """Of all adapters and sizes of batch."""
+    """Of all adapters and sizes of batch, and what asking so many sequences' heads takes."""
 
     _habits: dict[tuple[Hashable, int], Habit] = field(default_factory=dict)
+    _asking: dict[int, UsualCost] = field(default_factory=dict)
 
     def of(self, adapter: Hashable, num_sequences: int) -> Habit:
         """Sizes of batch are taken together up to the next power of two."""
         return self._habits.setdefault((adapter, (num_sequences - 1).bit_length()), Habit())
+
+    def asking(self, num_sequences: int, seconds: float) -> float:
+        """Seconds that asking for so many sequences usually takes, now that it took so long."""
+        return (
+            self._asking.setdefault(num_sequences.bit_length(), UsualCost()).saw(seconds / num_sequences)
+            * num_sequences
+        )
 
     def forget(self, adapter: Hashable) -> None:
         """The adapter is gone."""

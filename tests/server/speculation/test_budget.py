@@ -70,7 +70,7 @@ def test_heads_that_do_not_pay_rest_longer_each_time() -> None:
     asked = [steps_asked(habit, -0.1, 1000) for _ in range(10)]
     assert asked[0] < 150
     assert max(asked[1:]) <= 3 * (TRIAL + 2), "tried again, seldom"
-    assert sum(asked) >= 2 * TRIAL, "but tried again"
+    assert sum(asked[1:]) >= TRIAL, "but tried again"
 
 
 def test_heads_that_begin_to_pay_are_asked_again() -> None:
@@ -78,6 +78,16 @@ def test_heads_that_begin_to_pay_are_asked_again() -> None:
     steps_asked(habit, -0.1, 100)
     steps_asked(habit, 0.5, 4 * FIRST_REST)
     assert steps_asked(habit, 0.5, 200) == 200
+
+
+def test_a_slow_first_call_is_not_held_against_heads() -> None:
+    """Threads start, memory is touched: what follows is what asking costs."""
+    habits = Habits()
+    habits.asking(1, 1.0)
+    for _ in range(30):
+        usual = habits.asking(1, 0.1)
+    assert usual < 0.11
+    assert habits.asking(1, 5.0) < 0.3, "nor is an outlier later"
 
 
 def test_habits_are_those_of_an_adapter_and_a_size_of_batch() -> None:
