@@ -17,7 +17,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/* exa
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval router-bench router-eval router-scale clean
+.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ examples: $(DEV_READY)  ## train the example adapters anew (hours on two cores)
 examples-gates: $(DEV_READY)  ## train the gates of the example adapters anew (minutes)
 	$(BIN)/python examples/train_gates.py $(ARGS)
 
+examples-heads: $(DEV_READY)  ## train the shipped Medusa heads anew (about an hour on two cores)
+	$(BIN)/python examples/train_heads.py $(ARGS)
+
 examples-eval: $(DEV_READY)  ## score the base and every example adapter on held-out items through a server
 	$(BIN)/python examples/evaluate.py $(ARGS)
 
@@ -74,6 +77,9 @@ router-eval: $(DEV_READY)  ## score auto beside the base and every adapter; tabl
 
 router-scale: $(DEV_READY)  ## accuracy and step cost of gates over 4 to 64 adapters; table into docs/routing.md (ARGS=--quick)
 	$(BIN)/python examples/router_scale.py $(ARGS)
+
+speculation-eval: $(DEV_READY)  ## speculation: lossless, acceptance, speed; tables into docs/speculation.md (ARGS="speed", --quick)
+	$(BIN)/python examples/speculation_eval.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
