@@ -25,6 +25,7 @@ from perseid_kernels.segments import Segments
 from perseid_kernels.weights import Weight
 
 if TYPE_CHECKING:
+    from perseid_kernels.draft_heads import DraftHeads, FusedHeads
     from perseid_kernels.fused import FusedDecoder, FusedForward
 
 
@@ -164,6 +165,10 @@ class Backend(Protocol):
 
     def fuse(self, model: "FusedDecoder") -> "FusedForward | None":
         """The whole forward pass as one call, with the same results as op by op; None where there is none."""
+        ...
+
+    def fuse_heads(self, heads: "DraftHeads") -> "FusedHeads | None":
+        """All of what Medusa heads are asked as one call; None where there is only op by op."""
         ...
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import linear, silu
 
 from perseid_kernels.backend import MAX_TREE_ROWS, AttentionBatch, SlotMoves
 from perseid_kernels.best import best
+from perseid_kernels.draft_heads import DraftHeads, FusedHeads
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.routing import Gates, RoutedRows
@@ -161,6 +162,10 @@ class EagerBackend:
         return best(logits_LV)
 
     def fuse(self, model: FusedDecoder) -> FusedForward | None:  # noqa: ARG002
+        """None: there is only op by op."""
+        return None
+
+    def fuse_heads(self, heads: DraftHeads) -> FusedHeads | None:  # noqa: ARG002
         """None: there is only op by op."""
         return None
 

@@ -16,6 +16,7 @@ from perseid_kernels.attention import attention
 from perseid_kernels.backend import AttentionBatch, SlotMoves
 from perseid_kernels.best import best
 from perseid_kernels.expand import expand
+from perseid_kernels.draft_heads import DraftHeads, FusedHeads
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.gate import choose
 from perseid_kernels.matmul_dense import PackedDense, matmul_dense, pack_dense
@@ -174,6 +175,10 @@ class TritonBackend:
 
     def fuse(self, model: FusedDecoder) -> FusedForward | None:  # noqa: ARG002
         """None: a GPU replays a graph instead."""
+        return None
+
+    def fuse_heads(self, heads: DraftHeads) -> FusedHeads | None:  # noqa: ARG002
+        """None: op by op; their products take the time."""
         return None
 
     def _row_tiles(self, segments: Segments) -> RowTiles:

@@ -5,6 +5,7 @@
     library.py   its functions
     backend.py   `Backend` on them
     weight.h, matmul.cpp, lora.cpp, routing.cpp, attention.cpp, rows.cpp, slots.cpp    the ops
+    decoder.cpp, draft_heads.cpp                                                      many of them in one call
     low_rank.h, simd.h, threads.h                                                     beneath them
 
 `PERSEID_NATIVE=0` turns it off. Oracles are those of the Triton kernels: one file per op in the package above.

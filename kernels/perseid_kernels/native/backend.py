@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from perseid_kernels.backend import Activations, AttentionBatch, SlotMoves
+from perseid_kernels.draft_heads import DraftHeads, FusedHeads
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
+from perseid_kernels.native.draft_heads import NativeHeads
 from perseid_kernels.native.library import constant, function
 from perseid_kernels.native.pack import Layout, NativeWeight, pack
 from perseid_kernels.native.profile import Profile, profiling
@@ -59,6 +61,7 @@ class NativeBackend:
         self._move_slots = function(library, "move_slots")
         self._best = function(library, "best")
         self._forward = function(library, "forward")
+        self._draft = function(library, "draft")
         self._set_profile = function(library, "set_profile")
         self._layout = Layout(
             panel=constant(library, "panel"),
@@ -247,6 +250,10 @@ class NativeBackend:
     def fuse(self, model: FusedDecoder) -> FusedForward:
         """The whole forward pass in one call."""
         return NativeForward(self._forward, model)
+
+    def fuse_heads(self, heads: DraftHeads) -> FusedHeads:
+        """All of it in one call."""
+        return NativeHeads(self._draft, heads)
 
     def profiling(self) -> AbstractContextManager[Profile]:
         """Count the seconds of each op of every whole pass, whichever backend object runs it: the library counts."""

@@ -17,6 +17,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "move_slots": (_POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
     "best": (_POINTER, _INT, _INT, _POINTER, _POINTER),
     "forward": (_POINTER, _POINTER),
+    "draft": (_POINTER, _POINTER),
     "set_profile": (_POINTER,),
     "set_num_threads": (_INT,),
 }

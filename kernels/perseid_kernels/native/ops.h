@@ -1,4 +1,5 @@
-// What the library offers: Python calls these (backend.py says what the pointers stand for), and so does decoder.cpp.
+// What the library offers: Python calls these (backend.py says what the pointers stand for), and so do decoder.cpp
+// and draft_heads.cpp.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,8 @@ namespace perseid {
 
 struct Decoder;  // decoder.h
 struct Step;
+struct DraftHeads;  // draft_heads.h
+struct DraftRows;
 struct Gates;  // routing.h
 struct Routed;
 
@@ -66,6 +69,9 @@ PERSEID_OP void perseid_best(const float* logits, int64_t rows, int64_t width, f
 
 // A whole forward pass.
 PERSEID_OP void perseid_forward(const Decoder* decoder, const Step* step);
+
+// Each head's likeliest tokens after each row.
+PERSEID_OP void perseid_draft(const DraftHeads* heads, const DraftRows* rows);
 
 // From now on forward passes add the seconds of each op to `seconds` [NUM_OPS]; null ends that.
 PERSEID_OP void perseid_set_profile(double* seconds);

@@ -15,7 +15,6 @@ namespace {
 
 constexpr float ROOM = 128.0f / 127.0f;   // up to 127 / 128 of the range the high byte is a signed byte
 constexpr float SMALLEST = 1e-30f;        // below it a block counts as zeros: 1 / scale would overflow
-constexpr int64_t TASK_ELEMENTS = 4608;  // fewer are done by the caller: handing over costs more
 
 inline float power_of_two(uint32_t biased_exponent) {
     const uint32_t bits = biased_exponent << 23;
@@ -108,11 +107,8 @@ QuantizedRows quantize_rows(const float* x, int64_t stride_x, int64_t num_rows, 
     BlockSums* to_sums = sums.data();
     const QuantizeRow quantize = block == 32 ? quantize_of<2>(planes) : quantize_of<1>(planes);
     const int bits = std::min(int(PLANE_BITS * planes), most_bits);
-    const int64_t rows = std::max<int64_t>(1, TASK_ELEMENTS / num_inputs);
-    parallel_for((num_rows + rows - 1) / rows, [&](int64_t task) {
-        for (int64_t t = task * rows; t < std::min(num_rows, (task + 1) * rows); ++t) {
-            quantize(x + t * stride_x, num_blocks, bits, to + t * num_inputs * planes, to_sums + t * num_blocks);
-        }
+    for_rows(num_rows, num_inputs, [&](int64_t t) {
+        quantize(x + t * stride_x, num_blocks, bits, to + t * num_inputs * planes, to_sums + t * num_blocks);
     });
     return {to, to_sums, num_blocks};
 }

@@ -11,30 +11,6 @@
 namespace perseid {
 namespace {
 
-constexpr int64_t TASK_ELEMENTS = 4608;  // fewer are done by the caller: handing over costs more
-
-template <class F>
-void for_rows(int64_t count, int64_t width, F row) {
-    const int64_t rows = std::max<int64_t>(1, TASK_ELEMENTS / width);
-    parallel_for((count + rows - 1) / rows, [&](int64_t task) {
-        for (int64_t t = task * rows; t < std::min(count, (task + 1) * rows); ++t) {
-            row(t);
-        }
-    });
-}
-
-// Calls f(n, count) for the vectors of a row: eight at a time, then the rest.
-template <class F>
-void for_vectors(int64_t width, F f) {
-    int64_t n = 0;
-    for (; n + LANES <= width; n += LANES) {
-        f(n, int64_t(LANES));
-    }
-    if (n < width) {
-        f(n, width - n);
-    }
-}
-
 void norm_row(const float* x, const float* weight, int64_t width, float eps, float* out) {
     V squares = zero();
     for_vectors(width, [&](int64_t n, int64_t count) {

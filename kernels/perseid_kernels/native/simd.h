@@ -54,6 +54,7 @@ inline V max(V a, V b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + c
 inline uint32_t equal_lanes(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }  // a bit each
+inline uint32_t greater_lanes(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }  // not where either is NaN
 inline V first_lanes(V a, int n, V others) { return _mm512_mask_mov_ps(others, __mmask16((1u << n) - 1), a); }  // n ≤ LANES
 inline V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V to_float(VI a) { return _mm512_cvtepi32_ps(a); }
@@ -127,6 +128,7 @@ inline V max(V a, V b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + c
 inline uint32_t equal_lanes(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }  // a bit each
+inline uint32_t greater_lanes(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }  // not where either is NaN
 inline V first_lanes(V a, int n, V others) {  // n ≤ LANES
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_blendv_ps(others, a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes)));
@@ -233,6 +235,13 @@ inline uint32_t equal_lanes(V a, V b) {
     }
     return lanes;
 }
+inline uint32_t greater_lanes(V a, V b) {  // not where either is NaN
+    uint32_t lanes = 0;
+    for (int i = 0; i < LANES; ++i) {
+        lanes |= uint32_t(a.f[i] > b.f[i]) << i;
+    }
+    return lanes;
+}
 inline V first_lanes(V a, int n, V others) { PERSEID_LANES(i < n ? a.f[i] : others.f[i]); }  // n ≤ LANES
 inline V round(V a) { PERSEID_LANES(std::nearbyint(a.f[i])); }
 inline V to_float(VI a) { PERSEID_LANES(float(a.i[i])); }
@@ -295,6 +304,18 @@ inline void store_some(float* p, V a, int64_t n) {
 // A vector, or the first `count` of one.
 inline V read(const float* p, int64_t count) { return count == LANES ? load(p) : load_some(p, count); }
 inline void write(float* p, V a, int64_t count) { count == LANES ? store(p, a) : store_some(p, a, count); }
+
+// Calls f(n, count) for the vectors of a row: LANES at a time, then the rest.
+template <class F>
+inline void for_vectors(int64_t width, F f) {
+    int64_t n = 0;
+    for (; n + LANES <= width; n += LANES) {
+        f(n, int64_t(LANES));
+    }
+    if (n < width) {
+        f(n, width - n);
+    }
+}
 
 inline float lane(V a, int i) {
     float values[LANES];

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from perseid_kernels.draft_heads import HeadsDelta
 from perseid_kernels.segments import Segments
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.state import Location, ResidencyEvents
@@ -15,7 +16,7 @@ from perseid_server.engine.routed_rows import Tables
 from perseid_server.engine.runner import KeptRow
 from perseid_server.engine.sequence import Sequence as Running
 from perseid_server.engine.step_rows import page_list
-from perseid_server.speculation.device_heads import AddDelta, DeviceHeads
+from perseid_server.speculation.device_heads import DeviceHeads
 from perseid_server.speculation.draft import Candidates
 from perseid_server.speculation.heads_residency import HeadsResidency
 
@@ -74,18 +75,16 @@ class HeadRunner:
             heads = self._residency.get(version)
             assert heads is not None, "can_propose() said so"
             hidden_SE = torch.stack([_kept(sequences[place]).hidden for place in of_version])
-            add_delta = self._delta([sequences[place] for place in of_version], heads)
-            found.update(zip(of_version, heads.propose(hidden_SE, add_delta), strict=True))
+            delta = self._delta([sequences[place] for place in of_version], heads)
+            found.update(zip(of_version, heads.propose(hidden_SE, delta), strict=True))
         return [found[place] for place in range(len(sequences))]
 
-    def _delta(self, sequences: Sequence[Running], heads: DeviceHeads) -> AddDelta | None:
+    def _delta(self, sequences: Sequence[Running], heads: DeviceHeads) -> HeadsDelta | None:
         """What the sequences' adapters add to the heads; None where they leave them alone."""
         lists = [page_list(self._tables, sequence.adaptation) for sequence in sequences]
         changing = [pages if pages is not None and self._pool.changes_heads(pages.pages) else None for pages in lists]
         segments = Segments.build(changing, heads.device)
-        if segments is None:
-            return None
-        return lambda x_SE, out_SN: heads.backend.add_lora(x_SE, self._pool.heads, segments, out_SN)
+        return None if segments is None else HeadsDelta(self._pool.heads, segments)
 
 
 def _kept(sequence: Running) -> KeptRow:
