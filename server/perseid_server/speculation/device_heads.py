@@ -32,7 +32,6 @@ class DeviceHeads:
         self.device = device
         self._ask: FusedHeads = backend.fuse_heads(heads) or OpByOp(heads, backend)
 
-    @torch.inference_mode()
     def propose(self, hidden_SE: Tensor, delta: HeadsDelta | None = None) -> list[Candidates]:
         """Each head's likeliest tokens after each row."""
         drafted = self._ask(hidden_SE, delta)
@@ -47,6 +46,7 @@ class OpByOp:
     heads: DraftHeads
     backend: Backend
 
+    @torch.inference_mode()
     def __call__(self, hidden_SE: Tensor, delta: HeadsDelta | None = None) -> Drafted:
         """In the backend's compute dtype; the choice in float32."""
         logits_SHV = self._logits(self._residual(hidden_SE, delta))
