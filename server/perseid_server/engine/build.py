@@ -26,7 +26,8 @@ from perseid_server.engine.runner import ModelRunner
 from perseid_server.errors import InvalidRequest
 from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import open_checkpoint
-from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
+from perseid_server.model.decode_graphs import DecodeGraphs
+from perseid_server.model.graph_limits import GraphLimits
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.source import resolve_model
 from perseid_server.model.step_times import measure_steps
