@@ -1,9 +1,10 @@
 """Which decode steps are recorded: how many rows, how long contexts, how many adapter pages.
 
 Plain steps have a bucket for 1, 2, 4, … rows. Steps with trees begin at 16: up to there products take the same tiles,
-so a smaller bucket would save next to nothing. Theirs are the row classes of the products (16, 32, 64, 128, …), up to a
-full batch and one largest tree's worth of drafts: with more rows than that a GPU computes where it would else wait for
-weights, and drafts stop paying. So trees add about half as many recordings as there are without them.
+so a smaller bucket would save next to nothing. From there on theirs are the row classes of the products (16, 32, 64,
+128, …), up to a full batch and the rows of one largest tree (`most_tree_rows`): with more rows than that a GPU computes
+where it would else wait for weights, and drafts stop paying. So trees add about half as many recordings as there are
+without them.
 """
 
 from collections.abc import Iterable
@@ -28,17 +29,12 @@ class GraphLimits:
     block_size: int  # tokens of a KV block
     num_pages: int  # of the adapter pool
     pages_of_row: int  # of the largest adapter
-    draft_rows: int = 0  # of all trees of a step together; 0: no step with trees is recorded
+    max_tree_rows: int = 0  # rows of a step with trees; 0: none is recorded
 
     @property
     def blocks_of_row(self) -> int:
         """Width of the block table."""
         return -(-self.max_context // self.block_size)
-
-    @property
-    def max_tree_rows(self) -> int:
-        """Rows of a step with trees."""
-        return min(self.max_rows * MAX_TREE_ROWS, self.max_rows + self.draft_rows) if self.draft_rows else 0
 
     @property
     def most_rows(self) -> int:
@@ -53,7 +49,7 @@ class GraphLimits:
     @property
     def tree_buckets(self) -> tuple[int, ...]:
         """Numbers of rows of steps with trees that are recorded, ascending."""
-        return _doubling(min(SMALL_TILE_ROWS, self.max_tree_rows), self.max_tree_rows) if self.draft_rows else ()
+        return _doubling(min(SMALL_TILE_ROWS, self.max_tree_rows), self.max_tree_rows) if self.max_tree_rows else ()
 
     @property
     def reaches(self) -> tuple[int, ...]:
@@ -71,6 +67,11 @@ class GraphLimits:
         """
         shared = self.num_pages + -(-rows // SMALL_TILE_ROWS) * self.pages_of_row
         return min(rows * self.pages_of_row, shared)
+
+
+def most_tree_rows(max_sequences: int, max_batch_tokens: int) -> int:
+    """Rows of the largest step with trees that is worth a recording, where the scheduler allows so many."""
+    return min(max_sequences * MAX_TREE_ROWS, max_sequences + MAX_TREE_ROWS, max_batch_tokens)
 
 
 def first_that_holds(sizes: Iterable[int], value: int) -> int:

@@ -9,7 +9,7 @@ from perseid_server.model.step_inputs import StepInputs
 from perseid_server.speculation.tree import ancestor_masks
 from tests.server.model.passes import CPU
 
-LIMITS = GraphLimits(max_rows=4, max_context=64, block_size=16, num_pages=1, pages_of_row=1, draft_rows=64)
+LIMITS = GraphLimits(max_rows=4, max_context=64, block_size=16, num_pages=1, pages_of_row=1, max_tree_rows=68)
 
 
 def batch_of(rows_of_sequence: list[int], ancestors: list[int], seed: int = 0) -> HostBatch:

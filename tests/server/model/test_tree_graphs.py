@@ -12,7 +12,7 @@ from perseid_kernels.segments import PageList
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.model.batch import HostBatch
 from perseid_server.model.decode_graphs import DecodeGraphs
-from perseid_server.model.graph_limits import GraphLimits
+from perseid_server.model.graph_limits import GraphLimits, most_tree_rows
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.warm_up import warm_up
 from perseid_server.speculation.tree import ancestor_masks
@@ -21,7 +21,7 @@ from tests.server.model.recording import TapeRecorder
 from tests.server.model.test_decode_graphs import NUM_BLOCKS, NUM_PAGES, ONE, TWO, WIDE, Stage, decodes, write_page
 from tests.server.model.tiny import Base, write_tiny
 
-LIMITS = GraphLimits(4, 600, BLOCK_SIZE, NUM_PAGES, pages_of_row=3, draft_rows=14)
+LIMITS = GraphLimits(4, 600, BLOCK_SIZE, NUM_PAGES, pages_of_row=3, max_tree_rows=18)
 MIXED = [ONE, None, TWO, WIDE]
 LONE: tuple[int, ...] = ()  # parents of a decode's tree
 FORK, CHAIN, BUSHY = (-1, -1), (-1, 0, 1), (-1, -1, 0, 0, 1, 2, -1, 6)
@@ -170,20 +170,27 @@ def test_other_steps_are_not_taken(stage: Stage, batch: HostBatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_rows", "draft_rows", "buckets"),
+    ("max_rows", "max_tree_rows", "buckets"),
     [
         (64, 0, ()),
         (1, 64, (16, 32, 64)),
-        (4, 14, (16, 18)),
-        (2, 3, (5,)),
-        (64, 64, (16, 32, 64, 128)),
-        (256, 64, (16, 32, 64, 128, 192, 256, 320)),
+        (4, 18, (16, 18)),
+        (2, 5, (5,)),
+        (64, 128, (16, 32, 64, 128)),
+        (256, 320, (16, 32, 64, 128, 192, 256, 320)),
     ],
 )
-def test_buckets_of_steps_with_trees(max_rows: int, draft_rows: int, buckets: tuple[int, ...]) -> None:
-    limits = replace(LIMITS, max_rows=max_rows, draft_rows=draft_rows)
+def test_buckets_of_steps_with_trees(max_rows: int, max_tree_rows: int, buckets: tuple[int, ...]) -> None:
+    limits = replace(LIMITS, max_rows=max_rows, max_tree_rows=max_tree_rows)
     assert limits.tree_buckets == buckets
     assert limits.most_rows == max((*buckets, max_rows))
+
+
+@pytest.mark.parametrize(
+    ("max_sequences", "max_batch_tokens", "rows"), [(1, 512, 64), (2, 512, 66), (64, 512, 128), (3, 24, 24)]
+)
+def test_rows_of_the_largest_step_with_trees(max_sequences: int, max_batch_tokens: int, rows: int) -> None:
+    assert most_tree_rows(max_sequences, max_batch_tokens) == rows
 
 
 def test_all_recordings_share_one_pool(stage: Stage) -> None:
