@@ -11,9 +11,9 @@ Keys are taken in *spans* of SPAN; each span has an online softmax of its own an
 after the other. Tiles and spans lie at fixed positions and a sequence of one new row always takes the decode
 kernel, so a row's result does not depend on the other sequences of the batch.
 
-Rows of trees (`TreeRows`) each take the decode kernel, in programs behind those of the sequences: tiles within the
-prefix as any decode, and in the tiles behind it each key is looked up in the row's ancestors. So such a row has the
-bits of a decode after its ancestors.
+Rows of trees (`TreeRows`) each take the decode kernel, in programs behind those of the sequences (which have none,
+S = 0, where all rows are trees'): tiles within the prefix as any decode, and in the tiles behind it each key is looked
+up in the row's ancestors. So such a row has the bits of a decode after its ancestors.
 
 No list is built on the host: a prefill program finds its sequence by bisection of `query_start`.
 CPU paths: `eager_backend.EagerBackend.attention` and `native/`. Oracle: `attention_oracle`.
@@ -312,8 +312,11 @@ def _decode(
     _, num_heads, head_dim = q_THD.shape
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
-    num_sequences = batch.context_len.shape[0]
-    num_programs = num_sequences + (batch.trees.rows.shape[0] if batch.trees is not None else 0)
+    num_sequences, num_tree_rows = batch.context_len.shape[0], 0
+    if batch.trees is not None:
+        num_tree_rows = batch.trees.rows.shape[0]
+        num_sequences = 0 if num_tree_rows == q_THD.shape[0] else num_sequences  # no sequence has a program of its own
+    num_programs = num_sequences + num_tree_rows
     kind = device_class(q_THD.device)
     config = choose_config(group, head_dim, decode=True, kind=kind)
     spans = cdiv(batch.max_context_len, config.span)

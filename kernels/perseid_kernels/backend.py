@@ -96,6 +96,10 @@ class Backend(Protocol):
         """Turn a canonical weight into this backend's layout on `device`. The result has `.nbytes` and `.shape`."""
         ...
 
+    def pack_draft(self, weight: Weight, device: torch.device) -> Any:
+        """The same for a weight that drafts alone are made with: it may be held, and multiplied, less exactly."""
+        ...
+
     def matmul(self, x_TK: Tensor, packed: Any, out_TN: Tensor) -> None:
         """out = x Wᵀ, accumulated in float32. `out` may be a column slice of a wider row-major tensor."""
         ...

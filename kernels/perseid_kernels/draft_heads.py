@@ -93,5 +93,5 @@ def draft_logits_oracle(heads: DraftHeads, hidden_SE: Tensor, added_SN: Tensor |
 
 
 def _linear(x_SE: Tensor, block: DraftBlock) -> Tensor:
-    product = x_SE @ block.weight.dequantize().T
+    product: Tensor = x_SE @ block.weight.dequantize().T
     return product if block.bias_N is None else product + block.bias_N

@@ -54,6 +54,10 @@ class EagerBackend:
         """Keep the canonical form, moved to `device`."""
         return EagerWeight(_move(weight, device))
 
+    def pack_draft(self, weight: Weight, device: torch.device) -> EagerWeight:
+        """As exactly as others."""
+        return self.pack(weight, device)
+
     def matmul(self, x_TK: Tensor, packed: EagerWeight, out_TN: Tensor) -> None:
         """out = x Wᵀ, a slice of W's rows at a time."""
         num_outputs, num_inputs = packed.shape

@@ -15,8 +15,8 @@ from perseid_kernels.activation import silu_mul
 from perseid_kernels.attention import attention
 from perseid_kernels.backend import AttentionBatch, SlotMoves
 from perseid_kernels.best import best
-from perseid_kernels.expand import expand
 from perseid_kernels.draft_heads import DraftHeads, FusedHeads
+from perseid_kernels.expand import expand
 from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.gate import choose
 from perseid_kernels.matmul_dense import PackedDense, matmul_dense, pack_dense
@@ -61,6 +61,10 @@ class TritonBackend:
                 return pack_int8(weight, device)
             case DenseWeight():
                 return pack_dense(weight, device, self.compute_dtype)
+
+    def pack_draft(self, weight: Weight, device: torch.device) -> PackedWeight:
+        """As exactly as others."""
+        return self.pack(weight, device)
 
     def matmul(self, x_TK: Tensor, packed: PackedWeight, out_TN: Tensor) -> None:
         """out = x Wᵀ."""

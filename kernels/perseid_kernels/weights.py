@@ -81,6 +81,15 @@ class DenseWeight:
 Weight = Int4Weight | Int8Weight | DenseWeight
 
 
+def quantize_int8(weight: DenseWeight, group_size: int) -> Int8Weight:
+    """As GGUF's Q8_0 rounds: scale = max |W| / 127 of each group, q the nearest whole number to W / scale."""
+    values_NGK = weight.values.float().view(weight.shape[0], -1, group_size)
+    scale_NG = values_NGK.abs().amax(dim=-1) / 127.0
+    inverse_NG = torch.where(scale_NG > 0, 1.0 / scale_NG, 0.0)
+    codes = (values_NGK * inverse_NG[..., None]).round().clamp(-127, 127).to(torch.int8)
+    return Int8Weight(codes.view(weight.shape), scale_NG, group_size)
+
+
 def merge_outputs(parts: list[Weight]) -> list[Weight]:
     """Join neighbours that can share one product (same kind, group size, codebook, offset or none) along N.
 

@@ -71,18 +71,19 @@ def random_heads(rng: torch.Generator, case: Case, lm_head: Weight | None = None
     )
 
 
-def fused(backend: Backend, heads: DraftHeads) -> FusedHeads:
+def fused(backend: Backend, heads: DraftHeads, *, exact: bool = True) -> FusedHeads:
     """The same heads in the backend's layouts, in one call."""
+    pack_weight = backend.pack if exact else backend.pack_draft
 
     def pack(block: DraftBlock) -> DraftBlock:
-        return DraftBlock(backend.pack(block.weight, CPU), block.bias_N)
+        return DraftBlock(pack_weight(block.weight, CPU), block.bias_N)
 
     call = backend.fuse_heads(
         DraftHeads(
             heads.num_heads,
             pack(heads.first),
             [[pack(block) for block in layer] for layer in heads.further],
-            [backend.pack(weight, CPU) for weight in heads.lm_heads],
+            [pack_weight(weight, CPU) for weight in heads.lm_heads],
             heads.vocabulary_V,
             heads.num_candidates,
         )
@@ -192,11 +193,29 @@ def test_every_place_can_be_the_likeliest(native_backend: Backend, width: int) -
         torch.testing.assert_close(drafted.probabilities_SHK[0, 0, 0], logits.softmax(0)[place])
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_as_drafts_are_packed(native_backend: Backend, rng: torch.Generator, exact: bool) -> None:
+    """Less exactly perhaps, but not by much, and the same in any batch."""
+    heads = random_heads(rng, Case(num_heads=4))
+    hidden = torch.randn(50, WIDTH, generator=rng)
+    ask = fused(native_backend, heads, exact=exact)
+    drafted, alone = ask(hidden), ask(hidden[7:8])
+    assert torch.equal(drafted.token_ids_SHK[7], alone.token_ids_SHK[0])
+    assert torch.equal(drafted.probabilities_SHK[7], alone.probabilities_SHK[0])
+    chances = draft_logits_oracle(heads, hidden).softmax(dim=-1)
+    found = chances.gather(-1, drafted.token_ids_SHK)
+    assert (found - drafted.probabilities_SHK).abs().max() < (1e-5 if exact else 0.06)
+    assert found.sum() > (1 - 1e-6 if exact else 0.99) * chances.topk(10).values.sum()
+
+
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
-def test_broken_numbers_make_no_candidates(native_backend: Backend, rng: torch.Generator, broken: float) -> None:
+def test_broken_numbers_make_no_candidates(
+    native_backend: Backend, rng: torch.Generator, broken: float, exact: bool
+) -> None:
     """And do no harm to the other rows."""
     heads = random_heads(rng, Case(has_vocabulary=True))
-    ask, hidden = fused(native_backend, heads), torch.randn(3, WIDTH, generator=rng)
+    ask, hidden = fused(native_backend, heads, exact=exact), torch.randn(3, WIDTH, generator=rng)
     sound = ask(hidden)
     hidden[1, 5] = broken
     drafted = ask(hidden)

@@ -3,7 +3,7 @@
 import torch
 
 from perseid_kernels.segments import PageList, Segments
-from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, merge_outputs
+from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, merge_outputs, quantize_int8
 from tests.kernels.cases import CODEBOOKS, int4_weight, int8_weight
 
 
@@ -23,6 +23,19 @@ def test_int4_by_hand() -> None:
 def test_int8_by_hand() -> None:
     weight = Int8Weight(torch.tensor([[-128, 127]], dtype=torch.int8), torch.tensor([[0.5, 2.0]]), 1)
     assert weight.dequantize().tolist() == [[-64.0, 254.0]]
+
+
+def test_rounded_to_8_bits(rng: torch.Generator) -> None:
+    """To the nearest of 255 values, each group with the scale that lets its largest fit; zeros stay zeros."""
+    values = torch.randn(5, 64, generator=rng)
+    values[2, 32:] = 0.0
+    values[3, 7] = -40.0
+    rounded = quantize_int8(DenseWeight(values), 32)
+    largest = values.view(5, 2, 32).abs().amax(dim=-1)
+    torch.testing.assert_close(rounded.scale, largest / 127)
+    error = (rounded.dequantize() - values).view(5, 2, 32).abs()
+    assert (error <= 0.5001 * rounded.scale[..., None]).all()
+    assert not rounded.dequantize()[2, 32:].any()
 
 
 def test_merged_outputs_equal_the_parts_one_under_the_other(rng: torch.Generator) -> None:

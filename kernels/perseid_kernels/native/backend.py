@@ -20,7 +20,7 @@ from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.native.decoder import NativeForward
 from perseid_kernels.native.draft_heads import NativeHeads
 from perseid_kernels.native.library import constant, function
-from perseid_kernels.native.pack import Layout, NativeWeight, pack
+from perseid_kernels.native.pack import Layout, NativeWeight, pack, pack_draft
 from perseid_kernels.native.profile import Profile, profiling
 from perseid_kernels.native.routing import NativeGates, NativeRouted
 from perseid_kernels.rank_pages import RankPages
@@ -79,6 +79,12 @@ class NativeBackend:
         if device.type != "cpu":
             raise ValueError(f"device {device}: the native backend computes on the CPU")
         return pack(weight, self._layout)
+
+    def pack_draft(self, weight: Weight, device: torch.device) -> NativeWeight:
+        """Dense weights as codes of 8 bits; activations in 8 bits too, where bytes can be multiplied."""
+        if device.type != "cpu":
+            raise ValueError(f"device {device}: the native backend computes on the CPU")
+        return pack_draft(weight, self._layout)
 
     def matmul(self, x_TK: Tensor, packed: NativeWeight, out_TN: Tensor) -> None:
         """out = x Wᵀ."""

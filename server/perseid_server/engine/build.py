@@ -26,7 +26,8 @@ from perseid_server.engine.runner import ModelRunner
 from perseid_server.errors import InvalidRequest
 from perseid_server.model.build import build_decoder
 from perseid_server.model.checkpoint import open_checkpoint
-from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
+from perseid_server.model.decode_graphs import DecodeGraphs
+from perseid_server.model.graph_limits import GraphLimits, most_tree_rows
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.source import resolve_model
 from perseid_server.model.step_times import measure_steps
@@ -78,7 +79,9 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         warm_up(decoder, kv, pool, config.max_batch_tokens)
         if config.cuda_graphs:
             graphs = DecodeGraphs(decoder, kv, pool, backend, _graph_limits(config, capacity))
-    times = measure_steps(decoder.bind(kv, pool), device, capacity.num_blocks * config.block_size, config.block_size)
+    times = measure_steps(
+        decoder.bind(kv, pool), device, capacity.num_blocks * config.block_size, config.block_size, graphs
+    )
     load_heads = LoadHeads(checkpoint, decoder.lm_head, backend, device)
     heads = HeadRunner(HeadsResidency(load_heads), pool, residency)
     engine = Engine(
@@ -86,7 +89,7 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         BlockAllocator(capacity.num_blocks, config.block_size, caching=config.prefix_cache, base=spec.hash),
         residency,
         ModelRunner(decoder, kv, pool, residency, config.block_size, graphs),
-        Drafter(StepClock(times), heads, config.draft_tokens),
+        Drafter(StepClock(times.plain, times.trees), heads, config.draft_tokens),
     )
     ready = EngineReady(
         spec=spec,
@@ -105,6 +108,7 @@ def _graph_limits(config: EngineConfig, capacity: Capacity) -> GraphLimits:
         block_size=config.block_size,
         num_pages=capacity.num_pages,
         pages_of_row=MAX_RANK // PAGE_RANK,
+        max_tree_rows=0 if config.draft_tokens == 0 else most_tree_rows(config.max_num_seqs, config.max_batch_tokens),
     )
 
 

@@ -71,7 +71,8 @@ class Drafter:
 
     def plan(self, decoding: Sequence[Running], num_rows: int, max_model_len: int) -> Plan:
         """Drafts for sequences of which each has one token to compute, in a step of `num_rows` rows without drafts."""
-        wanting = [sequence for sequence in decoding if _depth_left(sequence, max_model_len) > 0]
+        depths = [_depth_left(sequence, max_model_len) for sequence in decoding]
+        wanting = [sequence for sequence, depth in zip(decoding, depths, strict=True) if depth > 0]
         if not wanting or self._fixed == 0:
             return NO_PLAN
         started = time.perf_counter()
@@ -80,8 +81,8 @@ class Drafter:
         candidates = dict(zip((sequence.id for sequence in asking), answers, strict=True))
         floor = 0.0 if self._fixed is not None else least_worthwhile(self._clock, len(decoding), num_rows)
         drafts: dict[str, Draft] = {}
-        for sequence in wanting:
-            draft = self._draft(sequence, candidates.get(sequence.id), floor, _depth_left(sequence, max_model_len))
+        for sequence, depth in zip(decoding, depths, strict=True):
+            draft = self._draft(sequence, candidates.get(sequence.id), floor, depth) if depth > 0 else None
             if draft is not None:
                 drafts[sequence.id] = draft
         if self._fixed is None:
@@ -154,16 +155,19 @@ class Drafter:
     def _draft(
         self, sequence: Running, candidates: Candidates | None, least_value: float, max_depth: int
     ) -> Draft | None:
-        state = self._states.setdefault(sequence.id, DraftState())
+        state = self._states.get(sequence.id)
+        if state is None:
+            state = self._states[sequence.id] = DraftState()
+        match = state.ngrams.match(sequence.token_ids) if sequence.request.speculation.uses_ngrams else None
+        if candidates is None and match is None:
+            return None
         most = MOST_NODES if self._fixed is None else self._fixed
         estimate = partial(self._records.estimate, label_of(sequence), of_sequence=state.record.factor)
         builder = DraftBuilder(estimate, least_value)
         if candidates is not None:
             builder.add_heads(candidates, most)
-        if sequence.request.speculation.uses_ngrams:
-            match = state.ngrams.match(sequence.token_ids)
-            if match is not None:
-                builder.add_match(sequence.token_ids, match, most)
+        if match is not None:
+            builder.add_match(sequence.token_ids, match, most)
         return builder.build(most, max_depth)
 
     def _worthwhile(self, drafts: Mapping[str, Draft], num_sequences: int, num_rows: int) -> dict[str, Draft]:

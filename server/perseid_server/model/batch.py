@@ -84,6 +84,13 @@ class HostBatch:
         """Whether every sequence has one row and the logits of each are wanted. A tree of one row is a decode."""
         return len(self.token_ids) == len(self.context_len) == len(self.logits_rows)
 
+    @property
+    def is_tree_step(self) -> bool:
+        """Whether every sequence has one row or is a tree, and the logits of all rows are wanted. So is a decode."""
+        return len(self.token_ids) == len(self.logits_rows) and all(
+            end - start == 1 or self._is_tree(start) for start, end in self._spans
+        )
+
     def on(self, device: torch.device) -> StepBatch:
         """The tensors on `device`, without waiting for it."""
         host = (

@@ -32,7 +32,6 @@ class DeviceHeads:
         self.device = device
         self._ask: FusedHeads = backend.fuse_heads(heads) or OpByOp(heads, backend)
 
-    @torch.inference_mode()
     def propose(self, hidden_SE: Tensor, delta: HeadsDelta | None = None) -> list[Candidates]:
         """Each head's likeliest tokens after each row."""
         drafted = self._ask(hidden_SE, delta)
@@ -47,6 +46,7 @@ class OpByOp:
     heads: DraftHeads
     backend: Backend
 
+    @torch.inference_mode()
     def __call__(self, hidden_SE: Tensor, delta: HeadsDelta | None = None) -> Drafted:
         """In the backend's compute dtype; the choice in float32."""
         logits_SHV = self._logits(self._residual(hidden_SE, delta))
@@ -91,16 +91,16 @@ def place_heads(checked: CheckedHeads, backend: Backend, device: torch.device, p
     tensors = checked.tensors()
 
     def block(weights: Sequence[Any], biases: Sequence[Any]) -> DraftBlock:
-        dense = _smallest(torch.cat([torch.from_numpy(weight) for weight in weights]))
+        dense = torch.cat([torch.from_numpy(weight) for weight in weights])
         zeros = torch.zeros(dense.shape[1])
         parts = [zeros if bias is None else torch.from_numpy(bias) for bias in biases]
         has_bias = any(bias is not None for bias in biases)
         bias_N = torch.cat(parts).to(device, backend.compute_dtype) if has_bias else None
-        return DraftBlock(backend.pack(DenseWeight(dense), device), bias_N)
+        return DraftBlock(backend.pack_draft(DenseWeight(dense), device), bias_N)
 
     heads = range(checked.info.num_heads)
     vocabulary = checked.config.draft_vocabulary
-    own = [backend.pack(DenseWeight(_smallest(torch.from_numpy(weight))), device) for weight in tensors.lm_heads]
+    own = [backend.pack_draft(DenseWeight(torch.from_numpy(weight)), device) for weight in tensors.lm_heads]
     lm_heads = own or [pack_lm_head(vocabulary)]
     described = DraftHeads(
         num_heads=len(heads),
@@ -114,9 +114,3 @@ def place_heads(checked: CheckedHeads, backend: Backend, device: torch.device, p
         num_candidates=min(RANKS, lm_heads[0].shape[0]),
     )
     return DeviceHeads(described, backend, device)
-
-
-def _smallest(values: Tensor) -> Tensor:
-    """As float16 where that changes no value (most heads are published so), else float32: half the bytes to read."""
-    half = values.half()
-    return half if torch.equal(half.float(), values) else values

@@ -52,6 +52,27 @@ class _Node:
     children: dict[int, "_Node"] = field(default_factory=dict)
 
 
+class _HeadClaims:
+    """What heads claim by rank, with estimates: made when they are looked at, as most of them never are."""
+
+    def __init__(self, candidates: Candidates, estimate: Estimate) -> None:
+        self._probabilities = candidates.probabilities
+        self._estimate = estimate
+        self._made: list[list[tuple[Claim, float]]] = [[] for _ in candidates.probabilities]
+        self.num_heads = len(candidates.probabilities)
+
+    def num_ranks(self, head: int) -> int:
+        return len(self._probabilities[head])
+
+    def at(self, head: int, rank: int) -> tuple[Claim, float]:
+        """A rank is looked at after those before it."""
+        made = self._made[head]
+        if rank == len(made):
+            claim = Claim(("medusa", head), self._probabilities[head][rank])
+            made.append((claim, self._estimate(claim)))
+        return made[rank]
+
+
 class DraftBuilder:
     """Collects claims about one sequence."""
 
@@ -63,27 +84,27 @@ class DraftBuilder:
 
     def add_heads(self, candidates: Candidates, num_nodes: int) -> None:
         """The `num_nodes` likeliest paths through the heads' candidates; a path's probability is the product."""
-        chances = [
-            [self._estimate(Claim(("medusa", head), p)) for p in of_head]
-            for head, of_head in enumerate(candidates.probabilities)
-        ]
-        if not chances:
-            return
+        claims = _HeadClaims(candidates, self._estimate)
         # (−value, path of ranks): of equal values the shorter path first, so parents come before their children
-        heap: list[tuple[float, tuple[int, ...]]] = [(-chances[0][0], (0,))]
+        heap: list[tuple[float, tuple[int, ...]]] = []
+
+        def found(negated: float, path: tuple[int, ...]) -> None:
+            if -negated >= self._least:
+                heapq.heappush(heap, (negated, path))
+
+        if claims.num_heads:
+            found(-claims.at(0, 0)[1], (0,))
         for _ in range(num_nodes):
-            if not heap or -heap[0][0] < self._least:
+            if not heap:
                 return
             negated, path = heapq.heappop(heap)
             head, rank = len(path) - 1, path[-1]
-            self._insert(
-                [candidates.token_ids[depth][r] for depth, r in enumerate(path)],
-                Claim(("medusa", head), candidates.probabilities[head][rank]),
-            )
-            if len(path) < len(chances):
-                heapq.heappush(heap, (negated * chances[head + 1][0], (*path, 0)))
-            if rank + 1 < len(chances[head]) and chances[head][rank] > 0.0:
-                heapq.heappush(heap, (negated / chances[head][rank] * chances[head][rank + 1], (*path[:-1], rank + 1)))
+            claim, estimate = claims.at(head, rank)
+            self._insert([candidates.token_ids[depth][r] for depth, r in enumerate(path)], claim, estimate)
+            if head + 1 < claims.num_heads:
+                found(negated * claims.at(head + 1, 0)[1], (*path, 0))
+            if rank + 1 < claims.num_ranks(head):
+                found(negated / estimate * claims.at(head, rank + 1)[1], (*path[:-1], rank + 1))
 
     def add_match(self, token_ids: Sequence[int], match: Match, num_nodes: int) -> None:
         """What followed an earlier match."""
@@ -92,7 +113,7 @@ class DraftBuilder:
         for token in continuation(token_ids, match, min(num_nodes, LONGEST_CHAIN)):
             claim = Claim(("ngram", match.size, not path), further if path else first)
             path.append(token)
-            self._insert(path, claim)
+            self._insert(path, claim, self._estimate(claim))
 
     def build(self, num_nodes: int, max_depth: int) -> Draft | None:
         """The likeliest nodes, parents before children, likeliest first; None if there are none."""
@@ -116,12 +137,12 @@ class DraftBuilder:
                 found += 1
         return Draft(DraftTree(tuple(tokens), tuple(parents), tuple(values)), tuple(claims)) if tokens else None
 
-    def _insert(self, path: Sequence[int], claim: Claim) -> None:
+    def _insert(self, path: Sequence[int], claim: Claim, estimate: float) -> None:
         """A claim about the last token of a path whose other nodes are there."""
         siblings = self._roots
         for token in path[:-1]:
             siblings = siblings[token].children
-        estimate, token = self._estimate(claim), path[-1]
+        token = path[-1]
         node = siblings.get(token)
         if node is None:
             siblings[token] = _Node(token, [claim], estimate)

@@ -31,4 +31,4 @@ class LoadHeads:
             return self.lm_head
         head = self.checkpoint.lm_head()
         whole = self.checkpoint.embedding() if head is None else head
-        return self.backend.pack(take_rows(whole, torch.tensor(rows)), self.device)
+        return self.backend.pack_draft(take_rows(whole, torch.tensor(rows)), self.device)

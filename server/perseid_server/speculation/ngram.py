@@ -37,10 +37,11 @@ class NgramIndex:
 
     def _add(self, token_ids: Sequence[int], end: int) -> Match | None:
         found = None
+        tail = tuple(token_ids[max(end - SIZES[0], 0) : end])
         for size, last in zip(SIZES, self._last, strict=True):
             if size > end:
                 continue
-            ngram = tuple(token_ids[end - size : end])
+            ngram = tail[-size:]
             before = last.get(ngram)
             if before is not None and found is None:
                 found = Match(size, before)

@@ -1,7 +1,7 @@
 """What a step of so many rows takes, as measured. Standard library only."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 FAST, SLOW = 0.1, 0.02
 """How quickly the whole curve follows a new measurement, and how quickly its shape does."""
@@ -15,43 +15,52 @@ class StepClock:
     follows what else the machine does and how long contexts are. Plain steps and steps with trees have a curve each,
     and the pace in common."""
 
-    def __init__(self, measured: Mapping[int, float]) -> None:
-        """`measured`: seconds of plain steps, by rows; one point at least."""
-        if not measured or min(measured.values()) <= 0.0:
-            raise ValueError("a clock is set by one measured step at least, and none takes no time")
-        self._rows = tuple(sorted(measured))
-        plain = [measured[rows] for rows in self._rows]
-        for place in range(1, len(plain)):  # noise: more rows take no less
-            plain[place] = max(plain[place], plain[place - 1])
-        self._curves = {False: plain, True: list(plain)}
+    def __init__(self, plain: Mapping[int, float], trees: Mapping[int, float] | None = None) -> None:
+        """Seconds by rows, of plain steps and of steps with trees; one point each at least. None: as plain steps."""
+        self._curves = {False: _Curve(plain), True: _Curve(plain if trees is None else trees)}
         self._pace = 1.0
 
     def seconds(self, rows: int, *, trees: bool) -> float:
         """What a step is going to take."""
-        return self._pace * self._at(self._curves[trees], rows)
+        return self._pace * self._curves[trees].at(rows)
 
     def saw(self, rows: int, seconds: float, *, trees: bool) -> None:
         """A step of so many rows took so long."""
-        curve = self._curves[trees]
         ratio = min(max(seconds / self.seconds(rows, trees=trees), 1.0 / WIDEST), WIDEST)
+        self._curves[trees].bend(rows, SLOW * (ratio - 1.0))
+        self._pace *= 1.0 + FAST * (ratio - 1.0)
+
+
+class _Curve:
+    """Points, and lines between them."""
+
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        if not measured or min(measured.values()) <= 0.0:
+            raise ValueError("a clock is set by one measured step at least, and none takes no time")
+        self._rows = tuple(sorted(measured))
+        self._seconds = [measured[rows] for rows in self._rows]
+        for place in range(1, len(self._rows)):  # noise: more rows take no less
+            self._seconds[place] = max(self._seconds[place], self._seconds[place - 1])
+
+    def at(self, rows: int) -> float:
+        """Interpolated; beyond the points a straight line through the two that are nearest."""
         before, after = self._neighbours(rows)
-        bend = 1.0 + SLOW * (ratio - 1.0)
+        if before == after:
+            return self._seconds[before]
+        first, last = self._rows[before], self._rows[after]
+        slope = (self._seconds[after] - self._seconds[before]) / (last - first)
+        return self._seconds[before] + slope * (rows - first)
+
+    def bend(self, rows: int, by: float) -> None:
+        """The points beside so many rows grow by this share, each as near as it is."""
+        before, after = self._neighbours(rows)
         for place in {before, after}:
             share = (
                 1.0
                 if before == after
                 else 1.0 - abs(self._rows[place] - rows) / (self._rows[after] - self._rows[before])
             )
-            curve[place] *= 1.0 + (bend - 1.0) * min(max(share, 0.0), 1.0)
-        self._pace *= 1.0 + FAST * (ratio - 1.0)
-
-    def _at(self, curve: Sequence[float], rows: int) -> float:
-        """Interpolated; a straight line through the last two points, or through the origin, beyond them."""
-        before, after = self._neighbours(rows)
-        if before == after:
-            return curve[before]
-        first, last = self._rows[before], self._rows[after]
-        return curve[before] + (curve[after] - curve[before]) * (rows - first) / (last - first)
+            self._seconds[place] *= 1.0 + by * min(max(share, 0.0), 1.0)
 
     def _neighbours(self, rows: int) -> tuple[int, int]:
         if len(self._rows) == 1:

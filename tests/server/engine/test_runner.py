@@ -6,6 +6,7 @@ The backend is Triton's, through its interpreter.
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from perseid_server.model.batch import HostBatch
 from perseid_server.model.decode_graphs import DecodeGraphs
 from perseid_server.model.decoder import Decoder
 from perseid_server.model.sampling_params import SamplingParams
+from perseid_server.speculation.options import Speculation
 from tests.server.model.passes import backend_named
 from tests.server.model.tiny import opened, random_prompt, write_tiny
 from tests.server.stack import write_adapter
@@ -39,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """Builds an engine for a backend, by name."""
 
-    def make(backend: str = "triton", **options: bool) -> Engine:
+    def make(backend: str = "triton", **options: Any) -> Engine:
         monkeypatch.setattr(build, "backend_for", lambda device, activations: backend_named(backend))
         config = EngineConfig(
             str(folder), device="cpu", kv_memory=1, adapter_memory=1, max_batch_tokens=24, max_num_seqs=3, **options
@@ -117,7 +119,7 @@ def test_the_answers_are_the_same_without_graphs(built: Callable[..., Engine], a
 @pytest.mark.parametrize(
     ("backend", "graphs", "logged"),
     [
-        ("triton", True, ["compiled the kernels of prefill in ", "recorded 6 decode steps of up to 3 rows in "]),
+        ("triton", True, ["compiled the kernels of prefill in ", "recorded 10 decode steps of up to 24 rows in "]),
         ("triton", False, ["compiled the kernels of prefill in "]),
         ("native", True, []),
         ("eager", True, []),
@@ -131,3 +133,46 @@ def test_only_a_backend_that_records_warms_up_and_records(
     assert len(caplog.messages) == len(logged)
     assert all(told.startswith(begin) for told, begin in zip(caplog.messages, logged, strict=True))
     assert (engine._runner._graphs is not None) == (len(logged) == 2)
+
+
+def repeated(engine: Engine) -> list[tuple[int, ...]]:
+    """Three requests whose prompts repeat themselves, so that prompt lookup drafts for them; one is sampled."""
+    told: dict[str, tuple[int, ...]] = {}
+    for row in range(3):
+        sampling = SamplingParams(max_tokens=9, temperature=0.8 if row == 2 else 0.0, seed=5)
+        prompt = tuple(random_prompt(row, 4) * 2)
+        engine.submit(Submit(str(row), prompt, sampling, speculation=Speculation("ngram")))
+    while engine.has_work:
+        for output in engine.step().outputs:
+            assert output.error is None
+            told[output.request_id] = (*told.get(output.request_id, ()), *output.token_ids)
+    return [told[str(row)] for row in range(3)]
+
+
+def test_steps_with_drafts_are_replayed(built: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts behind each sequence whether they pay or not; the answers are those of an engine that records nothing."""
+    expected = repeated(built(cuda_graphs=False, draft_tokens=0))
+    replayed: list[bool] = []
+    ordinary: list[HostBatch] = []
+    replay, upload = DecodeGraphs.forward, HostBatch.on
+
+    def watched_replay(self, batch: HostBatch):
+        replayed.append(batch.is_decode)
+        return replay(self, batch)
+
+    def watched_upload(self, device: torch.device):
+        ordinary.append(self)
+        return upload(self, device)
+
+    engine = built(draft_tokens=2)
+    monkeypatch.setattr(DecodeGraphs, "forward", watched_replay)
+    monkeypatch.setattr(HostBatch, "on", watched_upload)
+    assert repeated(engine) == expected
+    assert False in replayed, "no step had a tree"
+    assert not any(batch.is_tree_step for batch in ordinary)
+
+
+def test_without_drafts_no_trees_are_recorded(built: Callable[..., Engine], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="perseid_server.model"):
+        built(draft_tokens=0)
+    assert caplog.messages[-1].startswith("recorded 6 decode steps of up to 3 rows in ")

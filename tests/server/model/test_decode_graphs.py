@@ -12,10 +12,11 @@ from torch import Tensor
 from perseid_kernels import attention
 from perseid_kernels.segments import PAGE_RANK, PageList
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.model import decode_graphs
+from perseid_server.model import graph_limits
 from perseid_server.model.batch import HostBatch
-from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
+from perseid_server.model.decode_graphs import DecodeGraphs
 from perseid_server.model.decoder import Decoder
+from perseid_server.model.graph_limits import GraphLimits
 from perseid_server.model.kv_cache import KVCache
 from tests.server.model.passes import BLOCK_SIZE, CPU, backend_named, decoder_of
 from tests.server.model.recording import TapeRecorder
@@ -177,7 +178,7 @@ def test_short_contexts_take_the_recordings_with_a_short_reach(
     base: Base, decoder: Decoder, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bits from either, at the border too: one that reached no further would leave keys out."""
-    monkeypatch.setattr(decode_graphs, "SHORTEST_REACH", 64)
+    monkeypatch.setattr(graph_limits, "SHORTEST_REACH", 64)
     limits = replace(LIMITS, max_rows=2)
     assert limits.reaches == (64, 512, 600)
     graphs = DecodeGraphs(decoder, stage.kv, stage.pool, stage.recorder, limits)

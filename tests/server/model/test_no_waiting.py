@@ -17,7 +17,8 @@ from perseid_kernels.segments import PageList
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.model.batch import HostBatch
 from perseid_server.model.build import build_decoder
-from perseid_server.model.decode_graphs import DecodeGraphs, GraphLimits
+from perseid_server.model.decode_graphs import DecodeGraphs
+from perseid_server.model.graph_limits import GraphLimits
 from perseid_server.model.kv_cache import KVCache
 from perseid_server.model.sampling import SampleRequest, sample
 from perseid_server.model.sampling_params import SamplingParams

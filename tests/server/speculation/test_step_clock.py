@@ -43,6 +43,18 @@ def test_trees_may_cost_more_than_plain_steps() -> None:
     assert clock.seconds(4, trees=False) < 0.8 * clock.seconds(4, trees=True), "which was not seen"
 
 
+def test_each_kind_may_have_been_measured_by_itself() -> None:
+    """Trees have other sizes, and take longer where they have the same."""
+    clock = StepClock({1: 2.0, 64: 2.5}, {2: 3.0, 16: 3.0, 17: 3.2, 32: 3.2})
+    assert [clock.seconds(rows, trees=False) for rows in (1, 64)] == [2.0, 2.5]
+    assert [clock.seconds(rows, trees=True) for rows in (2, 9, 16, 17, 32)] == [3.0, 3.0, 3.0, 3.2, 3.2]
+    assert clock.seconds(1, trees=True) == 3.0
+    for _ in range(200):
+        clock.saw(9, 3.9, trees=True)
+    assert clock.seconds(16, trees=True) == pytest.approx(3.9, rel=0.1)
+    assert clock.seconds(64, trees=False) > 2.5, "the pace is in common"
+
+
 def test_one_outlier_does_little() -> None:
     clock = StepClock(MEASURED)
     clock.saw(1, 1000.0, trees=False)
@@ -62,3 +74,5 @@ def test_noise_does_not_drift() -> None:
 def test_a_clock_has_to_be_set(measured: dict[int, float]) -> None:
     with pytest.raises(ValueError, match="set by one measured step"):
         StepClock(measured)
+    with pytest.raises(ValueError, match="set by one measured step"):
+        StepClock(MEASURED, measured)
