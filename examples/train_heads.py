@@ -33,7 +33,7 @@ SEED = 7
 CHATS = 3200
 QUESTIONS = 1800  # asked by the base
 ITEMS = 400  # of each task
-EPOCHS = 4.0
+EPOCHS = 3.0
 
 
 def questions(path: Path, told: Callable[[str, int, int], None]) -> list[Conversation]:

@@ -157,6 +157,7 @@ def medusa(
     epochs: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 3.0,
     batch: Annotated[int, Parameter(validator=_COUNT)] = 512,
     learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-3,
+    softness: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.9,
     weight_decay: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
     seed: int = 0,
     held_out_share: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] = 0.1,
@@ -199,6 +200,8 @@ def medusa(
         Positions of a step.
     learning_rate
         The highest, after a warm-up; it ends at zero.
+    softness
+        How much the base's own distribution counts beside the token it chose: 0 for tokens alone.
     weight_decay
         AdamW's, times the learning rate.
     seed
@@ -240,6 +243,7 @@ def medusa(
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
+        softness=softness,
         weight_decay=weight_decay,
         seed=seed,
         bfloat16=bfloat16,

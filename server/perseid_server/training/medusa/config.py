@@ -23,6 +23,7 @@ class HeadsOptions:
     weight_decay: float = 0.0
     clip: float = 1.0  # norm of the gradient
     decay: float = 0.8  # what head h counts: decay^h
+    softness: float = 0.9  # how much the base's own distribution counts, beside the token it chose
     bfloat16: bool = False  # the products with the lm_head, which are nearly all of the work
     seed: int = 0
 

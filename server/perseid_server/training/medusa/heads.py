@@ -3,6 +3,8 @@
     x_0 = hidden state;  x_{l+1} = x_l + SiLU(W_l x_l + b_l);  logits = L x_last
     loss = Σ_h decay^h · mean over positions of CE(logits of head h, token h + 2 places on)
 
+The token counts 1 − softness, the base's whole distribution at its place the rest (`frozen_loss.py`).
+
 L, the base's lm_head over the draft vocabulary, is frozen and shared.
 
 Shape legend: M positions of a step, H heads, E hidden size, V' draft vocabulary.
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perseid_server.training.medusa.config import HeadsOptions
-from perseid_server.training.medusa.frozen_loss import frozen_cross_entropy
+from perseid_server.training.medusa.frozen_loss import Teacher, frozen_cross_entropy
 from perseid_server.training.medusa.positions import Positions
 
 
@@ -86,7 +88,7 @@ class HeadsTrainer:
         targets_MH = self._positions.targets_MH[chosen_M].to(device)
         states = self.heads.states(self._positions.hidden_ME[chosen_M].to(device))
         losses = [
-            frozen_cross_entropy(state_ME, self._lm_head_VE, targets_MH[:, head])
+            frozen_cross_entropy(state_ME, self._lm_head_VE, targets_MH[:, head], self._teacher(chosen_M, head))
             for head, state_ME in enumerate(states)
         ]
         for group in self._optimizer.param_groups:
@@ -121,6 +123,14 @@ class HeadsTrainer:
         if step < warm_up:
             return rate * (step + 1) / warm_up
         return rate * (1 + math.cos(math.pi * (step - warm_up) / max(self.num_steps - warm_up, 1))) / 2
+
+    def _teacher(self, chosen_M: Tensor, head: int) -> Teacher | None:
+        """The states from which the head's targets were told."""
+        if not self._options.softness:
+            return None
+        device = self._lm_head_VE.device
+        rows_M, known_M = self._positions.told_by(chosen_M, head)
+        return Teacher(self._positions.hidden_ME[rows_M].to(device), (self._options.softness * known_M).to(device))
 
     def _chosen(self, step: int) -> Tensor:
         """Positions of a step, int64 [M]: every round takes all of them in an order of its own."""

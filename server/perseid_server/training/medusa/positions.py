@@ -34,6 +34,14 @@ class Positions:
     def __len__(self) -> int:
         return self.hidden_ME.shape[0]
 
+    def told_by(self, chosen_M: Tensor, head: int) -> tuple[Tensor, Tensor]:
+        """(rows, known): the positions from whose states this head's targets were told, and whether they are here. The
+        state behind an answer's last token is not."""
+        starts = torch.tensor(self.starts)
+        ends_M = starts[torch.searchsorted(starts, chosen_M, right=True)]
+        rows_M = chosen_M + head + 1
+        return rows_M.clamp(max=len(self) - 1), rows_M < ends_M
+
     def of_source(self, source: str) -> Tensor:
         """Its positions, int64."""
         spans = zip(self.starts, self.starts[1:], self.sources, strict=False)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from perseid_server.training.medusa.accuracy import judge
 from perseid_server.training.medusa.config import HeadsOptions
-from perseid_server.training.medusa.frozen_loss import frozen_cross_entropy
+from perseid_server.training.medusa.frozen_loss import Teacher, frozen_cross_entropy
 from perseid_server.training.medusa.heads import HeadsTrainer, MedusaHeads
 from perseid_server.training.medusa.positions import NOT_DRAFTED, PAST_END, Positions
 
@@ -43,6 +43,31 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy():
     (3 * expected).backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_teacher_is_learned_from_where_there_is_one():
+    """The gradient is that of the cross-entropy to the mixed distribution; the value is told against the tokens."""
+    generator = torch.Generator().manual_seed(2)
+    x, states = (torch.randn((5, HIDDEN), generator=generator) for _ in range(2))
+    weight = torch.randn((VOCABULARY, HIDDEN), generator=generator)
+    targets, softness = torch.tensor([0, 3, PAST_END, 11, 5]), torch.tensor([0.9, 0.9, 0.9, 0.0, 0.5])
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    loss = frozen_cross_entropy(ours, weight, targets, Teacher(states, softness))
+    known = targets >= 0
+    mixed = functional.one_hot(targets.clamp(min=0), VOCABULARY) * (1 - softness)[:, None]
+    mixed = mixed + softness[:, None] * (states @ weight.T).softmax(1)
+    functional.cross_entropy((theirs @ weight.T)[known], mixed[known]).backward()
+    loss.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(loss, functional.cross_entropy((x @ weight.T)[known], targets[known]))
+
+
+def test_what_tells_a_target_is_the_state_before_it(toy):
+    """Within its own answer; nothing is known behind the last one."""
+    positions, _ = toy
+    rows, known = positions.told_by(torch.tensor([0, LENGTH - 3, LENGTH - 2, LENGTH - 1, LENGTH]), 1)
+    assert known.tolist() == [True, True, False, False, True]
+    assert rows[known].tolist() == [2, LENGTH - 1, LENGTH + 2]
 
 
 def test_without_a_target_there_is_no_loss():
