@@ -10,7 +10,7 @@ from perseid_server.engine.messages import BLENDED, ROUTED, SpeculationStats
 from perseid_server.engine.ports import Chunk, ChunkResult, Heads, ScheduledStep
 from perseid_server.engine.sequence import Sequence as Running
 from perseid_server.speculation.budget import Habits, best_count, least_worthwhile
-from perseid_server.speculation.claims import Record, Records
+from perseid_server.speculation.claims import NGRAM, Claim, Record, Records
 from perseid_server.speculation.draft import Candidates, Draft, DraftBuilder
 from perseid_server.speculation.ngram import NgramIndex
 from perseid_server.speculation.step_clock import StepClock
@@ -229,8 +229,8 @@ class _Costs:
         return accepted - (len(own) * self.row + self.asking) / self.token
 
 
-def _is_free(claims: Sequence[object]) -> bool:
-    return any(getattr(claim, "kind", ("",))[0] == "ngram" for claim in claims)
+def _is_free(claims: Sequence[Claim]) -> bool:
+    return any(claim.kind[0] == NGRAM for claim in claims)
 
 
 def label_of(sequence: Running) -> str:

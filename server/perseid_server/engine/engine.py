@@ -6,18 +6,24 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from perseid_server.engine.answers import (
+    Ends,
+    accept,
+    failure,
+    keep_prompt_logprobs,
+    routing_report,
+    with_beginnings,
+)
 from perseid_server.engine.drafting import Drafter
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import (
     AdapterState,
     EngineStats,
-    FinishReason,
-    RoutingReport,
     SequenceOutput,
     StepOutputs,
     Submit,
 )
-from perseid_server.engine.ports import Chunk, ChunkResult, Residency, RoutedChunk, Runner, ScheduledStep
+from perseid_server.engine.ports import Chunk, ChunkResult, Residency, Runner, ScheduledStep
 from perseid_server.engine.scheduler import Scheduler, SchedulerLimits
 from perseid_server.engine.sequence import Sequence
 
@@ -44,6 +50,7 @@ class Engine:
         self, limits: EngineLimits, blocks: BlockAllocator, residency: Residency, runner: Runner, drafter: Drafter
     ) -> None:
         self._limits = limits
+        self._ends = Ends(limits.max_model_len, limits.eos_token_ids)
         self._blocks = blocks
         self._residency = residency
         self._runner = runner
@@ -71,7 +78,7 @@ class Engine:
         """Let a request wait for its turn. One that can never run ends with an error in the next step's outputs."""
         problem = self._problem_with(request)
         if problem:
-            self._refused.append(_failure(request.request_id, problem))
+            self._refused.append(failure(request.request_id, problem))
             return
         sequence = Sequence(request, self._num_arrivals)
         self._num_arrivals += 1
@@ -233,77 +240,24 @@ class Engine:
         if result.error is not None:
             yield self._end_with_error(sequence, result.error)
             return
-        self._keep_prompt_logprobs(chunk, result)
+        keep_prompt_logprobs(chunk, result)
         self._count_routed(chunk, result)
         samples = chunk.samples  # until its sequence grows
         if samples and sequence.request.sampling.max_tokens == 0:
             output = SequenceOutput(sequence.id, finish_reason="length")
         else:
-            output = self._accept(sequence, result)
+            output = accept(sequence, result, self._ends)
         self._scheduler.computed(chunk, output.accepted_tokens)
         if not samples:
             return
         output = replace(output, drafted_tokens=chunk.num_rows - chunk.count)
         if not sequence.has_answered:
-            output = self._with_beginnings(output, sequence)
+            output = with_beginnings(output, sequence)
         if sequence.request.report_routing and result.routed is not None:
-            output = replace(output, routing=_routing_report(sequence, output, result.routed))
+            output = replace(output, routing=routing_report(sequence, output, result.routed))
         if output.finish_reason is not None:
             self._end(sequence)
         yield output
-
-    def _accept(self, sequence: Sequence, result: ChunkResult) -> SequenceOutput:
-        """Append the sampled tokens up to the one that ends the sequence, if one does."""
-        params = sequence.request.sampling
-        finished: FinishReason | None = None
-        stop_token: int | None = None
-        taken = 0
-        for token_id in result.token_ids:
-            is_end = not params.ignore_eos and token_id in self._limits.eos_token_ids
-            if is_end or token_id in params.stop_token_ids:
-                finished, stop_token = "stop", token_id
-                break
-            sequence.append(token_id)
-            taken += 1
-            finished = self._length_reached(sequence)
-            if finished is not None:
-                break
-        return SequenceOutput(
-            sequence.id,
-            result.token_ids[:taken],
-            result.logprobs[:taken],
-            finish_reason=finished,
-            stop_token_id=stop_token,
-            accepted_tokens=min(len(result.accepted), taken),
-        )
-
-    def _length_reached(self, sequence: Sequence) -> FinishReason | None:
-        reached = (
-            sequence.num_output >= sequence.request.sampling.max_tokens
-            or len(sequence.token_ids) >= self._limits.max_model_len
-        )
-        return "length" if reached else None
-
-    @staticmethod
-    def _with_beginnings(output: SequenceOutput, sequence: Sequence) -> SequenceOutput:
-        """What is told once, with the first output."""
-        sequence.has_answered = True
-        assert sequence.scheduled_at is not None, "it has just run"
-        return replace(
-            output,
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None,
-            cached_tokens=sequence.num_cached,
-            queue_s=sequence.scheduled_at - sequence.arrived_at,
-            prefill_s=time.perf_counter() - sequence.scheduled_at,
-        )
-
-    @staticmethod
-    def _keep_prompt_logprobs(chunk: Chunk, result: ChunkResult) -> None:
-        """Entry i judges prompt token i; nothing judges the first. A recomputed chunk brings the same again."""
-        sequence = chunk.sequence
-        if sequence.wants_prompt_logprobs:
-            kept = sequence.prompt_logprobs or [None]
-            sequence.prompt_logprobs = [*kept[: chunk.start + 1], *result.prompt_logprobs]
 
     def _count_routed(self, chunk: Chunk, result: ChunkResult) -> None:
         routed, routing = result.routed, chunk.sequence.adaptation.routing
@@ -317,7 +271,7 @@ class Engine:
 
     def _end_with_error(self, sequence: Sequence, error: str) -> SequenceOutput:
         self._end(sequence)
-        return _failure(sequence.id, error)
+        return failure(sequence.id, error)
 
     def _end(self, sequence: Sequence) -> None:
         self._drafter.ended(sequence)
@@ -327,15 +281,3 @@ class Engine:
 
 def _adapters_of(sequences: Iterable[Sequence]) -> tuple[str, ...]:
     return tuple(sorted({version for sequence in sequences for version in sequence.adaptation.adapters}))
-
-
-def _failure(request_id: str, error: str) -> SequenceOutput:
-    return SequenceOutput(request_id, finish_reason="error", error=error)
-
-
-def _routing_report(sequence: Sequence, output: SequenceOutput, routed: RoutedChunk) -> RoutingReport:
-    """The prompt's mean shares once, and those of the row from which a token was sampled."""
-    is_first = output.prefill_s is not None
-    total = sum(sequence.prompt_shares)  # a token's shares sum to 1
-    prompt = tuple(share / total for share in sequence.prompt_shares) if is_first and total > 0 else None
-    return RoutingReport(prompt, routed.sampled[: len(output.token_ids)])

@@ -109,8 +109,7 @@ class ModelRunner:
         )
 
     def _ends(self, chunk: Chunk, token_id: int) -> bool:
-        params = chunk.sequence.request.sampling
-        return token_id in params.stop_token_ids or (not params.ignore_eos and token_id in self._eos_token_ids)
+        return chunk.sequence.is_ended_by(token_id, self._eos_token_ids)
 
 
 _NOTHING = Walk((), (), ())

@@ -3,6 +3,7 @@
 import random
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from perseid_server.engine.adaptation import Adaptation
@@ -68,6 +69,11 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Every prompt position's logits are needed, so nothing may come from the prefix cache."""
         return self.request.sampling.prompt_logprobs is not None
+
+    def is_ended_by(self, token_id: int, eos_token_ids: Collection[int]) -> bool:
+        """Whether a sampled token ends it, and is not part of the answer."""
+        params = self.request.sampling
+        return token_id in params.stop_token_ids or (not params.ignore_eos and token_id in eos_token_ids)
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -8,6 +8,9 @@ claimed, they tell by how much that source is too sure there. Standard library o
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+MEDUSA, NGRAM = "medusa", "ngram"
+"""Sources."""
+
 MEMORY = 400.0
 """Claims after which an old one counts 1/e."""
 
@@ -23,7 +26,7 @@ LEAST_FACTOR, MOST_FACTOR = 0.05, 1.3
 class Claim:
     """One source's word for a node."""
 
-    kind: Hashable  # e.g. ("medusa", depth)
+    kind: tuple[str, int] | tuple[str, int, bool]  # (MEDUSA, head), or (NGRAM, size of the match, first after it)
     probability: float
 
 

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from perseid_server.speculation.claims import Claim
+from perseid_server.speculation.claims import MEDUSA, NGRAM, Claim
 from perseid_server.speculation.ngram import Match, continuation
 from perseid_server.speculation.tree import ROOT, DraftTree
 
@@ -68,7 +68,7 @@ class _HeadClaims:
         """A rank is looked at after those before it."""
         made = self._made[head]
         if rank == len(made):
-            claim = Claim(("medusa", head), self._probabilities[head][rank])
+            claim = Claim((MEDUSA, head), self._probabilities[head][rank])
             made.append((claim, self._estimate(claim)))
         return made[rank]
 
@@ -111,7 +111,7 @@ class DraftBuilder:
         first, further = NGRAM_CLAIMS[match.size]
         path: list[int] = []
         for token in continuation(token_ids, match, min(num_nodes, LONGEST_CHAIN)):
-            claim = Claim(("ngram", match.size, not path), further if path else first)
+            claim = Claim((NGRAM, match.size, not path), further if path else first)
             path.append(token)
             self._insert(path, claim, self._estimate(claim))
 

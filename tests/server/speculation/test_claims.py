@@ -44,6 +44,6 @@ def test_old_claims_fade() -> None:
 def test_nothing_is_certain() -> None:
     records = Records()
     for _ in range(300):
-        records.add("a", Claim("sure", 0.9), right=True)
-    assert records.estimate("a", Claim("sure", 1.0)) == MOST_CERTAIN
-    assert records.estimate("a", Claim("sure", 0.9), of_sequence=0.1) < 0.2
+        records.add("a", Claim(("sure", 0), 0.9), right=True)
+    assert records.estimate("a", Claim(("sure", 0), 1.0)) == MOST_CERTAIN
+    assert records.estimate("a", Claim(("sure", 0), 0.9), of_sequence=0.1) < 0.2
