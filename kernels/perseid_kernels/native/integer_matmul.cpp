@@ -6,7 +6,8 @@
 //
 // A tile is a panel and two rows: two registers of weights hold 32 outputs × 4 inputs, and each meets the bytes of both
 // rows. So every load is used twice, and with three bytes twelve sums run side by side: no product waits for another.
-// (Eight rows × 16 outputs need no fewer loads, and their 24 sums leave no registers for the rest.)
+// With one byte four rows leave registers enough, and eight sums. (Eight rows × 16 outputs need no fewer loads, and with
+// three bytes their 24 sums leave no registers for the rest.)
 #include "integer_matmul.h"
 
 #ifdef PERSEID_VNNI
@@ -20,7 +21,7 @@ namespace perseid {
 namespace {
 
 constexpr int HALF = 16;                          // outputs of a register; a panel has two
-constexpr int TILE_ROWS = 2;
+constexpr int MOST_TILE_ROWS = 4;
 constexpr int64_t ROW_BLOCK_BYTES = 256 * 1024;   // quantised rows that stay in the second cache while panels pass
 constexpr int64_t TASK_PRODUCTS = 300 * 1000;     // of a task: a microsecond or more, so that taking it costs little
 
@@ -118,6 +119,12 @@ inline void add_block(const BlockSums& x, int32_t first_code, const __m512 scale
     }
 }
 
+// Of a tile: as many sums as registers hold beside the rest.
+template <class Form>
+constexpr int tile_rows() {
+    return Form::PLANES == 1 ? 4 : 2;
+}
+
 // ROWS rows from `row` on, one panel, all inputs. FETCH asks for the weights that come next, in this panel and after
 // it: the hardware's own prefetching stops at the end of a page, which a panel soon reaches.
 template <class Form, int ROWS, bool FETCH>
@@ -162,17 +169,30 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
     }
 }
 
+// The rows that fill no tile.
+template <class Form, bool FETCH>
+void multiply_rest(const Product& p, int64_t panel, int64_t row, int64_t end) {
+    if constexpr (tile_rows<Form>() > 2) {
+        switch (end - row) {
+            case 3: return multiply_tile<Form, 3, FETCH>(p, panel, row);
+            case 2: return multiply_tile<Form, 2, FETCH>(p, panel, row);
+        }
+    }
+    multiply_tile<Form, 1, FETCH>(p, panel, row);
+}
+
 template <class Form>
 void multiply_rows(const Product& p, int64_t panel, int64_t row, int64_t end) {
-    if (row + TILE_ROWS > end) {
-        return multiply_tile<Form, 1, true>(p, panel, row);
+    constexpr int TILE = tile_rows<Form>();
+    if (row + TILE > end) {
+        return multiply_rest<Form, true>(p, panel, row, end);
     }
-    multiply_tile<Form, TILE_ROWS, true>(p, panel, row);
-    for (row += TILE_ROWS; row + TILE_ROWS <= end; row += TILE_ROWS) {
-        multiply_tile<Form, TILE_ROWS, false>(p, panel, row);
+    multiply_tile<Form, TILE, true>(p, panel, row);
+    for (row += TILE; row + TILE <= end; row += TILE) {
+        multiply_tile<Form, TILE, false>(p, panel, row);
     }
     if (row < end) {
-        multiply_tile<Form, 1, false>(p, panel, row);
+        multiply_rest<Form, false>(p, panel, row, end);
     }
 }
 
@@ -220,7 +240,8 @@ void integer_matmul(const Weight& w, const float* x, int64_t num_rows, int64_t s
     const int most_bits = w.kind == QUADS8 ? 19 : 21;  // 32 products with codes of 8 or 4 bits fit 32 bits
     const auto rows = quantize_rows(x, stride_x, num_rows, w.num_inputs, w.quad_block(), w.planes, most_bits);
     const Product p{w, rows, out, stride_out};
-    const int64_t row_block = std::max<int64_t>(TILE_ROWS, ROW_BLOCK_BYTES / (w.planes * w.num_inputs) / TILE_ROWS * TILE_ROWS);
+    const int64_t most_rows = ROW_BLOCK_BYTES / (w.planes * w.num_inputs);
+    const int64_t row_block = std::max<int64_t>(1, most_rows / MOST_TILE_ROWS) * MOST_TILE_ROWS;
     const int64_t row_blocks = (num_rows + row_block - 1) / row_block;
     const int64_t panel_products = PANEL * w.num_inputs * std::min(num_rows, row_block);
     const int64_t grain = std::clamp<int64_t>(TASK_PRODUCTS / panel_products, 1, 8);  // panels of a task

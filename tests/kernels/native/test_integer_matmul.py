@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from perseid_kernels.backend import Activations
 from perseid_kernels.native.backend import NativeBackend
 from perseid_kernels.native.build import build_library
 from perseid_kernels.weights import Int4Weight, Int8Weight, Weight
@@ -108,6 +109,18 @@ def test_rows_do_not_see_each_other(backend: NativeBackend, rng: torch.Generator
         together = product(backend, weight, x)
         for row in {0, num_rows // 2, num_rows - 1}:
             assert torch.equal(product(backend, weight, x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("activations", ["int16", "int8"])
+@pytest.mark.parametrize("num_rows", [2, 3, 4, 5, 6, 7, 8, 500])
+def test_nor_with_fewer_bytes(activations: Activations, rng: torch.Generator, num_rows: int) -> None:
+    """Whose tiles have other sizes."""
+    backend = NativeBackend(build_library(), activations=activations)
+    for weight in weights(rng):
+        x = torch.randn(num_rows, weight.shape[1], generator=rng)
+        together = product(backend, weight, x)
+        alone = torch.cat([product(backend, weight, x[row : row + 1]) for row in range(min(num_rows, 8))])
+        assert torch.equal(together[:8], alone)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -101,6 +101,16 @@ def test_one_call_as_op_by_op(tmp_path: Path, layout: str, with_delta: bool) -> 
     assert len(tokens) == 5 * 3 * min(RANKS, len(vocabulary or range(BASE.vocab_size)))
 
 
+@pytest.mark.parametrize("with_delta", [False, True])
+@pytest.mark.parametrize("name", ["eager", "triton"])
+def test_every_backend_says_the_same(tmp_path: Path, name: str, with_delta: bool) -> None:
+    """These heads are too narrow to be rounded."""
+    folder = write_heads(tmp_path, medusa_v2(num_layers=2))
+    hidden, delta = hidden_states(5), delta_for(5) if with_delta else None
+    expected = placed(folder, backend_named("native")).propose(hidden, delta)
+    assert_alike(placed(folder, backend_named(name)).propose(hidden, delta), expected)
+
+
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_rounded_heads_say_nearly_the_same(tmp_path: Path, num_layers: int) -> None:
     """The native backend holds them in 8 bits where their width allows it."""
