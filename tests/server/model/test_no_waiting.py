@@ -75,8 +75,8 @@ class UnreadableBackend:
 
 
 def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
-    """A recorded decode and a recorded tree with adapters and without; ordinary passes of two chunks with adapters and of
-    a chunk and a tree."""
+    """Recorded decodes and trees with adapters and without; ordinary passes of two chunks with adapters, and of a chunk
+    and a tree."""
     checkpoint, backend = opened(write_tiny(tmp_path, "qwen2", torch.bfloat16)), UnreadableBackend()
     decoder = build_decoder(checkpoint, backend, META, 64)
     pool = AdapterPool(checkpoint.spec, 3, META, torch.float32)
