@@ -16,6 +16,7 @@ from perseid_kernels.attention import attention_oracle
 from perseid_kernels.backend import AttentionBatch, SlotMoves, TreeRows
 from perseid_kernels.bench.routed import routed_rows
 from perseid_kernels.bench.sections import CheckFailed, Deadline, Report, points
+from perseid_kernels.bench.tree_checks import check_only_trees
 from perseid_kernels.bench.weights import random_gates, random_int4, random_pages
 from perseid_kernels.expand import expand_oracle
 from perseid_kernels.move_slots import move_slots_oracle
@@ -192,6 +193,9 @@ def _trees(heads: int, kv_heads: int, head_dim: int) -> Check:
             backend.attention(q[row : row + 1].to(device), *caches, decode, head_dim**-0.5, alone)
             if not torch.equal(alone[0], out[row]):
                 raise CheckFailed(f"attention of trees: row {row} has other bits than its decode")
+        of_trees, tables = [row for row, mask in enumerate(masks) if mask], batch.block_table[[1, 3]]
+        beside = ([masks[2:6], masks[7:]], [context[1], context[3]], out[of_trees])
+        check_only_trees(backend, q[of_trees].to(device), caches, tables, *beside)
         return relative_error(out, attention_oracle(q, k, v, host, head_dim**-0.5)) / 2  # p is rounded as well
 
     return run

@@ -3,7 +3,8 @@
     python -m perseid_kernels.bench.gpu [--seconds 500] [--out build/gpu-bench.json]
 
 Needs a GPU, torch, Triton and NumPy; no network. Order: the device's own rates; each kernel against its oracle (a
-wrong one ends the suite with exit code 1); the decode step; the 4-bit product; the low-rank sums, by name and routed.
+wrong one ends the suite with exit code 1); the decode step; steps with drafted trees; the 4-bit product; the low-rank
+sums, by name and routed.
 Each section has a budget; what did not fit is noted. Results are written after every section, so a stopped run keeps
 its own.
 """
@@ -25,6 +26,7 @@ from perseid_kernels.bench.roofline import Rates
 from perseid_kernels.bench.routed import bench_routed
 from perseid_kernels.bench.sections import Deadline, Report, Section, run_sections
 from perseid_kernels.bench.step import bench_step
+from perseid_kernels.bench.trees import bench_trees
 
 TOTAL_SECONDS = 500.0
 """Nine minutes with a margin: a point that has begun is finished, and its kernels compiled, beyond the deadline."""
@@ -66,10 +68,11 @@ def sections_for(device: torch.device, share: float = 1.0) -> list[Section]:
     return [
         Section("rates of the device", 20 * share, measured.section),
         Section("kernels against their oracles", 130 * share, partial(run_checks, device=device)),
-        Section("decode step of an 8B-shaped model", 150 * share, step),
-        Section("4-bit product", 85 * share, products),
-        Section("shrink + expand", 80 * share, lora),
-        Section("routed sums", 30 * share, routed),
+        Section("decode step of an 8B-shaped model", 130 * share, step),
+        Section("steps with drafted trees", 65 * share, partial(bench_trees, device=device)),
+        Section("4-bit product", 70 * share, products),
+        Section("shrink + expand", 60 * share, lora),
+        Section("routed sums", 25 * share, routed),
     ]
 
 

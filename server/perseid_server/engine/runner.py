@@ -22,8 +22,8 @@ from perseid_server.model.sampling_params import TokenLogprobs
 
 
 class ModelRunner:
-    """Runs steps on one decoder, one KV cache and one pool of adapter pages; pure decode steps by `graphs`, where
-    there are any."""
+    """Runs steps on one decoder, one KV cache and one pool of adapter pages; steps of decodes and trees alone by
+    `graphs`, where there are any."""
 
     def __init__(
         self,

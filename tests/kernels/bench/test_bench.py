@@ -254,6 +254,22 @@ def test_routed_rows_have_the_floor_of_what_they_chose() -> None:
     assert routed_work(4, 16, (24, 8), 3, 16, distinct, picks, 4).bytes > 4 * 2 * 3 * 16
 
 
+@pytest.mark.usefixtures("ordered_dot")
+def test_trees_that_depend_on_other_rows_fail_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step of trees alone one row is off; or padding is written."""
+    honest = TritonBackend.attention
+    for row, problem in ((2, "other bits without"), (7, "padding was written")):
+
+        def attention(self, q, k, v, batch, scale, out, row=row) -> None:
+            honest(self, q, k, v, batch, scale, out)
+            if batch.trees is not None and len(batch.trees.rows) == len(q):
+                out[row] *= 1 + 1e-6
+
+        monkeypatch.setattr(TritonBackend, "attention", attention)
+        with pytest.raises(CheckFailed, match=problem):
+            run_checks(Report("checks"), LATER, DEVICE, dtype=torch.float32, checks={"t": _trees(4, 2, 16)})
+
+
 def test_a_row_that_depends_on_its_neighbours_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TritonBackend.matmul
 

@@ -1,5 +1,7 @@
 """What a step's rows become: trees, and the moves of their accepted slots."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,14 @@ def test_the_last_bit_is_the_sign() -> None:
     assert batch.trees is not None
     assert batch.trees.ancestors[-2:].tolist() == [(1 << 63) - 1, -1]
     assert batch.max_query_len == 1
+
+
+def test_decodes_and_trees_make_a_step_with_trees() -> None:
+    assert host_batch([1, 3], [0, 1, 3, 5]).is_tree_step
+    assert host_batch([1, 1], []).is_tree_step, "a decode is one too"
+    assert not host_batch([2, 3], [0, 0, 1, 3, 5]).is_tree_step, "a chunk beside a tree"
+    assert not host_batch([2], []).is_tree_step
+    assert not replace(host_batch([1, 3], [0, 1, 3, 5]), logits_rows=[0, 3]).is_tree_step
 
 
 def test_a_root_alone_is_a_decode() -> None:

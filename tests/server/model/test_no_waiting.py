@@ -75,13 +75,13 @@ class UnreadableBackend:
 
 
 def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
-    """A recorded decode with adapters and one without, an ordinary pass of two chunks with adapters, and one of a chunk
+    """Recorded decodes and trees with adapters and without; ordinary passes of two chunks with adapters, and of a chunk
     and a tree."""
     checkpoint, backend = opened(write_tiny(tmp_path, "qwen2", torch.bfloat16)), UnreadableBackend()
     decoder = build_decoder(checkpoint, backend, META, 64)
     pool = AdapterPool(checkpoint.spec, 3, META, torch.float32)
     kv = KVCache.allocate(checkpoint.spec, 4, 16, META, torch.float32)
-    graphs = DecodeGraphs(decoder, kv, pool, backend, GraphLimits(4, 64, 16, 3, 2))
+    graphs = DecodeGraphs(decoder, kv, pool, backend, GraphLimits(4, 64, 16, 3, 2, max_tree_rows=8))
     for pages in (PAGES, [None] * 3):
         decode = HostBatch([5, 6, 7], [3, 0, 9], [3, 16, 41], range(4), [4, 1, 10], [[0], [1], [2]], pages, range(3))
         assert graphs.takes(decode)
@@ -89,6 +89,12 @@ def test_the_device_is_not_read_in_a_forward_pass(tmp_path: Path) -> None:
         assert outputs.hidden_LE.device == outputs.logits_LV.device == META
         assert outputs.hidden_LE.shape == (3, decoder.config.hidden_size)
         assert outputs.logits_LV.shape == (3, decoder.config.vocab_size)
+        tree = HostBatch(
+            [5, 6, 7], [3, 4, 9], [3, 4, 25], [0, 2, 3], [5, 10], [[0], [1]], pages, range(3), (), [1, 3, 0]
+        )
+        assert not tree.is_decode
+        assert graphs.takes(tree)
+        assert graphs.forward(tree).logits_LV.shape == (3, decoder.config.vocab_size)
     chunks = HostBatch([5, 6, 7], [3, 4, 9], [3, 4, 25], [0, 2, 3], [5, 10], [[0], [1]], PAGES, [1, 2])
     assert decoder.forward(chunks.on(META), kv, pool).logits_LV.shape == (2, decoder.config.vocab_size)
     tree = replace(chunks, ancestors=[1, 3, 0]).on(META)

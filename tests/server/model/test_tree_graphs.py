@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of padding 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Recorded once for all tests: each fills the inputs anew."""
-    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64, "attention_bias": True}
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
     base = Base(write_tiny(tmp_path_factory.mktemp("graphs"), "llama", torch.bfloat16, **small))
     decoder = decoder_of(base.checkpoint, backend_named("triton"), LIMITS.max_context)
     pool = AdapterPool(base.checkpoint.spec, NUM_PAGES, CPU, torch.float32)
