@@ -132,7 +132,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _connect(engine, metrics, registry)
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
-        drafting = Drafting(HeadsChooser(registry), config.speculation)
+        drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
         service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
         await registry.restore()
         for adapter in named:

@@ -1,5 +1,6 @@
 """Drafts for the next step: who is asked for them, which are worth a row, and what became of them."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +11,18 @@ from perseid_server.engine.messages import BLENDED, ROUTED, SpeculationStats
 from perseid_server.engine.ports import Chunk, ChunkResult, Heads, ScheduledStep
 from perseid_server.engine.sequence import Sequence as Running
 from perseid_server.speculation.budget import Habits, best_count, least_worthwhile
-from perseid_server.speculation.claims import NGRAM, Claim, Record, Records
+from perseid_server.speculation.claims import MOST_CERTAIN, NGRAM, Claim, Record, Records
 from perseid_server.speculation.draft import Candidates, Draft, DraftBuilder
-from perseid_server.speculation.ngram import NgramIndex
+from perseid_server.speculation.ngram import Match, NgramIndex
 from perseid_server.speculation.step_clock import StepClock
 from perseid_server.speculation.tree import MAX_TREE_ROWS, ROOT
 
+logger = logging.getLogger(__name__)
+
 MOST_NODES = MAX_TREE_ROWS - 1
+INDEXED_IN_A_STEP = 512
+"""Tokens that prompt lookup indexes between two steps, of all sequences: a long prompt takes some steps."""
+
 SEQUENCE_MEMORY = 24.0
 """Claims after which a sequence's own record of them counts 1/e."""
 
@@ -30,12 +36,22 @@ class DraftState:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What the next step has room for."""
+
+    num_rows: int  # without drafts
+    most_drafts: int  # rows
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Drafts by request id, and what it usually takes to make them."""
 
     drafts: Mapping[str, Draft] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()  # request ids whose heads were asked
-    seconds: float = 0.0
+    seconds: float = 0.0  # of asking
+    num_sequences: int = 0  # that decode
 
     @property
     def num_nodes(self) -> int:
@@ -67,33 +83,29 @@ class Drafter:
         self._habits = Habits()
         self._states: dict[str, DraftState] = {}
         self._counts: defaultdict[str, _Count] = defaultdict(_Count)
+        self._counted: set[str] = set()  # labels, in the last step
+        self._to_index = 0  # tokens, until the next step
         self.heads = heads
 
-    def plan(self, decoding: Sequence[Running], num_rows: int, max_model_len: int) -> Plan:
-        """Drafts for sequences of which each has one token to compute, in a step of `num_rows` rows without drafts."""
-        depths = [_depth_left(sequence, max_model_len) for sequence in decoding]
-        wanting = [sequence for sequence, depth in zip(decoding, depths, strict=True) if depth > 0]
-        if not wanting or self._fixed == 0:
+    def plan(self, decoding: Sequence[Running], room: Room) -> Plan:
+        """Drafts for sequences of which each has one token to compute. Whatever goes wrong here costs drafts only."""
+        self._counted = set()
+        try:
+            return self._plan(decoding, room)
+        except Exception:
+            logger.exception("nothing is drafted from now on: planning drafts failed")
+            self._fixed = 0
             return NO_PLAN
-        started = time.perf_counter()
-        asking = self._asking(wanting, len(decoding))
-        answers = self._heads.propose(asking) if asking else []
-        candidates = dict(zip((sequence.id for sequence in asking), answers, strict=True))
-        floor = 0.0 if self._fixed is not None else least_worthwhile(self._clock, len(decoding), num_rows)
-        drafts: dict[str, Draft] = {}
-        for sequence, depth in zip(decoding, depths, strict=True):
-            draft = self._draft(sequence, candidates.get(sequence.id), floor, depth) if depth > 0 else None
-            if draft is not None:
-                drafts[sequence.id] = draft
-        if self._fixed is None:
-            drafts = self._worthwhile(drafts, len(decoding), num_rows)
-        seconds = time.perf_counter() - started
-        if candidates:
-            seconds = self._habits.asking(len(candidates), seconds)
-        return Plan(drafts, frozenset(candidates), seconds)
 
     def learn(self, plan: Plan, step: ScheduledStep, results: Sequence[ChunkResult], seconds: float) -> None:
-        """Take in what a step brought."""
+        """Take in what a step brought. Whatever goes wrong here costs drafts only."""
+        try:
+            self._learn(plan, step, results, seconds)
+        except Exception:
+            logger.exception("nothing is drafted from now on: learning from drafts failed")
+            self._fixed = 0
+
+    def _learn(self, plan: Plan, step: ScheduledStep, results: Sequence[ChunkResult], seconds: float) -> None:
         decodes = [
             (chunk, result)
             for chunk, result in zip(step.chunks, results, strict=True)
@@ -118,13 +130,14 @@ class Drafter:
             if was_asked:
                 saved[label].append(costs.saved_by_heads(chunk.draft, result))
         for label, tokens in saved.items():
-            self._habits.of(label, len(decodes)).saw(sum(tokens) / len(tokens))
+            self._habits.saw(label, plan.num_sequences, sum(tokens) / len(tokens))
 
     def stats(self) -> tuple[SpeculationStats, ...]:
-        """Counters by adapter."""
+        """Counters of what the last step counted, by adapter: of thousands, few are in one step."""
+        counted = ((label, self._counts[label]) for label in sorted(self._counted))
         return tuple(
             SpeculationStats(label, count.steps, count.tokens, count.drafted, count.accepted, count.seconds_saved)
-            for label, count in self._counts.items()
+            for label, count in counted
         )
 
     def ended(self, sequence: Running) -> None:
@@ -134,10 +147,40 @@ class Drafter:
     def forget_adapter(self, version: str) -> None:
         """The version is not used any more."""
         self._counts.pop(version, None)
+        self._counted.discard(version)
         self._records.forget(version)
         self._habits.forget(version)
 
     # --- plan ---------------------------------------------------------------------------------------------------
+
+    def _plan(self, decoding: Sequence[Running], room: Room) -> Plan:
+        depths = [_depth_left(sequence, room.max_model_len) for sequence in decoding]
+        wanting = [sequence for sequence, depth in zip(decoding, depths, strict=True) if depth > 0]
+        if not wanting or self._fixed == 0 or room.most_drafts <= 0:
+            return NO_PLAN
+        floor = 0.0 if self._fixed is not None else least_worthwhile(self._clock, len(decoding), room.num_rows)
+        if floor >= MOST_CERTAIN:
+            return NO_PLAN
+        candidates, seconds = self._ask(self._asking(wanting, len(decoding)))
+        self._to_index = INDEXED_IN_A_STEP
+        drafts: dict[str, Draft] = {}
+        for sequence, depth in zip(decoding, depths, strict=True):
+            rows = room.max_model_len - len(sequence.token_ids)  # a tree's rows are stored behind the sequence
+            draft = self._draft(sequence, candidates.get(sequence.id), floor, depth, rows) if depth > 0 else None
+            if draft is not None:
+                drafts[sequence.id] = draft
+        if self._fixed is None:
+            drafts = self._worthwhile(drafts, len(decoding), room)
+        return Plan(drafts, frozenset(candidates), seconds, len(decoding))
+
+    def _ask(self, asking: Sequence[Running]) -> tuple[dict[str, Candidates], float]:
+        """What heads say, by request id, and the seconds that asking so many usually takes."""
+        if not asking:
+            return {}, 0.0
+        started = time.perf_counter()
+        answers = self._heads.propose(asking)
+        seconds = self._habits.asking(len(asking), time.perf_counter() - started)
+        return dict(zip((sequence.id for sequence in asking), answers, strict=True)), seconds
 
     def _asking(self, wanting: Iterable[Running], num_sequences: int) -> list[Running]:
         asks: dict[str, bool] = {}  # by label: a habit counts steps, not sequences
@@ -147,18 +190,18 @@ class Drafter:
                 continue
             label = label_of(sequence)
             if label not in asks:
-                asks[label] = self._fixed is not None or self._habits.of(label, num_sequences).asks()
+                asks[label] = self._fixed is not None or self._habits.asks(label, num_sequences)
             if asks[label]:
                 asking.append(sequence)
         return asking
 
     def _draft(
-        self, sequence: Running, candidates: Candidates | None, least_value: float, max_depth: int
+        self, sequence: Running, candidates: Candidates | None, least_value: float, max_depth: int, max_rows: int
     ) -> Draft | None:
         state = self._states.get(sequence.id)
         if state is None:
             state = self._states[sequence.id] = DraftState()
-        match = state.ngrams.match(sequence.token_ids) if sequence.request.speculation.uses_ngrams else None
+        match = self._match(state, sequence) if sequence.request.speculation.uses_ngrams else None
         if candidates is None and match is None:
             return None
         most = MOST_NODES if self._fixed is None else self._fixed
@@ -168,14 +211,20 @@ class Drafter:
             builder.add_heads(candidates, most)
         if match is not None:
             builder.add_match(sequence.token_ids, match, most)
-        return builder.build(most, max_depth)
+        return builder.build(min(most, max_rows), max_depth)
 
-    def _worthwhile(self, drafts: Mapping[str, Draft], num_sequences: int, num_rows: int) -> dict[str, Draft]:
-        """The likeliest nodes of all drafts, as many as pay."""
+    def _match(self, state: DraftState, sequence: Running) -> Match | None:
+        behind = min(state.ngrams.behind(sequence.token_ids), self._to_index)
+        self._to_index -= behind
+        return state.ngrams.match(sequence.token_ids, behind)
+
+    def _worthwhile(self, drafts: Mapping[str, Draft], num_sequences: int, room: Room) -> dict[str, Draft]:
+        """The likeliest nodes of all drafts, as many as pay and have room."""
         nodes = sorted(
             ((value, request_id) for request_id, draft in drafts.items() for value in draft.tree.values), reverse=True
         )
-        count = best_count(self._clock, num_sequences, [value for value, _ in nodes], num_rows)
+        del nodes[room.most_drafts :]
+        count = best_count(self._clock, num_sequences, [value for value, _ in nodes], room.num_rows)
         taken: defaultdict[str, int] = defaultdict(int)
         for _, request_id in nodes[:count]:
             taken[request_id] += 1
@@ -184,6 +233,7 @@ class Drafter:
     # --- learn --------------------------------------------------------------------------------------------------
 
     def _count(self, label: str, chunk: Chunk, result: ChunkResult, costs: "_Costs", was_asked: bool) -> None:
+        self._counted.add(label)
         count = self._counts[label]
         count.steps += 1
         count.tokens += len(result.token_ids)

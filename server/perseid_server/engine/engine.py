@@ -14,7 +14,7 @@ from perseid_server.engine.answers import (
     routing_report,
     with_beginnings,
 )
-from perseid_server.engine.drafting import Drafter
+from perseid_server.engine.drafting import Drafter, Room
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import (
     AdapterState,
@@ -132,9 +132,10 @@ class Engine:
         moved = self._residency_events(outputs)
         decoding = self._scheduler.decoding
         num_rows = len(decoding) + self._scheduler.num_prefill_rows
-        plan = self._drafter.plan(decoding, num_rows, self._limits.max_model_len)
-        self._draft_budget = plan.num_nodes
+        room = Room(num_rows, self._scheduler.most_drafts, self._limits.max_model_len)
+        plan = self._drafter.plan(decoding, room)
         step = self._scheduler.schedule(plan.drafts)
+        self._draft_budget = step.num_drafts
         outputs += self._drop_failed()
         started = time.perf_counter()
         results = self._run(step, outputs)

@@ -3,6 +3,7 @@
 An adapter may change the heads' first blocks as it changes the base's linears: its pages hold that too.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -19,6 +20,10 @@ from perseid_server.engine.step_rows import page_list
 from perseid_server.speculation.device_heads import DeviceHeads
 from perseid_server.speculation.draft import Candidates
 from perseid_server.speculation.heads_residency import HeadsResidency
+
+logger = logging.getLogger(__name__)
+
+NOTHING = Candidates((), ())
 
 
 class HeadRunner:
@@ -72,12 +77,20 @@ class HeadRunner:
             places[version].append(place)
         found: dict[int, Candidates] = {}
         for version, of_version in places.items():
-            heads = self._residency.get(version)
-            assert heads is not None, "can_propose() said so"
-            hidden_SE = torch.stack([_kept(sequences[place]).hidden for place in of_version])
-            delta = self._delta([sequences[place] for place in of_version], heads)
-            found.update(zip(of_version, heads.propose(hidden_SE, delta), strict=True))
+            try:
+                answers = self._propose(version, [sequences[place] for place in of_version])
+            except Exception as error:  # out of memory, a broken kernel: the requests go on without these heads
+                logger.exception("heads %s failed and draft no more", version[:12])
+                self._residency.fail(version, f"they failed while drafting: {type(error).__name__}")
+                answers = [NOTHING] * len(of_version)
+            found.update(zip(of_version, answers, strict=True))
         return [found[place] for place in range(len(sequences))]
+
+    def _propose(self, version: str, sequences: Sequence[Running]) -> list[Candidates]:
+        heads = self._residency.get(version)
+        assert heads is not None, "can_propose() said so"
+        hidden_SE = torch.stack([_kept(sequence).hidden for sequence in sequences])
+        return heads.propose(hidden_SE, self._delta(sequences, heads))
 
     def _delta(self, sequences: Sequence[Running], heads: DeviceHeads) -> HeadsDelta | None:
         """What the sequences' adapters add to the heads; None where they leave them alone."""

@@ -78,6 +78,18 @@ class BlockAllocator:
             self._references[block] = 1
         return blocks
 
+    def allocate_unkeyed(self, most: int) -> list[int]:
+        """Up to `most` blocks that hold nothing that could be found."""
+        blocks: list[int] = []
+        while len(blocks) < most and self._free:
+            block = next(iter(self._free))  # those without a key come first
+            if self._key_of[block] is not None:
+                break
+            del self._free[block]
+            self._references[block] = 1
+            blocks.append(block)
+        return blocks
+
     def publish(self, block: int, key: bytes) -> None:
         """Let a block whose K and V are complete be found. The first block of equal content stays the one found."""
         if self._caching and key not in self._block_of:

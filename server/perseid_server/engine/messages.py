@@ -196,7 +196,7 @@ class EngineStats:
         tuple[str, float], ...
     ] = ()  # by adapter version, "" the base: Σ over routed rows of its share
     gate_entropy: float = 0.0  # Σ over routed rows of the mean entropy of their gates, nats
-    speculation: tuple[SpeculationStats, ...] = ()
+    speculation: tuple[SpeculationStats, ...] = ()  # of what the last step counted
     draft_budget: int = 0  # rows that the last step had for drafts
 
 

@@ -41,6 +41,11 @@ class ScheduledStep:
         """Rows of the forward pass."""
         return sum(chunk.num_rows for chunk in self.chunks)
 
+    @property
+    def num_drafts(self) -> int:
+        """Of these, drafted ones."""
+        return sum(chunk.num_rows - chunk.count for chunk in self.chunks)
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedChunk:

@@ -115,14 +115,18 @@ class ModelRunner:
 _NOTHING = Walk((), (), ())
 
 
+_FEW_ROWS = 256
+
+
 class KeptRow:
-    """A row of a step's hidden states, which stay as long as one of them is wanted."""
+    """A row of a step's hidden states, which stay as long as one of them is wanted; where they are many (those of a
+    prompt that is to be judged), the row alone."""
 
     __slots__ = ("_hidden_LE", "_row")
 
     def __init__(self, hidden_LE: Tensor, row: int) -> None:
-        self._hidden_LE = hidden_LE
-        self._row = row
+        few = hidden_LE.shape[0] <= _FEW_ROWS
+        self._hidden_LE, self._row = (hidden_LE, row) if few else (hidden_LE[row : row + 1].clone(), 0)
 
     @property
     def hidden(self) -> Tensor:

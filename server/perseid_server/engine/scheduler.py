@@ -73,6 +73,12 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.num_to_compute == 1]
 
     @property
+    def most_drafts(self) -> int:
+        """Drafted rows that the next step has room for."""
+        left = self._limits.max_batch_tokens - len(self.decoding) - self.num_prefill_rows
+        return max(min(left, self._limits.max_batch_tokens // DRAFTS_SHARE), 0)
+
+    @property
     def num_prefill_rows(self) -> int:
         """Rows of the next step that belong to prefills which have begun."""
         rows = sum(sequence.num_to_compute for sequence in self.running if sequence.num_to_compute > 1)
@@ -105,7 +111,7 @@ class Scheduler:
         sequence's blocks. Full blocks become findable, what drafts needed beyond goes back."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.start + chunk.count + num_accepted
-        if chunk.draft is not None:
+        if chunk.count == 1:  # a decode
             needed = self._blocks.blocks_for(sequence.num_computed)
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]
@@ -137,7 +143,7 @@ class Scheduler:
         budget = min(tokens_left, self._limits.max_batch_tokens // DRAFTS_SHARE)
         for chunk in chunks:
             draft = drafts.get(chunk.sequence.id)
-            room = 0 if draft is None else min(len(draft.tree), budget, self._make_room(chunk, len(draft.tree)))
+            room = 0 if draft is None else self._make_room(chunk, min(len(draft.tree), budget))
             if draft is None or room == 0:
                 yield chunk
                 continue
@@ -145,11 +151,14 @@ class Scheduler:
             yield replace(chunk, draft=draft.first(room))
 
     def _make_room(self, chunk: Chunk, count: int) -> int:
-        """Take free blocks for up to `count` tokens behind a chunk; how many have room then."""
+        """Take free blocks for up to `count` tokens behind a chunk; how many of them have room then. One block may be
+        taken from the prefix cache, as the sequence grows into it soon; more only where nothing is cached."""
         sequence, end = chunk.sequence, chunk.start + chunk.count
         missing = self._blocks.blocks_for(end + count) - len(sequence.blocks)
-        sequence.blocks += self._blocks.allocate(min(missing, self._blocks.num_free)) or [] if missing > 0 else []
-        return len(sequence.blocks) * self._blocks.block_size - end
+        if missing > 0 and count > 0:
+            sequence.blocks += self._blocks.allocate(1) or []
+            sequence.blocks += self._blocks.allocate_unkeyed(missing - 1)
+        return min(count, len(sequence.blocks) * self._blocks.block_size - end)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -163,6 +172,7 @@ class Scheduler:
         sequence.block_keys = []
         sequence.num_computed = 0
         sequence.prompt_shares = ()
+        sequence.hidden = None
         self._residency.release(*sequence.adaptation.versions)
 
     def _admit(self, budget: int) -> Iterator[Chunk]:

@@ -1,9 +1,10 @@
 """Which Medusa heads draft for a request, and whom heads are for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from perseid_server.engine.adaptation import Adaptation
+from perseid_server.engine.messages import AdapterState
 from perseid_server.frontend.loaded import LoadedAdapter, LoadedHeads
 from perseid_server.frontend.loaded_names import LoadedNames
 
@@ -14,16 +15,22 @@ class HeadsChooser:
     Heads are advisory: they are neither leased nor waited for, and no answer depends on which are chosen.
     """
 
-    def __init__(self, names: LoadedNames) -> None:
+    def __init__(self, names: LoadedNames, states: Mapping[str, AdapterState] | None = None) -> None:
+        """`states`: where versions are, as the engine tells; heads that it cannot load are passed over."""
         self._names = names
+        self._states = states if states is not None else {}
 
     def heads_for(self, adaptation: Adaptation) -> LoadedHeads | None:
         """One adapter's own heads where there are such, whether a client or a request-level router chose it; the base's
         for everything else, blends and token-level gates among it. None where there are neither."""
-        heads = self._names.heads()
+        heads = [one for one in self._names.heads() if not self._is_broken(one)]
         version = _one_adapter(adaptation)
         own = [one for one in heads if version is not None and _is_for(one, version, self._names)]
         return _last(own) or _last(one for one in heads if one.is_for_base)
+
+    def _is_broken(self, heads: LoadedHeads) -> bool:
+        state = self._states.get(heads.version)
+        return state is not None and state.error is not None
 
 
 @dataclass(frozen=True, slots=True)

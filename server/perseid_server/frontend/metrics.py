@@ -104,6 +104,7 @@ class Metrics:
     def engine_ready(self, ready: EngineReady) -> None:
         """A new engine serves; its counters begin at zero, and nothing runs."""
         self._seen = EngineStats()
+        self.speculation.engine_ready()
         self.engine_stepped(StepOutputs(), {})
         self._tell_adapters(EngineStats(), {})
         self.weight_bytes.set(ready.weight_bytes)
@@ -123,7 +124,7 @@ class Metrics:
         self.lora_lookups.inc(stats.adapter_lookups - seen.adapter_lookups)
         self.lora_hits.inc(stats.adapter_hits - seen.adapter_hits)
         self._count_routed(stats, seen, names)
-        self.speculation.engine_stepped(stats, seen, names)
+        self.speculation.engine_stepped(stats, names)
         if step.iteration_tokens:
             self.iteration.observe(step.iteration_tokens)
         if (stats.running_adapters, stats.waiting_adapters) != (seen.running_adapters, seen.waiting_adapters):

@@ -25,6 +25,7 @@ class SpeculationMetrics:
     def __init__(self, registry: CollectorRegistry, label_of: LabelOf) -> None:
         """`label_of` caps the labels."""
         self._label_of = label_of
+        self._seen: dict[str, SpeculationStats] = {}
 
         def counter(name: str, text: str) -> Counter:
             return Counter(f"perseid_spec_decode_{name}", text, ("adapter",), registry=registry)
@@ -45,16 +46,18 @@ class SpeculationMetrics:
         )
         self.budget = Gauge("perseid_spec_decode_budget_rows", "Rows for drafts in the last step.", registry=registry)
 
-    def engine_stepped(self, stats: EngineStats, seen: EngineStats, names: Mapping[str, str]) -> None:
-        """Take over what is new since `seen`. `names`: adapter version → name."""
+    def engine_ready(self) -> None:
+        """A new engine counts from zero."""
+        self._seen.clear()
+
+    def engine_stepped(self, stats: EngineStats, names: Mapping[str, str]) -> None:
+        """Take over what is new. `stats` tells what its step has counted. `names`: adapter version → name."""
         self.budget.set(stats.draft_budget)
-        if stats.speculation == seen.speculation:
-            return
-        before = {each.adapter: each for each in seen.speculation}
         for now in stats.speculation:
-            earlier = before.get(now.adapter, SpeculationStats(now.adapter))
+            earlier = self._seen.get(now.adapter, SpeculationStats(now.adapter))
             if now.steps < earlier.steps:  # the version was forgotten and has come back: it counts anew
                 earlier = SpeculationStats(now.adapter)
+            self._seen[now.adapter] = now
             if now != earlier:
                 self._add(_FIXED.get(now.adapter) or self._label_of(now.adapter, names), now, earlier)
 

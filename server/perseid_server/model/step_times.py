@@ -23,6 +23,9 @@ REPEATS = 3
 LONGEST_S = 2.0
 """What measuring a curve may take. Where it is over, more rows are taken to go on as the last ones do."""
 
+FAR_ROWS = 16
+"""After one row so many are measured, however long it takes: two points beside each other tell no slope."""
+
 Forward = Callable[[StepBatch], Outputs]
 
 
@@ -57,7 +60,10 @@ def measure_steps(
 def _measure(forward: Callable[[HostBatch], Outputs], batches: Mapping[int, HostBatch]) -> Mapping[int, float]:
     started = time.perf_counter()
     measured: dict[int, float] = {}
-    for rows, batch in batches.items():
+    far = max((rows for rows in batches if rows <= FAR_ROWS), default=0)
+    order = sorted(batches, key=lambda rows: (rows != min(batches), rows != far, rows))
+    for rows in order:
+        batch = batches[rows]
         if len(measured) > 1 and time.perf_counter() - started > LONGEST_S:
             break
         _run(forward, batch)  # compiles, and touches memory

@@ -20,8 +20,12 @@ MARGIN = 1.02
 SMOOTH = 0.03
 """Weight of the newest step in what heads have saved lately."""
 
-OPTIMISM = 0.15
-"""What untried heads are taken to save, in tokens a step: they are tried some twenty steps before they rest."""
+OPTIMISM = 0.08
+"""What the first heads are taken to save, in tokens a step: they are tried for some twenty to forty steps before they
+rest, the sooner the more they cost. What comes later begins with what others saved."""
+
+WORST = -1.0
+"""A step is not held to have cost more tokens than that: something else ran."""
 
 REST_BELOW, HOPE = -0.02, 0.04
 """Heads that saved less lately rest: a little below zero, as some steps without luck come by chance. When they are
@@ -75,7 +79,7 @@ class Habit:
 
     def saw(self, saved: float) -> None:
         """Heads were asked, and it saved so many tokens' time (or cost, below zero)."""
-        self.saved += SMOOTH * (saved - self.saved)
+        self.saved += SMOOTH * (max(saved, WORST) - self.saved)
         if self.trial:
             self.trial -= 1
         elif self.saved < REST_BELOW:
@@ -99,16 +103,35 @@ class UsualCost:
         return self.seconds
 
 
+def _size(num_sequences: int) -> int:
+    """Sizes of batch are taken together up to the next power of two."""
+    return (num_sequences - 1).bit_length()
+
+
 @dataclass(slots=True)
 class Habits:
     """Of all adapters and sizes of batch, and what asking so many sequences' heads takes."""
 
     _habits: dict[tuple[Hashable, int], Habit] = field(default_factory=dict)
+    _of_all: dict[int, Habit] = field(default_factory=dict)  # by size of batch: what a new adapter begins with
     _asking: dict[int, UsualCost] = field(default_factory=dict)
 
-    def of(self, adapter: Hashable, num_sequences: int) -> Habit:
-        """Sizes of batch are taken together up to the next power of two."""
-        return self._habits.setdefault((adapter, (num_sequences - 1).bit_length()), Habit())
+    def asks(self, adapter: Hashable, num_sequences: int) -> bool:
+        """Whether to ask this adapter's heads in this step; counts it."""
+        return self._of(adapter, num_sequences).asks()
+
+    def saw(self, adapter: Hashable, num_sequences: int, saved: float) -> None:
+        """They were asked, and it saved so many tokens' time."""
+        self._of(adapter, num_sequences).saw(saved)
+        self._of_all[_size(num_sequences)].saw(saved)
+
+    def _of(self, adapter: Hashable, num_sequences: int) -> Habit:
+        size = _size(num_sequences)
+        known = self._of_all.setdefault(size, Habit())
+        habit = self._habits.get((adapter, size))
+        if habit is None:
+            habit = self._habits[adapter, size] = Habit(min(known.saved + HOPE, OPTIMISM))
+        return habit
 
     def asking(self, num_sequences: int, seconds: float) -> float:
         """Seconds that asking for so many sequences usually takes, now that it took so long."""

@@ -31,6 +31,7 @@ class HeadsResidency(Generic[T]):
 
     load: Callable[[Path], T]  # runs on the loader's thread; PerseidError or OSError says why it cannot be done
     _held: dict[str, _Held[T]] = field(default_factory=dict)
+    _failed: dict[str, str] = field(default_factory=dict)
     _loader: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heads-loader")
     )
@@ -54,7 +55,7 @@ class HeadsResidency(Generic[T]):
     def poll(self) -> ResidencyEvents:
         """Take over what has been loaded."""
         moved: list[str] = []
-        failed: dict[str, str] = {}
+        failed, self._failed = self._failed, {}
         for version, held in self._held.items():
             loading = held.loading
             if loading is None or not loading.done():
@@ -70,6 +71,12 @@ class HeadsResidency(Generic[T]):
                 held.error = failed[version] = f"they cannot be loaded: {type(error).__name__}"
                 logger.exception("heads %s cannot be loaded", version[:12])
         return ResidencyEvents(moved=tuple(moved), failed=failed)
+
+    def fail(self, version: str, error: str) -> None:
+        """Heads that are there do not work: let them go, and tell why at the next poll."""
+        held = self._held[version]
+        held.heads, held.error = None, error
+        self._failed[version] = error
 
     def knows(self, version: str) -> bool:
         """Whether they are registered."""

@@ -27,13 +27,19 @@ class NgramIndex:
         self._num_tokens = 0
         self._match: Match | None = None
 
-    def match(self, token_ids: Sequence[int]) -> Match | None:
+    def behind(self, token_ids: Sequence[int]) -> int:
+        """Tokens that are not indexed yet."""
+        return len(token_ids) - self._num_tokens
+
+    def match(self, token_ids: Sequence[int], most: int | None = None) -> Match | None:
         """The longest n-gram at the sequence's end that stood there before, at its latest place; None if none did.
-        `token_ids` goes on with what it was when this was last called."""
-        while self._num_tokens < len(token_ids):
+        `token_ids` goes on with what it was when this was last called. At most `most` tokens are indexed in one call:
+        there is no match until all are."""
+        end = len(token_ids) if most is None else min(len(token_ids), self._num_tokens + most)
+        while self._num_tokens < end:
             self._num_tokens += 1
             self._match = self._add(token_ids, self._num_tokens)
-        return self._match
+        return self._match if self._num_tokens == len(token_ids) else None
 
     def _add(self, token_ids: Sequence[int], end: int) -> Match | None:
         found = None

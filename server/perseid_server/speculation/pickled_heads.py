@@ -5,6 +5,7 @@ file's before anything is read, and its parts must be stored as they are: nothin
 """
 
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -83,7 +84,14 @@ class _Archive:
         found = read_tensors(self.archive.read(description))
         sort_names(found)
         self._check_sizes(found)
-        return {name: self._tensor(tensor) for name, tensor in sorted(found.items())}
+        by_storage: defaultdict[str, list[str]] = defaultdict(list)
+        for name, tensor in sorted(found.items()):
+            by_storage[tensor.storage.key].append(name)
+        tensors: dict[str, NDArray[np.generic]] = {}
+        for key, names in by_storage.items():  # a storage may be shared, and is held only while it is read
+            raw = self.archive.read(self._part(f"data/{key}"))
+            tensors |= {name: _values(raw, found[name]) for name in names}
+        return tensors
 
     def _check_sizes(self, found: Mapping[str, StoredTensor]) -> None:
         for name, tensor in found.items():
@@ -91,17 +99,10 @@ class _Archive:
             stored, told = self._part(f"data/{storage.key}").file_size, storage.num_items * ITEM_BYTES[storage.dtype]
             if stored != told:
                 raise AdapterRejected(f"{PICKLE_FILE}: tensor {quoted(name)} needs {told} bytes and has {stored}")
-        total = sum(prod(tensor.shape) * 4 for tensor in found.values())
+        storages = {tensor.storage.key: self._part(f"data/{tensor.storage.key}").file_size for tensor in found.values()}
+        total = max(sum(prod(tensor.shape) * 4 for tensor in found.values()), sum(storages.values()))
         if total > MAX_TENSOR_BYTES:
             raise AdapterRejected(f"{PICKLE_FILE}: its tensors take {total} bytes; the limit is {MAX_TENSOR_BYTES}")
-
-    def _tensor(self, tensor: StoredTensor) -> NDArray[np.generic]:
-        raw = self.archive.read(self._part(f"data/{tensor.storage.key}"))
-        stored = _AS_STORED[tensor.storage.dtype]
-        values = np.frombuffer(raw, stored, prod(tensor.shape), tensor.offset * stored.itemsize).reshape(tensor.shape)
-        if tensor.storage.dtype == "bfloat16":  # which NumPy does not have
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values
 
     def _read(self, name: str, limit: int) -> bytes:
         part = self._part(name)
@@ -112,3 +113,12 @@ class _Archive:
         if part is None:
             raise AdapterRejected(f"{PICKLE_FILE} has no part {quoted(name)}; expected what torch.save writes")
         return part
+
+
+def _values(raw: bytes, tensor: StoredTensor) -> NDArray[np.generic]:
+    """A tensor's own numbers, without the rest of its storage."""
+    stored = _AS_STORED[tensor.storage.dtype]
+    values = np.frombuffer(raw, stored, prod(tensor.shape), tensor.offset * stored.itemsize).reshape(tensor.shape)
+    if tensor.storage.dtype == "bfloat16":  # which NumPy does not have
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.copy()

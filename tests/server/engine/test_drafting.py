@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from perseid_server.engine import drafting
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import ROUTED, SequenceOutput, SpeculationStats, Submit
+from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import SamplingParams
+from perseid_server.speculation.draft import Candidates
 from perseid_server.speculation.options import Speculation
 from tests.fakes import BLOCK_SIZE, EOS, FakeHeads, FakeRunner, expected, fake_engine, name_of
 from tests.server.engine.test_engine import prompt_of, run, tokens
@@ -191,10 +194,89 @@ def test_where_a_row_costs_a_token_nothing_is_drafted() -> None:
 
 def test_heads_that_do_not_pay_are_left_alone() -> None:
     heads = FakeHeads(wrong=1.0)
-    engine = drafting_engine(heads, num_blocks=200, step_times={1: 1e-3, 2: 2e-3, 64: 64e-3}, max_model_len=700)
+    engine = drafting_engine(heads, num_blocks=200, step_times={1: 1e-3, 2: 1.7e-3, 64: 45e-3}, max_model_len=700)
     engine.submit(job("a", num_tokens=600))
     run(engine)
-    assert 5 < len(heads.asked) < 150
+    assert 5 < len(heads.asked) < 200
+
+
+def test_drafts_beside_a_prefill_that_fills_the_step_hold_no_blocks_and_preempt_nobody() -> None:
+    """No row is left for them: nothing is taken for what is not drafted."""
+    for draft_tokens in (None, 9, 0):
+        engine = drafting_engine(FakeHeads(wrong=0.3), num_blocks=80, draft_tokens=draft_tokens, max_batch_tokens=16)
+        engine.submit(job("a", 4, 40))
+        engine.submit(job("b", 5, 40))
+        for _ in range(3):
+            engine.step()
+        engine.submit(job("c", 200, 2))
+        while engine.has_work:
+            engine.step()
+            for sequence in engine._scheduler.running:
+                assert len(sequence.blocks) <= -(-len(sequence.token_ids) // BLOCK_SIZE)
+        assert engine.stats().num_preemptions == 0
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 2, 3])
+def test_steps_too_small_for_drafts(max_batch_tokens: int) -> None:
+    heads = FakeHeads()
+    engine = drafting_engine(heads, max_batch_tokens=max_batch_tokens, max_num_seqs=1, draft_tokens=9)
+    engine.submit(job("a", 4, 12))
+    outputs = run(engine)["a"]
+    assert tokens(outputs) == expected(prompt_of(4), None, 12)
+    assert told(outputs) == (0, 0)
+    assert heads.asked == []
+
+
+class BrokenHeads(FakeHeads):
+    """They raise when they are asked."""
+
+    def propose(self, sequences: list[Sequence]) -> list[Candidates]:
+        raise MemoryError("no memory for the heads")
+
+
+def test_heads_that_raise_cost_drafts_only() -> None:
+    engine = drafting_engine(BrokenHeads())
+    engine.submit(job("a"))
+    engine.submit(job("b", adapter=None, num_tokens=7))
+    outputs = run(engine)
+    assert tokens(outputs["a"]) == expected(prompt_of(9), None, 20)
+    assert tokens(outputs["b"]) == expected(prompt_of(9), None, 7)
+    assert told(outputs["a"]) == (0, 0)
+
+
+def test_only_what_a_step_has_counted_is_told() -> None:
+    """A server may have seen thousands of adapters."""
+    engine = drafting_engine(FakeHeads(wrong=0.2))
+    for name in ("a", "b"):
+        engine.register_adapter(name, "")
+        engine.submit(job(name, adapter=name))
+        run(engine)
+        assert [each.adapter for each in engine.stats().speculation] == [name]
+    engine.step()
+    assert engine.stats().speculation == ()
+
+
+def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And drafts from it come when it is."""
+    monkeypatch.setattr(drafting, "INDEXED_IN_A_STEP", 16)
+    text = "abcdefgh" * 12
+    engine = drafting_engine(runner=FakeRunner(64, says=text), max_batch_tokens=200)
+    prompt = tuple(text.encode())
+    engine.submit(job("a", num_tokens=60, prompt_token_ids=prompt, speculation=Speculation("ngram")))
+    drafted = [each.drafted_tokens for each in run(engine)["a"]]
+    assert drafted[:5] == [0] * 5
+    assert sum(drafted) > 0
+
+
+def test_no_rows_beyond_the_longest_sequence() -> None:
+    """Its blocks, and recorded steps, have room for no more."""
+    runner = FakeRunner(64)
+    engine = drafting_engine(
+        FakeHeads(wrong=1.0), runner=runner, max_model_len=24, draft_tokens=30, max_batch_tokens=256
+    )
+    engine.submit(job("a", num_tokens=100))
+    run(engine)
+    assert max(chunk.start + chunk.num_rows for step in runner.steps for chunk in step.chunks) <= 24
 
 
 def test_draft_tokens_zero_means_never() -> None:

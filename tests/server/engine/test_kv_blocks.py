@@ -7,6 +7,20 @@ from hypothesis import strategies as st
 from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
 
 
+def test_blocks_without_a_key_are_taken_apart_from_those_with_one() -> None:
+    allocator = BlockAllocator(4, 2)
+    held = allocator.allocate(2) or []
+    allocator.publish(held[0], b"a")
+    allocator.release(held)
+    taken = allocator.allocate_unkeyed(10)
+    assert len(taken) == 3
+    assert held[0] not in taken
+    assert allocator.find([b"a"]) == [held[0]]
+    allocator.release(taken)
+    assert allocator.num_free == 4
+    assert allocator.allocate_unkeyed(0) == []
+
+
 def test_allocate_takes_all_or_nothing():
     blocks = BlockAllocator(4, 2)
     assert blocks.allocate(5) is None

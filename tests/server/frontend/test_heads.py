@@ -1,12 +1,14 @@
 """Which heads draft for whom."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from perseid_server.adapters.lora import AdapterInfo
 from perseid_server.adapters.manifest import Entry
 from perseid_server.engine.adaptation import BASE, Adaptation, Routing
+from perseid_server.engine.messages import AdapterState
 from perseid_server.frontend.heads import HeadsChooser, HeadsFor, whom
 from perseid_server.frontend.loaded import Loaded, LoadedAdapter, LoadedHeads
 from perseid_server.frontend.loaded_names import LoadedNames
@@ -33,6 +35,16 @@ def heads(name: str, at: float = 1.0, *, by_name: str | None = None, by_hash: st
 def chosen(loaded: Sequence[Loaded], adaptation: Adaptation) -> str | None:
     found = HeadsChooser(Names(*loaded)).heads_for(adaptation)
     return None if found is None else found.name
+
+
+def test_heads_that_the_engine_cannot_load_are_passed_over() -> None:
+    good, newer = heads("good", at=1.0), heads("newer", at=2.0)
+    states: dict[str, AdapterState] = {}
+    newer = replace(newer, entry=replace(newer.entry, version="n" * 64))
+    chooser = HeadsChooser(Names(good, newer), states)
+    assert chooser.heads_for(BASE) == newer
+    states[newer.version] = AdapterState(newer.version, "disk", "out of memory")
+    assert chooser.heads_for(BASE) == good
 
 
 OF_ALL = [

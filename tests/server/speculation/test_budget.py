@@ -90,11 +90,35 @@ def test_a_slow_first_call_is_not_held_against_heads() -> None:
     assert habits.asking(1, 5.0) < 0.3, "nor is an outlier later"
 
 
+def asked_until_rest(habits: Habits, adapter: str, saved: float, num_sequences: int = 1) -> int:
+    asked = 0
+    while habits.asks(adapter, num_sequences):
+        habits.saw(adapter, num_sequences, saved)
+        asked += 1
+    return asked
+
+
 def test_habits_are_those_of_an_adapter_and_a_size_of_batch() -> None:
     habits = Habits()
-    assert habits.of("a", 3) is habits.of("a", 4)
-    assert habits.of("a", 4) is not habits.of("a", 5)
-    assert habits.of("a", 1) is not habits.of("b", 1)
-    before = habits.of("a", 1)
+    assert asked_until_rest(habits, "a", -0.2, 3) > 5
+    assert not habits.asks("a", 4), "as three at once"
+    assert habits.asks("a", 5)
+    assert habits.asks("b", 3)
     habits.forget("a")
-    assert habits.of("a", 1) is not before
+    assert habits.asks("a", 3)
+
+
+def test_a_new_adapter_begins_with_what_others_saved() -> None:
+    """Where heads pay for nobody, thousands of adapters are not tried for long each."""
+    habits = Habits()
+    first = asked_until_rest(habits, "first", -0.2)
+    others = [asked_until_rest(habits, str(place), -0.2) for place in range(100)]
+    assert sum(others) / len(others) < 3 < first
+
+
+def test_one_slow_step_does_not_turn_heads_off() -> None:
+    habit = Habit()
+    for _ in range(50):
+        habit.saw(0.3)
+    habit.saw(-1000.0)
+    assert habit.asks()

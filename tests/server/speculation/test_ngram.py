@@ -29,6 +29,15 @@ def test_asked_twice_it_says_the_same() -> None:
     assert index.match(tokens) == index.match(tokens) == Match(2, 2)
 
 
+def test_a_long_text_is_indexed_in_parts() -> None:
+    index, tokens = NgramIndex(), [1, 2, 3, 4] * 5
+    assert index.behind(tokens) == 20
+    assert index.match(tokens, 8) is None, "it does not know the end yet"
+    assert index.behind(tokens) == 12
+    assert index.match(tokens, 12) == searched(tokens)
+    assert index.match(tokens, 0) == searched(tokens)
+
+
 def test_nothing_repeats() -> None:
     assert NgramIndex().match([1, 2, 3, 4]) is None
     assert NgramIndex().match([]) is None

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -80,6 +81,20 @@ def test_the_state_of_modules_with_shared_and_sliced_storages(tmp_path):
     unpickle_heads(saved(tmp_path / "sliced", sliced))
     read = check_heads(tmp_path / "sliced", BASE).tensors()
     np.testing.assert_array_equal(read.weights[0][0], rows[E : 2 * E].numpy())
+
+
+def test_a_storage_that_many_tensors_share_is_held_once(tmp_path):
+    """Small tensors of a large storage do not keep it: memory follows the file's size, not its number of names."""
+    storage = torch.randn(1 << 20)
+    named = {f"{place}.0.linear.weight": storage[place : place + 1].view(1, 1) for place in range(8)}
+    folder = saved(tmp_path, OrderedDict(named))
+    tracemalloc.start()
+    try:
+        unpickle_heads(folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * storage.nbytes
 
 
 REFUSED_OF_TORCH: dict[str, tuple[Callable[[], object], str]] = {

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from perseid_server.speculation.budget import best_count
 from perseid_server.speculation.step_clock import StepClock
 
 MEASURED = {1: 2.4, 2: 2.6, 4: 3.9, 8: 6.2}
@@ -68,6 +69,29 @@ def test_noise_does_not_drift() -> None:
         clock.saw(rows, MEASURED[rows] * source.uniform(0.8, 1.2), trees=source.random() < 0.5)
     for rows, seconds in MEASURED.items():
         assert clock.seconds(rows, trees=False) == pytest.approx(seconds, rel=0.15)
+
+
+def test_more_rows_never_take_less() -> None:
+    """Also after measurements that say so, and beyond all that was measured."""
+    clock = StepClock(dict.fromkeys((1, 2, 4, 8, 16, 32, 48, 64), 20.0))
+    for _ in range(3000):
+        clock.saw(48, 30.0, trees=False)
+    assert clock.seconds(256, trees=False) >= clock.seconds(64, trees=False) >= clock.seconds(48, trees=False) > 25.0
+    for _ in range(3000):
+        clock.saw(320, 25.0, trees=False)
+    seconds = [clock.seconds(rows, trees=False) for rows in range(1, 2049, 7)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0.0
+
+
+def test_what_lies_beyond_the_last_point_is_learned() -> None:
+    """Two points that were measured alike, of a base whose rows are not free."""
+    clock = StepClock({1: 0.305, 2: 0.300})
+    for _ in range(2000):
+        clock.saw(1, 0.3, trees=False)
+        clock.saw(41, 1.1, trees=True)
+    assert clock.seconds(41, trees=True) == pytest.approx(1.1, rel=0.1)
+    assert best_count(clock, 1, [0.012] * 40) == 0
 
 
 @pytest.mark.parametrize("measured", [{}, {1: 0.0}])
