@@ -117,7 +117,8 @@ class Run:
     """What a batch of requests brought."""
 
     outputs: list[list[SequenceOutput]]
-    steps: int = 0  # in which all that ran decoded
+    whole_seconds: float = 0.0  # of everything
+    steps: int = 0  # in which as many as may run at once all decoded
     seconds: float = 0.0  # of these steps
     tokens: int = 0  # that they brought
     sequences: int = 0  # sequences × steps
@@ -131,8 +132,13 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens a second, while as many as may run at once decode."""
         return self.tokens / self.seconds
+
+    @property
+    def whole_rate(self) -> float:
+        """Tokens a second from the first request to the last answer, prompts and all."""
+        return sum(map(len, self.answers)) / self.whole_seconds
 
     @property
     def tokens_per_step(self) -> float:
@@ -152,10 +158,11 @@ def run(engine: Engine, requests: Sequence[Submit], concurrent: int) -> Run:
             active.add(request.request_id)
         if not active:
             return result
-        decodes = begun == active
+        decodes = begun == active and len(active) == concurrent
         started = time.perf_counter()
         step = engine.step()
         seconds = time.perf_counter() - started
+        result.whole_seconds += seconds
         if decodes:
             result.steps += 1
             result.seconds += seconds

@@ -30,7 +30,7 @@ RESULTS = HERE / "speculation-results.json"
 AUTO, MEDUSA, NGRAM = Speculation("auto", HEADS), Speculation("medusa", HEADS), Speculation("ngram")
 MODES = {"auto": AUTO, "medusa": MEDUSA, "ngram": NGRAM}
 
-LOSSLESS_TOKENS = 48
+LOSSLESS_TOKENS = 32
 LOSSLESS_NODES = 4
 NODES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4, 8, 16)
@@ -67,9 +67,10 @@ class Speed:
     batch: int
     off_rate: float  # tokens a second of all requests, medians over rounds
     auto_rate: float
-    ratio: float  # median over rounds
+    ratio: float  # of these, median over rounds
     worst: float
     best: float
+    whole_ratio: float  # the same from the first request to the last answer, prompts and all
     tokens_per_step: float
     drafted_per_step: float
 
@@ -102,12 +103,12 @@ def acceptance(heads: Path, count: int, tell: Tell) -> list[Acceptance]:
     return found
 
 
-def speed(heads: Path, count: int, rounds: int, tell: Tell) -> list[Speed]:
+def speed(heads: Path, count: int, rounds: int, batches: Sequence[int], tell: Tell) -> list[Speed]:
     """With the budget, beside without drafts. A round before the first, which is not counted, warms up."""
     stage = open_stage(heads)
     found = []
     for name, questions in workloads(count).items():
-        for batch in BATCHES:
+        for batch in batches:
             asked = (questions * -(-2 * batch // len(questions)))[: max(len(questions), 2 * batch)]
             pairs = [
                 _pair(stage, asked, batch, turn, tell, f"speed: {name}, {batch} at once") for turn in range(rounds + 1)
@@ -117,8 +118,8 @@ def speed(heads: Path, count: int, rounds: int, tell: Tell) -> list[Speed]:
 
 
 def workloads(count: int) -> dict[str, list[Question]]:
-    """Chats, and items of all tasks in turn."""
-    return {"chat": chats(count), "tasks": task_items(-(-count // len(TASKS)))}
+    """Chats, and items of all tasks in turn: three for each chat, as they are short."""
+    return {"chat": chats(count), "tasks": task_items(-(-3 * count // len(TASKS)))}
 
 
 def _pair(stage: Stage, questions: Sequence[Question], batch: int, turn: int, tell: Tell, what: str) -> tuple[Run, Run]:
@@ -141,6 +142,7 @@ def _speed(name: str, batch: int, pairs: Sequence[tuple[Run, Run]]) -> Speed:
         ratio=statistics.median(ratios),
         worst=min(ratios),
         best=max(ratios),
+        whole_ratio=statistics.median(drafted.whole_rate / plain.whole_rate for plain, drafted in pairs),
         tokens_per_step=statistics.median(drafted.tokens_per_step for _, drafted in pairs),
         drafted_per_step=statistics.median(drafted.drafted / drafted.sequences for _, drafted in pairs),
     )
@@ -189,6 +191,7 @@ def speed_sheet(found: Sequence[Speed]) -> Sheet:
             f"{each.auto_rate:.0f}",
             f"{each.ratio:.2f}",
             f"{each.worst:.2f} to {each.best:.2f}",
+            f"{each.whole_ratio:.2f}",
             f"{each.tokens_per_step:.2f}",
             f"{each.drafted_per_step:.2f}",
         ]
@@ -203,12 +206,14 @@ def speed_sheet(found: Sequence[Speed]) -> Sheet:
             "tokens/s auto",
             "ratio",
             "rounds",
+            "ratio with prompts",
             "tokens per step",
             "drafts per step",
         ],
         rows,
-        "Steps in which all requests decode; medians over rounds in which both took turns. The budget decides how much "
-        "is drafted.",
+        "Steps in which so many requests decode and none is being read; medians over rounds in which both took turns. "
+        "The ratio with prompts is that of whole times, from the first request to the last answer. The budget decides "
+        "how much is drafted.",
     )
 
 
@@ -219,6 +224,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("part", nargs="*", choices=["lossless", "acceptance", "speed", []], help="default: all")
     parser.add_argument("--heads", type=Path, default=HERE / "heads" / "base")
     parser.add_argument("--rounds", type=int, default=5, help="of the speed comparison")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=BATCHES, help="requests at once; of the speed comparison"
+    )
     parser.add_argument("--quick", action="store_true", help="a few questions of everything, written nowhere")
     return parser.parse_args()
 
@@ -231,7 +239,7 @@ def main() -> None:
     parts = {
         "lossless": lambda: lossless(args.heads, sizes[0], status.update),
         "acceptance": lambda: acceptance(args.heads, sizes[1], status.update),
-        "speed": lambda: speed(args.heads, sizes[2], sizes[3], status.update),
+        "speed": lambda: speed(args.heads, sizes[2], sizes[3], args.batches, status.update),
     }
     sheets = {"lossless": lossless_sheet, "acceptance": acceptance_sheet, "speed": speed_sheet}
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

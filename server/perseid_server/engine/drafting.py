@@ -203,13 +203,13 @@ class Drafter:
             state = self._states[sequence.id] = DraftState()
         match = self._match(state, sequence) if sequence.request.speculation.uses_ngrams else None
         if candidates is None and match is None:
-            return None
+            return None  # nothing is built for it: this is the way of most where drafts do not pay
         most = MOST_NODES if self._fixed is None else self._fixed
         estimate = partial(self._records.estimate, label_of(sequence), of_sequence=state.record.factor)
         builder = DraftBuilder(estimate, least_value)
         if candidates is not None:
             builder.add_heads(candidates, most)
-        if match is not None:
+        if match is not None and builder.promises(match):
             builder.add_match(sequence.token_ids, match, most)
         return builder.build(min(most, max_rows), max_depth)
 

@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 
 from perseid_server.speculation.step_clock import StepClock
 
-MARGIN = 1.02
-"""Trees have to promise so much more than no trees: estimates are noisy, and turning on and off has a price."""
+MARGIN = 1.04
+"""Trees have to promise so much more than no trees: estimates are noisy, and drafting itself takes time."""
 
 SMOOTH = 0.03
 """Weight of the newest step in what heads have saved lately."""
 
-OPTIMISM = 0.08
+OPTIMISM = 0.1
 """What the first heads are taken to save, in tokens a step: they are tried for some twenty to forty steps before they
 rest, the sooner the more they cost. What comes later begins with what others saved."""
 
 WORST = -1.0
 """A step is not held to have cost more tokens than that: something else ran."""
 
-REST_BELOW, HOPE = -0.02, 0.04
-"""Heads that saved less lately rest: a little below zero, as some steps without luck come by chance. When they are
-tried again, they begin a little above it."""
+REST_BELOW, HOPE = 0.02, 0.06
+"""Heads that saved less lately rest: a little above zero, as not all that drafting costs is counted. When they are
+tried again, they begin above it."""
 
 FIRST_REST, LONGEST_REST = 64, 4096
 """Steps without heads, after they did not pay."""

@@ -115,6 +115,10 @@ class DraftBuilder:
             path.append(token)
             self._insert(path, claim, self._estimate(claim))
 
+    def promises(self, match: Match) -> bool:
+        """Whether what followed a match is likely enough to be looked at."""
+        return self._estimate(Claim((NGRAM, match.size, True), NGRAM_CLAIMS[match.size][0])) >= self._least
+
     def build(self, num_nodes: int, max_depth: int) -> Draft | None:
         """The likeliest nodes, parents before children, likeliest first; None if there are none."""
         # ties by order of discovery, which puts parents first: a child is found when its parent is taken

@@ -23,7 +23,8 @@ class NgramIndex:
     """Where the n-grams of one sequence last ended. Grows with it."""
 
     def __init__(self) -> None:
-        self._last: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in SIZES)
+        # by hash: numbers alone are no work for the garbage collector, and a collision costs a draft
+        self._last: tuple[dict[int, int], ...] = tuple({} for _ in SIZES)
         self._num_tokens = 0
         self._match: Match | None = None
 
@@ -47,7 +48,7 @@ class NgramIndex:
         for size, last in zip(SIZES, self._last, strict=True):
             if size > end:
                 continue
-            ngram = tail[-size:]
+            ngram = hash(tail[-size:])
             before = last.get(ngram)
             if before is not None and found is None:
                 found = Match(size, before)

@@ -23,7 +23,7 @@ def test_takes_what_makes_most_tokens_a_second() -> None:
         if count:
             assert rate(num_sequences, values, count) == best
         else:
-            assert best <= 1.02 * rate(num_sequences, values, 0), "no more than the margin is given away"
+            assert best <= 1.04 * rate(num_sequences, values, 0) + 1e-9, "no more than the margin is given away"
 
 
 def test_unlikely_drafts_get_no_row() -> None:
