@@ -161,7 +161,7 @@ class Drafter:
         floor = 0.0 if self._fixed is not None else least_worthwhile(self._clock, len(decoding), room.num_rows)
         if floor >= MOST_CERTAIN:
             return NO_PLAN
-        candidates, seconds = self._ask(self._asking(wanting, len(decoding)))
+        candidates, seconds = self._ask(self._asking(wanting, len(decoding), floor))
         self._to_index = INDEXED_IN_A_STEP
         drafts: dict[str, Draft] = {}
         for sequence, depth in zip(decoding, depths, strict=True):
@@ -182,7 +182,7 @@ class Drafter:
         seconds = self._habits.asking(len(asking), time.perf_counter() - started)
         return dict(zip((sequence.id for sequence in asking), answers, strict=True)), seconds
 
-    def _asking(self, wanting: Iterable[Running], num_sequences: int) -> list[Running]:
+    def _asking(self, wanting: Iterable[Running], num_sequences: int, floor: float) -> list[Running]:
         asks: dict[str, bool] = {}  # by label: a habit counts steps, not sequences
         asking = []
         for sequence in wanting:
@@ -190,7 +190,7 @@ class Drafter:
                 continue
             label = label_of(sequence)
             if label not in asks:
-                asks[label] = self._fixed is not None or self._habits.asks(label, num_sequences)
+                asks[label] = self._fixed is not None or self._habits.asks(label, num_sequences, floor)
             if asks[label]:
                 asking.append(sequence)
         return asking
@@ -266,7 +266,8 @@ class _Costs:
     def of(clock: StepClock, num_sequences: int, num_rows: int, drafted: int, plan: Plan) -> "_Costs":
         plain = clock.seconds(num_rows - drafted, trees=False)
         row = (clock.seconds(num_rows, trees=True) - plain) / drafted if drafted else 0.0
-        return _Costs(plain / num_sequences, row, plan.seconds / max(len(plan.asked), 1))
+        token = clock.seconds(num_sequences, trees=False) / num_sequences
+        return _Costs(token, row, plan.seconds / max(len(plan.asked), 1))
 
     def seconds_saved(self, draft: Draft | None, result: ChunkResult, was_asked: bool) -> float:
         rows = 0 if draft is None else len(draft.tree)

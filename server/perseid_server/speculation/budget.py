@@ -5,6 +5,9 @@ time of a token, and costs what one row more does. So rows are taken in the orde
 up to the number n that makes (B + Σ p) / c'(B + n) largest, c' being the time of steps with trees; and none if that is
 not more than B / c(B) by a margin.
 
+Rows of prompts that are read in the same step are left out of both: they have to be read whatever is drafted, and what
+an accepted draft saves is a row of a later step, not a share of this one.
+
 Heads cost time whether a row pays or not. They are asked as long as they have saved time lately, for that adapter and
 that size of batch. Once they have not, they rest, twice as long each time, and then are tried again.
 """
@@ -42,11 +45,12 @@ def best_count(clock: StepClock, num_sequences: int, values: Sequence[float], nu
     """How many of the drafted rows to take: the first n of `values`, which descend. `num_rows`: all rows of the step
     without drafts, where it has others than the decoding sequences'."""
     rows = num_sequences if num_rows is None else num_rows
-    best, best_rate = 0, num_sequences / clock.seconds(rows, trees=False) * MARGIN
+    decoding, plain = clock.seconds(num_sequences, trees=False), clock.seconds(rows, trees=False)
+    best, best_rate = 0, num_sequences / decoding * MARGIN
     expected = float(num_sequences)
     for count, value in enumerate(values, start=1):
         expected += value
-        rate = expected / clock.seconds(rows + count, trees=True)
+        rate = expected / (decoding + max(clock.seconds(rows + count, trees=True) - plain, 0.0))
         if rate > best_rate:
             best, best_rate = count, rate
     return best
@@ -56,7 +60,7 @@ def least_worthwhile(clock: StepClock, num_sequences: int, num_rows: int) -> flo
     """The acceptance below which no row pays, however many there are."""
     plain = clock.seconds(num_rows, trees=False)
     cheapest = min((clock.seconds(num_rows + count, trees=True) - plain) / count for count in (1, 2, 4, 8, 16, 32))
-    return max(cheapest, 0.0) * num_sequences / plain
+    return max(cheapest, 0.0) * num_sequences / clock.seconds(num_sequences, trees=False)
 
 
 @dataclass(slots=True)
@@ -116,21 +120,24 @@ class Habits:
     _of_all: dict[int, Habit] = field(default_factory=dict)  # by size of batch: what a new adapter begins with
     _asking: dict[int, UsualCost] = field(default_factory=dict)
 
-    def asks(self, adapter: Hashable, num_sequences: int) -> bool:
-        """Whether to ask this adapter's heads in this step; counts it."""
-        return self._of(adapter, num_sequences).asks()
+    def asks(self, adapter: Hashable, num_sequences: int, least_value: float = 0.0) -> bool:
+        """Whether to ask this adapter's heads in this step; counts it. Untried ones are tried for a shorter time where
+        only drafts of `least_value` or more pay: few are as certain."""
+        return self._of(adapter, num_sequences, least_value).asks()
 
     def saw(self, adapter: Hashable, num_sequences: int, saved: float) -> None:
         """They were asked, and it saved so many tokens' time."""
         self._of(adapter, num_sequences).saw(saved)
         self._of_all[_size(num_sequences)].saw(saved)
 
-    def _of(self, adapter: Hashable, num_sequences: int) -> Habit:
+    def _of(self, adapter: Hashable, num_sequences: int, least_value: float = 0.0) -> Habit:
         size = _size(num_sequences)
         known = self._of_all.setdefault(size, Habit())
         habit = self._habits.get((adapter, size))
         if habit is None:
-            habit = self._habits[adapter, size] = Habit(min(known.saved + HOPE, OPTIMISM))
+            habit = self._habits[adapter, size] = Habit(
+                min(known.saved + HOPE, REST_BELOW + OPTIMISM * (1.0 - least_value))
+            )
         return habit
 
     def asking(self, num_sequences: int, seconds: float) -> float:

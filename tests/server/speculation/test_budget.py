@@ -46,10 +46,11 @@ def test_the_least_worthwhile_value_shuts_out_nothing_that_pays() -> None:
     assert least_worthwhile(FLAT, 4, 4) == 0.0
 
 
-def test_beside_a_long_prefill_drafts_are_cheap() -> None:
-    """The step takes its time whatever is drafted: tokens are what it lacks."""
-    assert best_count(CPU, 2, [0.3, 0.2], num_rows=2) == 0
-    assert best_count(CPU, 2, [0.3, 0.2], num_rows=200) == 2
+def test_beside_a_prefill_a_draft_is_worth_what_it_is_without() -> None:
+    """The prompt has to be read whatever is drafted."""
+    assert best_count(CPU, 16, [0.5] * 8, num_rows=200) == 0
+    assert best_count(CPU, 1, [0.9, 0.8], num_rows=20) == 2
+    assert best_count(CPU, 1, [0.2, 0.1], num_rows=20) == 0, "a row more is not free in a wide step"
 
 
 def steps_asked(habit: Habit, saved: float, steps: int) -> int:
