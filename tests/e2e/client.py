@@ -19,6 +19,7 @@ class Job:
     prompt: tuple[int, ...]
     adapter: str | messages.Blend | messages.Auto | None
     num_tokens: int
+    drafts: bool = True  # as the server likes; False: a token is a step
 
     def message(self) -> messages.GenerateRequest:
         """The request on the wire."""
@@ -26,6 +27,8 @@ class Job:
             token_ids=messages.TokenIds(ids=self.prompt),
             sampling=messages.SamplingParams(max_tokens=self.num_tokens, temperature=0.0, ignore_eos=True),
         )
+        if not self.drafts:
+            request.speculation = messages.SPECULATION_OFF
         if isinstance(self.adapter, messages.Auto):
             request.auto.CopyFrom(self.adapter)
         elif isinstance(self.adapter, messages.Blend):

@@ -98,7 +98,7 @@ def test_a_load_does_not_stall_the_streams(
     with grpc.insecure_channel(own_server.grpc) as channel:
         stub = admin_stubs.AdapterAdminStub(channel)
         stub.LoadAdapter(admin.LoadAdapterRequest(name="large", source=str(large)), timeout=120)
-    streams = Streams(own_server.grpc, [Job(prompts[i], None, 600) for i in range(4)])
+    streams = Streams(own_server.grpc, [Job(prompts[i], None, 600, drafts=False) for i in range(4)])
     wait_for(streams.all_started)
     before = streams.num_tokens_each()
     generate(own_server.grpc, Job(prompts[5], "large", 1))
