@@ -68,7 +68,7 @@ def _measure(forward: Callable[[HostBatch], Outputs], batches: Mapping[int, Host
             break
         _run(forward, batch)  # compiles, and touches memory
         measured[rows] = min(_run(forward, batch) for _ in range(REPEATS))
-    return measured
+    return dict(sorted(measured.items()))
 
 
 def _run(forward: Callable[[HostBatch], Outputs], batch: HostBatch) -> float:

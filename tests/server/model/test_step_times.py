@@ -58,9 +58,10 @@ def test_without_recordings_a_row_is_a_row() -> None:
     ordinary = Ordinary()
     times = measure_steps(ordinary, CPU, 20, 16)
     assert times.plain == times.trees
-    assert list(times.plain) == ordinary.rows == [rows for rows in ROWS if rows <= 20]
+    assert list(times.plain) == sorted(ordinary.rows) == [rows for rows in ROWS if rows <= 20]
+    assert ordinary.rows[:2] == [1, 16], "far enough from each other to tell a slope"
     assert all(seconds > 0 for seconds in times.plain.values())
-    assert ordinary.batches[-1].slots_T.tolist() == list(range(16)), "as any prompt is stored"
+    assert ordinary.batches[-1].slots_T.tolist() == list(range(12)), "as any prompt is stored"
 
 
 def test_recorded_steps_are_measured_by_replaying_them() -> None:
@@ -72,7 +73,7 @@ def test_recorded_steps_are_measured_by_replaying_them() -> None:
     assert [batch.is_decode for batch in replayed] == [True] * len(plain) + [False] * len(trees)
     assert list(times.plain) == [*plain, 5, 8]
     assert list(times.trees) == [*trees, 69, 136]
-    assert ordinary.rows == [5, 8, 69, 136]
+    assert ordinary.rows == [8, 5, 69, 136], "a far point comes early"
     assert [batch.attention.trees is None for batch in ordinary.batches[::TIMES]] == [True, True, False, False]
 
 
@@ -98,5 +99,5 @@ def test_contexts_that_hold_no_large_tree_hold_small_ones() -> None:
 def test_a_slow_machine_measures_less(monkeypatch: Any) -> None:
     monkeypatch.setattr(step_times, "LONGEST_S", 0.0)
     times, _, _ = measured(LIMITS)
-    assert list(times.plain) == [1, 2]
+    assert list(times.plain) == [1, 8]
     assert list(times.trees) == [2, 16]
