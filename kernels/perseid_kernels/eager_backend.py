@@ -19,7 +19,7 @@ from perseid_kernels.fused import FusedDecoder, FusedForward
 from perseid_kernels.rank_pages import RankPages
 from perseid_kernels.routing import Gates, RoutedRows
 from perseid_kernels.segments import PAGE_RANK, Segments
-from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight
+from perseid_kernels.weights import DenseWeight, Int4Weight, Int8Weight, Weight, take_rows
 
 _SLICE_WEIGHTS = 1 << 22  # weights dequantised at a time: 16 MB of float32
 
@@ -64,12 +64,12 @@ class EagerBackend:
         height = max(1, _SLICE_WEIGHTS // num_inputs)
         for start in range(0, num_outputs, height):
             rows = slice(start, min(start + height, num_outputs))
-            values = _rows(packed.weight, rows).dequantize().to(self.compute_dtype)
+            values = take_rows(packed.weight, rows).dequantize().to(self.compute_dtype)
             out_TN[:, rows] = linear(x_TK, values)
 
     def embed(self, packed: EagerWeight, token_ids_T: Tensor) -> Tensor:
         """Rows `token_ids` of W."""
-        return _rows(packed.weight, token_ids_T).dequantize().to(self.compute_dtype)
+        return take_rows(packed.weight, token_ids_T).dequantize().to(self.compute_dtype)
 
     def add_lora(self, x_TK: Tensor, pages: RankPages, segments: Segments, out_TN: Tensor) -> None:
         """out[t] += Σ_j w_j · (x[t] @ A[p_j]ᵀ) @ B[p_j], a segment at a time over all its pages at once."""
@@ -224,18 +224,6 @@ def _gather(cache: Tensor, blocks: Tensor, context: int) -> Tensor:
     block_size = cache.shape[1]
     used = blocks[: -(-context // block_size)].long()
     return cache[used].flatten(0, 1)[:context]
-
-
-def _rows(weight: Weight, rows: slice | Tensor) -> Weight:
-    """The same weight with only these outputs."""
-    match weight:
-        case Int4Weight():
-            offset = None if weight.offset is None else weight.offset[rows]
-            return Int4Weight(weight.codes[rows], weight.codebook, weight.scale[rows], offset, weight.group_size)
-        case Int8Weight():
-            return Int8Weight(weight.codes[rows], weight.scale[rows], weight.group_size)
-        case DenseWeight():
-            return DenseWeight(weight.values[rows])
 
 
 def _move(weight: Weight, device: torch.device) -> Weight:

@@ -46,17 +46,12 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Drafts by request id, and what it usually takes to make them."""
+    """Drafts by request id, and what it usually takes to ask heads for them."""
 
     drafts: Mapping[str, Draft] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()  # request ids whose heads were asked
     seconds: float = 0.0  # of asking
     num_sequences: int = 0  # that decode
-
-    @property
-    def num_nodes(self) -> int:
-        """Drafted rows."""
-        return sum(len(draft.tree) for draft in self.drafts.values())
 
 
 @dataclass(slots=True)
@@ -76,8 +71,8 @@ class Drafter:
 
     def __init__(self, clock: StepClock, heads: Heads, fixed: int | None = None) -> None:
         """`fixed`: so many drafted tokens for each sequence, whether they pay or not; None: those that pay."""
+        self.heads = heads
         self._clock = clock
-        self._heads = heads
         self._fixed = None if fixed is None else min(fixed, MOST_NODES)
         self._records = Records()
         self._habits = Habits()
@@ -85,7 +80,6 @@ class Drafter:
         self._counts: defaultdict[str, _Count] = defaultdict(_Count)
         self._counted: set[str] = set()  # labels, in the last step
         self._to_index = 0  # tokens, until the next step
-        self.heads = heads
 
     def plan(self, decoding: Sequence[Running], room: Room) -> Plan:
         """Drafts for sequences of which each has one token to compute. Whatever goes wrong here costs drafts only."""
@@ -178,7 +172,7 @@ class Drafter:
         if not asking:
             return {}, 0.0
         started = time.perf_counter()
-        answers = self._heads.propose(asking)
+        answers = self.heads.propose(asking)
         seconds = self._habits.asking(len(asking), time.perf_counter() - started)
         return dict(zip((sequence.id for sequence in asking), answers, strict=True)), seconds
 
@@ -186,7 +180,7 @@ class Drafter:
         asks: dict[str, bool] = {}  # by label: a habit counts steps, not sequences
         asking = []
         for sequence in wanting:
-            if not sequence.request.speculation.uses_heads or not self._heads.can_propose(sequence):
+            if not sequence.request.speculation.uses_heads or not self.heads.can_propose(sequence):
                 continue
             label = label_of(sequence)
             if label not in asks:

@@ -14,11 +14,10 @@ from perseid_server.speculation.heads_file import HeadsInfo
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """An adapter that can be named in a request."""
+class _Named:
+    """What the store has under a name."""
 
     entry: Entry
-    info: AdapterInfo
 
     @property
     def name(self) -> str:
@@ -32,41 +31,26 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedGateSet:
+class LoadedAdapter(_Named):
+    """An adapter that can be named in a request."""
+
+    info: AdapterInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGateSet(_Named):
     """Gates that `auto` can be served by. Adapters it names may be loaded or not."""
 
-    entry: Entry
     config: GateSetConfig
     info: GateSetInfo
     router: RequestRouter | None = None  # chooses once for a whole request
 
-    @property
-    def name(self) -> str:
-        """The name."""
-        return self.entry.name
-
-    @property
-    def version(self) -> str:
-        """Content hash."""
-        return self.entry.version
-
 
 @dataclass(frozen=True, slots=True)
-class LoadedHeads:
+class LoadedHeads(_Named):
     """Medusa heads that draft for the base, or for one adapter, which may be loaded or not."""
 
-    entry: Entry
     info: HeadsInfo
-
-    @property
-    def name(self) -> str:
-        """The name."""
-        return self.entry.name
-
-    @property
-    def version(self) -> str:
-        """Content hash."""
-        return self.entry.version
 
     @property
     def is_for_base(self) -> bool:
