@@ -109,7 +109,7 @@ def speed(heads: Path, count: int, rounds: int, batches: Sequence[int], tell: Te
     found = []
     for name, questions in workloads(count).items():
         for batch in batches:
-            asked = (questions * -(-2 * batch // len(questions)))[: max(len(questions), 2 * batch)]
+            asked = (questions * -(-6 * batch // len(questions)))[: max(len(questions), 6 * batch)]
             pairs = [
                 _pair(stage, asked, batch, turn, tell, f"speed: {name}, {batch} at once") for turn in range(rounds + 1)
             ]

@@ -10,19 +10,16 @@ from functools import partial
 from perseid_server.engine.messages import BLENDED, ROUTED, SpeculationStats
 from perseid_server.engine.ports import Chunk, ChunkResult, Heads, ScheduledStep
 from perseid_server.engine.sequence import Sequence as Running
-from perseid_server.speculation.budget import Habits, best_count, least_worthwhile
+from perseid_server.speculation.budget import Habits, Lull, best_count, least_worthwhile
 from perseid_server.speculation.claims import MOST_CERTAIN, NGRAM, Claim, Record, Records
-from perseid_server.speculation.draft import Candidates, Draft, DraftBuilder
-from perseid_server.speculation.ngram import Match, NgramIndex
+from perseid_server.speculation.draft import FIRST_CLAIMS, Candidates, Draft, DraftBuilder
+from perseid_server.speculation.ngram import TokenText
 from perseid_server.speculation.step_clock import StepClock
 from perseid_server.speculation.tree import MAX_TREE_ROWS, ROOT
 
 logger = logging.getLogger(__name__)
 
 MOST_NODES = MAX_TREE_ROWS - 1
-INDEXED_IN_A_STEP = 512
-"""Tokens that prompt lookup indexes between two steps, of all sequences: a long prompt takes some steps."""
-
 SEQUENCE_MEMORY = 24.0
 """Claims after which a sequence's own record of them counts 1/e."""
 
@@ -31,7 +28,7 @@ SEQUENCE_MEMORY = 24.0
 class DraftState:
     """What is remembered of one sequence."""
 
-    ngrams: NgramIndex = field(default_factory=NgramIndex)
+    text: TokenText = field(default_factory=TokenText)
     record: Record = field(default_factory=Record)  # this text may be easier or harder to foresee than others
 
 
@@ -76,10 +73,10 @@ class Drafter:
         self._fixed = None if fixed is None else min(fixed, MOST_NODES)
         self._records = Records()
         self._habits = Habits()
+        self._lull = Lull()
         self._states: dict[str, DraftState] = {}
         self._counts: defaultdict[str, _Count] = defaultdict(_Count)
         self._counted: set[str] = set()  # labels, in the last step
-        self._to_index = 0  # tokens, until the next step
 
     def plan(self, decoding: Sequence[Running], room: Room) -> Plan:
         """Drafts for sequences of which each has one token to compute. Whatever goes wrong here costs drafts only."""
@@ -153,28 +150,28 @@ class Drafter:
         if not wanting or self._fixed == 0 or room.most_drafts <= 0:
             return NO_PLAN
         floor = 0.0 if self._fixed is not None else least_worthwhile(self._clock, len(decoding), room.num_rows)
-        if floor >= MOST_CERTAIN:
+        if floor >= MOST_CERTAIN or self._lull.skips(floor):
             return NO_PLAN
-        candidates, seconds = self._ask(self._asking(wanting, len(decoding), floor))
-        self._to_index = INDEXED_IN_A_STEP
+        asking = self._asking(wanting, len(decoding), floor)
+        started = time.perf_counter()
+        candidates = self._ask(asking)
         drafts: dict[str, Draft] = {}
         for sequence, depth in zip(decoding, depths, strict=True):
             rows = room.max_model_len - len(sequence.token_ids)  # a tree's rows are stored behind the sequence
             draft = self._draft(sequence, candidates.get(sequence.id), floor, depth, rows) if depth > 0 else None
             if draft is not None:
                 drafts[sequence.id] = draft
+        # what is made of the answers is part of what asking costs: as much as the answers, in wide batches
+        seconds = self._habits.asking(len(asking), time.perf_counter() - started) if asking else 0.0
         if self._fixed is None:
             drafts = self._worthwhile(drafts, len(decoding), room)
+        self._lull.saw(found=bool(drafts))
         return Plan(drafts, frozenset(candidates), seconds, len(decoding))
 
-    def _ask(self, asking: Sequence[Running]) -> tuple[dict[str, Candidates], float]:
-        """What heads say, by request id, and the seconds that asking so many usually takes."""
-        if not asking:
-            return {}, 0.0
-        started = time.perf_counter()
-        answers = self.heads.propose(asking)
-        seconds = self._habits.asking(len(asking), time.perf_counter() - started)
-        return dict(zip((sequence.id for sequence in asking), answers, strict=True)), seconds
+    def _ask(self, asking: Sequence[Running]) -> dict[str, Candidates]:
+        """What heads say, by request id."""
+        answers = self.heads.propose(asking) if asking else ()
+        return dict(zip((sequence.id for sequence in asking), answers, strict=True))
 
     def _asking(self, wanting: Iterable[Running], num_sequences: int, floor: float) -> list[Running]:
         asks: dict[str, bool] = {}  # by label: a habit counts steps, not sequences
@@ -195,22 +192,21 @@ class Drafter:
         state = self._states.get(sequence.id)
         if state is None:
             state = self._states[sequence.id] = DraftState()
-        match = self._match(state, sequence) if sequence.request.speculation.uses_ngrams else None
+        match = state.text.match(sequence.token_ids) if sequence.request.speculation.uses_ngrams else None
+        if candidates is None and match is None:
+            return None
+        estimate = partial(self._records.estimate, label_of(sequence), of_sequence=state.record.factor)
+        if match is not None and estimate(FIRST_CLAIMS[match.size]) < least_value:
+            match = None
         if candidates is None and match is None:
             return None  # nothing is built for it: this is the way of most where drafts do not pay
         most = MOST_NODES if self._fixed is None else self._fixed
-        estimate = partial(self._records.estimate, label_of(sequence), of_sequence=state.record.factor)
         builder = DraftBuilder(estimate, least_value)
         if candidates is not None:
             builder.add_heads(candidates, most)
-        if match is not None and builder.promises(match):
+        if match is not None:
             builder.add_match(sequence.token_ids, match, most)
         return builder.build(min(most, max_rows), max_depth)
-
-    def _match(self, state: DraftState, sequence: Running) -> Match | None:
-        behind = min(state.ngrams.behind(sequence.token_ids), self._to_index)
-        self._to_index -= behind
-        return state.ngrams.match(sequence.token_ids, behind)
 
     def _worthwhile(self, drafts: Mapping[str, Draft], num_sequences: int, room: Room) -> dict[str, Draft]:
         """The likeliest nodes of all drafts, as many as pay and have room."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 from perseid_server.speculation.step_clock import StepClock
 
-MARGIN = 1.04
-"""Trees have to promise so much more than no trees: estimates are noisy, and drafting itself takes time."""
+MARGIN = 1.08
+"""Trees have to promise so much more than no trees: the best of many noisy estimates is overrated, and drafting itself
+takes time."""
 
 SMOOTH = 0.03
 """Weight of the newest step in what heads have saved lately."""
@@ -39,6 +40,9 @@ FIRST_REST, LONGEST_REST = 64, 4096
 
 TRIAL = 10
 """Steps with heads after a rest, before it is judged again."""
+
+SELDOM_ABOVE, LULL_AFTER, SELDOM = 0.5, 32, 4
+"""Where only drafts above that pay, and none was found so many times in a row, they are looked for every fourth step."""
 
 
 def best_count(clock: StepClock, num_sequences: int, values: Sequence[float], num_rows: int | None = None) -> int:
@@ -61,6 +65,25 @@ def least_worthwhile(clock: StepClock, num_sequences: int, num_rows: int) -> flo
     plain = clock.seconds(num_rows, trees=False)
     cheapest = min((clock.seconds(num_rows + count, trees=True) - plain) / count for count in (1, 2, 4, 8, 16, 32))
     return max(cheapest, 0.0) * num_sequences / clock.seconds(num_sequences, trees=False)
+
+
+@dataclass(slots=True)
+class Lull:
+    """Whether drafts are looked for at all, where only nearly certain ones pay: looking takes time as well."""
+
+    _fruitless: int = 0  # times in a row that nothing worthwhile was found
+    _skipped: int = 0  # steps since it was last looked for
+
+    def skips(self, least_value: float) -> bool:
+        """Whether to look for nothing in this step; counts it."""
+        if least_value < SELDOM_ABOVE or self._fruitless < LULL_AFTER:
+            return False
+        self._skipped = (self._skipped + 1) % SELDOM
+        return self._skipped != 0
+
+    def saw(self, *, found: bool) -> None:
+        """Drafts were looked for."""
+        self._fruitless = 0 if found else self._fruitless + 1
 
 
 @dataclass(slots=True)

@@ -18,6 +18,8 @@ LONGEST_CHAIN = 12
 NGRAM_CLAIMS = {6: (0.85, 0.92), 4: (0.75, 0.9), 3: (0.6, 0.85), 2: (0.4, 0.75)}
 """By size of the match: how likely the first token after it is taken to be, and each further one, until claims have
 been checked."""
+FIRST_CLAIMS = {size: Claim((NGRAM, size, True), first) for size, (first, _) in NGRAM_CLAIMS.items()}
+FURTHER_CLAIMS = {size: Claim((NGRAM, size, False), further) for size, (_, further) in NGRAM_CLAIMS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +109,19 @@ class DraftBuilder:
                 found(negated / estimate * claims.at(head, rank + 1)[1], (*path[:-1], rank + 1))
 
     def add_match(self, token_ids: Sequence[int], match: Match, num_nodes: int) -> None:
-        """What followed an earlier match."""
-        first, further = NGRAM_CLAIMS[match.size]
+        """What followed an earlier match, as far as it is likely enough."""
+        first, further = (
+            (claim, self._estimate(claim)) for claim in (FIRST_CLAIMS[match.size], FURTHER_CLAIMS[match.size])
+        )
         path: list[int] = []
+        value = 1.0
         for token in continuation(token_ids, match, min(num_nodes, LONGEST_CHAIN)):
-            claim = Claim((NGRAM, match.size, not path), further if path else first)
+            claim, estimate = further if path else first
             path.append(token)
-            self._insert(path, claim, self._estimate(claim))
-
-    def promises(self, match: Match) -> bool:
-        """Whether what followed a match is likely enough to be looked at."""
-        return self._estimate(Claim((NGRAM, match.size, True), NGRAM_CLAIMS[match.size][0])) >= self._least
+            node = self._insert(path, claim, estimate)
+            value *= node.probability  # heads may be surer of it
+            if value < self._least:
+                return
 
     def build(self, num_nodes: int, max_depth: int) -> Draft | None:
         """The likeliest nodes, parents before children, likeliest first; None if there are none."""
@@ -141,7 +145,7 @@ class DraftBuilder:
                 found += 1
         return Draft(DraftTree(tuple(tokens), tuple(parents), tuple(values)), tuple(claims)) if tokens else None
 
-    def _insert(self, path: Sequence[int], claim: Claim, estimate: float) -> None:
+    def _insert(self, path: Sequence[int], claim: Claim, estimate: float) -> _Node:
         """A claim about the last token of a path whose other nodes are there."""
         siblings = self._roots
         for token in path[:-1]:
@@ -149,7 +153,8 @@ class DraftBuilder:
         token = path[-1]
         node = siblings.get(token)
         if node is None:
-            siblings[token] = _Node(token, [claim], estimate)
+            node = siblings[token] = _Node(token, [claim], estimate)
         else:
             node.claims.append(claim)
             node.probability = max(node.probability, estimate)
+        return node

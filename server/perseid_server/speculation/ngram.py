@@ -1,14 +1,14 @@
 """Prompt lookup: what followed the last time when the sequence said the same few tokens. Standard library only.
 
-After Saxena's prompt lookup decoding; here the places are indexed as tokens come, so a step costs a few look-ups
-however long the sequence is.
+After Saxena's prompt lookup decoding. Tokens are kept as characters of one string, because `str.rfind` searches
+thousands of them in a microsecond: an index of n-grams took several for each new token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SIZES = (6, 4, 3, 2)
-"""Lengths of the n-grams that are looked up, longest first."""
+SIZES = (2, 3, 4, 6)
+"""Lengths of the n-grams that are looked up; the longest that is found counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,40 +19,22 @@ class Match:
     follows: int  # the place after it: what stood there may come now
 
 
-class NgramIndex:
-    """Where the n-grams of one sequence last ended. Grows with it."""
+class TokenText:
+    """The tokens of one sequence, a character each. Grows with it. Token ids are below 1,114,112, as characters are."""
 
     def __init__(self) -> None:
-        # by hash: numbers alone are no work for the garbage collector, and a collision costs a draft
-        self._last: tuple[dict[int, int], ...] = tuple({} for _ in SIZES)
-        self._num_tokens = 0
-        self._match: Match | None = None
+        self._text = ""
 
-    def behind(self, token_ids: Sequence[int]) -> int:
-        """Tokens that are not indexed yet."""
-        return len(token_ids) - self._num_tokens
-
-    def match(self, token_ids: Sequence[int], most: int | None = None) -> Match | None:
+    def match(self, token_ids: Sequence[int]) -> Match | None:
         """The longest n-gram at the sequence's end that stood there before, at its latest place; None if none did.
-        `token_ids` goes on with what it was when this was last called. At most `most` tokens are indexed in one call:
-        there is no match until all are."""
-        end = len(token_ids) if most is None else min(len(token_ids), self._num_tokens + most)
-        while self._num_tokens < end:
-            self._num_tokens += 1
-            self._match = self._add(token_ids, self._num_tokens)
-        return self._match if self._num_tokens == len(token_ids) else None
-
-    def _add(self, token_ids: Sequence[int], end: int) -> Match | None:
-        found = None
-        tail = tuple(token_ids[max(end - SIZES[0], 0) : end])
-        for size, last in zip(SIZES, self._last, strict=True):
-            if size > end:
-                continue
-            ngram = hash(tail[-size:])
-            before = last.get(ngram)
-            if before is not None and found is None:
-                found = Match(size, before)
-            last[ngram] = end
+        `token_ids` goes on with what it was when this was last called."""
+        self._text += "".join(map(chr, token_ids[len(self._text) :]))
+        text, end, found = self._text, len(self._text), None
+        for size in SIZES:
+            place = text.rfind(text[-size:], 0, end - 1) if size < end else -1
+            if place < 0:
+                return found
+            found = Match(size, place + size)
         return found
 
 

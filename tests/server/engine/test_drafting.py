@@ -256,18 +256,6 @@ def test_only_what_a_step_has_counted_is_told() -> None:
     assert engine.stats().speculation == ()
 
 
-def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And drafts from it come when it is."""
-    monkeypatch.setattr(drafting, "INDEXED_IN_A_STEP", 16)
-    text = "abcdefgh" * 12
-    engine = drafting_engine(runner=FakeRunner(64, says=text), max_batch_tokens=200)
-    prompt = tuple(text.encode())
-    engine.submit(job("a", num_tokens=60, prompt_token_ids=prompt, speculation=Speculation("ngram")))
-    drafted = [each.drafted_tokens for each in run(engine)["a"]]
-    assert drafted[:5] == [0] * 5
-    assert sum(drafted) > 0
-
-
 def test_no_rows_beyond_the_longest_sequence() -> None:
     """Its blocks, and recorded steps, have room for no more."""
     runner = FakeRunner(64)

@@ -2,7 +2,18 @@
 
 import random
 
-from perseid_server.speculation.budget import FIRST_REST, TRIAL, Habit, Habits, best_count, least_worthwhile
+from perseid_server.speculation.budget import (
+    FIRST_REST,
+    LULL_AFTER,
+    MARGIN,
+    SELDOM,
+    TRIAL,
+    Habit,
+    Habits,
+    Lull,
+    best_count,
+    least_worthwhile,
+)
 from perseid_server.speculation.step_clock import StepClock
 
 CPU = StepClock({1: 2.4, 2: 2.6, 3: 3.3, 4: 3.9, 6: 5.0, 8: 6.2, 16: 12.5, 32: 24.0})
@@ -23,7 +34,7 @@ def test_takes_what_makes_most_tokens_a_second() -> None:
         if count:
             assert rate(num_sequences, values, count) == best
         else:
-            assert best <= 1.04 * rate(num_sequences, values, 0) + 1e-9, "no more than the margin is given away"
+            assert best <= MARGIN * rate(num_sequences, values, 0) + 1e-9, "no more than the margin is given away"
 
 
 def test_unlikely_drafts_get_no_row() -> None:
@@ -123,3 +134,21 @@ def test_one_slow_step_does_not_turn_heads_off() -> None:
         habit.saw(0.3)
     habit.saw(-1000.0)
     assert habit.asks()
+
+
+def looks(lull: Lull, steps: int, least_value: float, *, found: bool = False) -> int:
+    count = 0
+    for _ in range(steps):
+        if not lull.skips(least_value):
+            count += 1
+            lull.saw(found=found)
+    return count
+
+
+def test_where_little_pays_and_nothing_is_found_drafts_are_looked_for_seldom() -> None:
+    lull = Lull()
+    assert looks(lull, LULL_AFTER, 0.8) == LULL_AFTER
+    assert looks(lull, 10 * SELDOM, 0.8) == 10
+    assert looks(lull, 10, 0.2) == 10, "where much pays they always are"
+    looks(lull, SELDOM, 0.8, found=True)
+    assert looks(lull, LULL_AFTER, 0.8) == LULL_AFTER, "one that was found ends the lull"
