@@ -38,6 +38,10 @@ tried again, they begin above it."""
 FIRST_REST, LONGEST_REST = 64, 4096
 """Steps without heads, after they did not pay."""
 
+YOUNG = 32
+"""Steps until an adapter's heads are judged by what they save themselves alone: where all others' save nothing, these
+are not tried for as long as the first ones were."""
+
 TRIAL = 10
 """Steps with heads after a rest, before it is judged again."""
 
@@ -94,6 +98,7 @@ class Habit:
     resting: int = 0  # steps without heads still to come
     rest: int = FIRST_REST
     trial: int = 0  # steps with heads until it is judged
+    seen: int = 0  # steps with heads
 
     def asks(self) -> bool:
         """Whether to ask in this step; counts it."""
@@ -107,6 +112,7 @@ class Habit:
     def saw(self, saved: float) -> None:
         """Heads were asked, and it saved so many tokens' time (or cost, below zero)."""
         self.saved += SMOOTH * (max(saved, WORST) - self.saved)
+        self.seen += 1
         if self.trial:
             self.trial -= 1
         elif self.saved < REST_BELOW:
@@ -150,8 +156,11 @@ class Habits:
 
     def saw(self, adapter: Hashable, num_sequences: int, saved: float) -> None:
         """They were asked, and it saved so many tokens' time."""
-        self._of(adapter, num_sequences).saw(saved)
-        self._of_all[_size(num_sequences)].saw(saved)
+        habit, known = self._of(adapter, num_sequences), self._of_all[_size(num_sequences)]
+        known.saw(saved)
+        if habit.seen < YOUNG:
+            habit.saved = min(habit.saved, known.saved + HOPE)
+        habit.saw(saved)
 
     def _of(self, adapter: Hashable, num_sequences: int, least_value: float = 0.0) -> Habit:
         size = _size(num_sequences)

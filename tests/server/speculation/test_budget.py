@@ -152,3 +152,24 @@ def test_where_little_pays_and_nothing_is_found_drafts_are_looked_for_seldom() -
     assert looks(lull, 10, 0.2) == 10, "where much pays they always are"
     looks(lull, SELDOM, 0.8, found=True)
     assert looks(lull, LULL_AFTER, 0.8) == LULL_AFTER, "one that was found ends the lull"
+
+
+def tried(habits: Habits, adapter: str, saved: float, limit: int = 200) -> int:
+    """Steps until its heads rest."""
+    for steps in range(limit):
+        if not habits.asks(adapter, 16):
+            return steps
+        habits.saw(adapter, 16, saved)
+    return limit
+
+
+def test_heads_of_many_adapters_are_tried_together() -> None:
+    """Eight adapters in one batch do not take eight times as long to learn that drafts do not pay there."""
+    alone = tried(Habits(), "a", -0.1)
+    habits, steps = Habits(), 0
+    while asking := [name for name in "abcdefgh" if habits.asks(name, 16)]:
+        for name in asking:
+            habits.saw(name, 16, -0.1)
+        steps += 1
+    assert steps < alone / 2
+    assert tried(Habits(), "a", 0.5) == 200, "those that pay never rest"
