@@ -92,7 +92,7 @@ $(BIN)/python:
 
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Perseid into $(VENV) (once; a few minutes, mostly torch) …"
-	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".$(COMPILER)"
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[loadtest,tracing]" -e ".$(COMPILER)"
 	@touch $@
 
 $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python

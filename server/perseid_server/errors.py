@@ -4,11 +4,14 @@
     ├── InvalidRequest        400  INVALID_ARGUMENT    (names the field)
     │   ├── UnsupportedModel                           (an architecture or file we cannot serve)
     │   └── AdapterRejected                            (an adapter that would not do what its author meant)
+    ├── Unauthenticated       401  UNAUTHENTICATED
     ├── Forbidden             403  PERMISSION_DENIED
     ├── NotFound              404  NOT_FOUND
     ├── Conflict              409  ALREADY_EXISTS
     ├── TooLarge              413  INVALID_ARGUMENT
+    ├── DeadlineExceeded      408  DEADLINE_EXCEEDED   (what the client would wait is over)
     ├── QueueFull             429  RESOURCE_EXHAUSTED  (retry_after_s)
+    │   └── RateLimited                                (one key asks for more than it may)
     ├── Unavailable           503  UNAVAILABLE         (retry_after_s)
     └── GenerationFailed      500  INTERNAL            (the engine gave a request up and says why)
 
@@ -38,6 +41,10 @@ class AdapterRejected(InvalidRequest):
     """An adapter refused before it could serve a wrong answer: unknown tensor, wrong shape, NaN, unknown key."""
 
 
+class Unauthenticated(PerseidError):
+    """No API key, or none that is known."""
+
+
 class Forbidden(PerseidError):
     """The operator has not allowed what the client asks for."""
 
@@ -60,6 +67,14 @@ class QueueFull(PerseidError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(QueueFull):
+    """The caller's own limit, whatever else the server does; try again after `retry_after_s` seconds."""
+
+
+class DeadlineExceeded(PerseidError):
+    """The time that the client gave the request is over, while it waited or while it ran."""
 
 
 class Unavailable(PerseidError):

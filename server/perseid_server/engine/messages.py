@@ -13,6 +13,7 @@ from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.options import OFF, Speculation
 
 FinishReason = Literal["stop", "length", "error"]
+ErrorKind = Literal["failed", "deadline"]
 
 
 # --- API process → engine ---------------------------------------------------------------------------------------
@@ -29,6 +30,10 @@ class Submit:
     priority: int = 0
     report_routing: bool = False  # tell what the gates chose
     speculation: Speculation = OFF
+    deadline: float | None = None  # on the machine's monotonic clock, s: the sequence ends with an error after it
+    tenant: str = ""  # whose fair share it runs on
+    weight: float = 1.0  # of the tenant's share
+    cache_salt: str = ""  # KV blocks are shared only among equal salts
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,7 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the end or stop token that finished it; not part of token_ids
     error: str | None = None  # with finish_reason "error"
+    error_kind: ErrorKind = "failed"  # with an error
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token

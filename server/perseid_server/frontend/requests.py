@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from perseid_server.access.caller import ANYONE, Caller
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, Report, check_adaptation
 from perseid_server.frontend.speculation_options import SpeculationOptions, check_speculation
@@ -73,7 +74,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call. `adaptation` None is the base."""
+    """One call. `adaptation` None is the base; `timeout_s` counts from its arrival."""
 
     request_id: str
     input: Input
@@ -81,6 +82,8 @@ class GenerationRequest:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     report: Report = "none"  # what to tell of an automatic choice
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    timeout_s: float | None = None
+    caller: Caller = ANYONE
 
 
 def check_request(request: GenerationRequest, vocab_size: int) -> None:

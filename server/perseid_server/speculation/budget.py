@@ -46,7 +46,7 @@ TRIAL = 10
 """Steps with heads after a rest, before it is judged again."""
 
 SELDOM_ABOVE, LULL_AFTER, SELDOM = 0.5, 32, 4
-"""Where only drafts above that pay, and none was found so many times in a row, they are looked for every fourth step."""
+"""Where only drafts above that pay, and none was found so many times in a row, every fourth step looks for some."""
 
 
 def best_count(clock: StepClock, num_sequences: int, values: Sequence[float], num_rows: int | None = None) -> int:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from perseid_server.engine import drafting
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import ROUTED, SequenceOutput, SpeculationStats, Submit

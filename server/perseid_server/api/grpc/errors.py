@@ -10,11 +10,13 @@ from grpc_status import rpc_status
 
 from perseid_server.errors import (
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     GenerationFailed,
     NotFound,
     PerseidError,
     QueueFull,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -24,9 +26,11 @@ _MAX_MESSAGE_BYTES = 1000
 """Statuses are trailers: with more than 8 KiB of them (three times over, percent-encoded) clients drop the answer."""
 
 _CODES: Sequence[tuple[type[PerseidError], int]] = (
+    (Unauthenticated, code_pb2.UNAUTHENTICATED),
     (Forbidden, code_pb2.PERMISSION_DENIED),
     (NotFound, code_pb2.NOT_FOUND),
     (Conflict, code_pb2.ALREADY_EXISTS),
+    (DeadlineExceeded, code_pb2.DEADLINE_EXCEEDED),
     (QueueFull, code_pb2.RESOURCE_EXHAUSTED),
     (Unavailable, code_pb2.UNAVAILABLE),
     (GenerationFailed, code_pb2.INTERNAL),

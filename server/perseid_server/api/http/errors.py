@@ -14,12 +14,14 @@ from starlette.responses import JSONResponse, Response
 from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import (
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     GenerationFailed,
     NotFound,
     PerseidError,
     QueueFull,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -28,10 +30,12 @@ logger = logging.getLogger(__name__)
 _UNION_MEMBER = re.compile(r"str|int|(list|function|constrained)\W.*")
 
 _STATUS: Sequence[tuple[type[PerseidError], int, str]] = (
+    (Unauthenticated, 401, "authentication_error"),
     (Forbidden, 403, "permission_error"),
     (NotFound, 404, "not_found_error"),
     (Conflict, 409, "conflict_error"),
     (TooLarge, 413, "invalid_request_error"),
+    (DeadlineExceeded, 408, "timeout_error"),
     (QueueFull, 429, "rate_limit_error"),
     (Unavailable, 503, "service_unavailable_error"),
     (GenerationFailed, 500, "server_error"),

@@ -1,0 +1,1 @@
+"""Requests, sent when they are due, and what became of each."""
