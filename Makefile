@@ -13,7 +13,8 @@ DEV_READY   := $(VENV)/.ready-to-develop
 COMPILER := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,[compiler])
 
 # The example adapters, their gates and the heads belong to the embedded base; another --model starts without them.
-EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/* examples/heads/*),--adapter $(notdir $(folder))=$(folder))
+EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--adapter $(notdir $(folder))=$(folder)) \
+	$(foreach folder,$(wildcard examples/heads/*),--adapter $(notdir $(folder))-heads=$(folder))
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
@@ -92,7 +93,7 @@ $(BIN)/python:
 
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Perseid into $(VENV) (once; a few minutes, mostly torch) …"
-	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[loadtest,tracing]" -e ".$(COMPILER)"
+	$(PIP) install --quiet --progress-bar on -c constraints.txt -e ".[loadtest,tracing,train]" -e ".$(COMPILER)"
 	@touch $@
 
 $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
