@@ -46,6 +46,7 @@ TO_ENGINE = [
     RegisterGateSet("g", None, ("a",), null=True),
     ForgetGateSet("g"),
     Submit("d", (1,), FULL_PARAMS, speculation=Speculation("medusa", "h" * 64, "typical", 0.1, 1.0)),
+    Submit("t", (1,), FULL_PARAMS, deadline=12.5, tenant="acme", weight=2.0, cache_salt="acme"),
     RegisterHeads("h", "/a b/é"),
     ForgetHeads("h"),
     Submit("r", (), SamplingParams(max_tokens=1, seed=-(2**63))),
@@ -57,7 +58,7 @@ TO_ENGINE = [
 ]
 OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",
-    256, "why", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
+    256, "why", "deadline", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
 )  # fmt: skip
 STATS = EngineStats(
     1,
