@@ -18,18 +18,19 @@ from tests.tools import require_tool
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
     "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters",
     "gate_null_share", "spec_decode_saved_seconds", "spec_decode_budget_rows",
+    "ready", "build_info", "engine_step_age_seconds", "process_resident_memory_bytes",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
     "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
     "spec_decode_num_steps", "spec_decode_num_tokens", "spec_decode_num_draft_tokens",
-    "spec_decode_num_accepted_tokens",
+    "spec_decode_num_accepted_tokens", "requests_rejected", "deadline_exceeded",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
     "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
     "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens", "iteration_tokens",
-    "gate_entropy_nats",
+    "gate_entropy_nats", "adapter_load_seconds", "event_loop_lag_seconds",
 }  # fmt: skip
 
 
@@ -57,10 +58,10 @@ async def a_few_requests(stack: Stack) -> dict[str, float]:
     return samples(stack.metrics)
 
 
-def test_families_have_the_names_and_types_of_the_conventions() -> None:
+def test_families_have_the_names_and_types_of_the_conventions(stack: Stack) -> None:
     families = {
         family.name.removeprefix("perseid_"): family.type
-        for family in text_string_to_metric_families(Metrics(8).render().decode())
+        for family in text_string_to_metric_families(stack.metrics.render().decode())
     }
     assert families == dict.fromkeys(GAUGES, "gauge") | dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(
         HISTOGRAMS, "histogram"
@@ -132,9 +133,9 @@ def test_engine_counters_go_on_across_a_restart() -> None:
 
 def test_adapters_beyond_the_cap_share_one_label() -> None:
     metrics = Metrics(8)
-    labels = [metrics.adapter_label(f"adapter-{number}") for number in range(MAX_ADAPTER_LABELS + 10)]
+    labels = [metrics.labels.of(f"adapter-{number}") for number in range(MAX_ADAPTER_LABELS + 10)]
     assert Counter(labels)["other"] == 10
-    assert metrics.adapter_label("adapter-3") == "adapter-3"
+    assert metrics.labels.of("adapter-3") == "adapter-3"
 
 
 async def test_places_of_adapters_are_told_as_they_are_now(stack: Stack) -> None:
@@ -234,4 +235,4 @@ def test_versions_that_lost_their_names_take_no_label() -> None:
     told = samples(metrics)
     assert told['routed_tokens_total{adapter="replaced"}'] == 2 * MAX_ADAPTER_LABELS
     assert told['routed_tokens_total{adapter="other"}'] == 2.0
-    assert metrics.adapter_label("new") == "new"
+    assert metrics.labels.of("new") == "new"
