@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 
 from perseid_server import __version__
 from perseid_server.frontend.metrics import Metrics
@@ -21,7 +22,7 @@ def test_memory_is_told_of_processes_that_run() -> None:
 
 
 def test_memory_is_that_of_the_kernel() -> None:
-    with open("/proc/self/status") as status:
+    with Path("/proc/self/status").open() as status:
         kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
     told = resident_bytes(os.getpid())
     assert told is not None
