@@ -215,7 +215,7 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
             return
         metrics.engine_ready(engine.ready)
         if engine.num_restarts > 0:
-            metrics.engine_restarted("crash")
+            metrics.engine_restarted("exit")
 
     registry.on_load(metrics.adapter_load_ended)
     metrics.watch_adapters(registry.locations, registry.all_names)

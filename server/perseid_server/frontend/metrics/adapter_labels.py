@@ -81,7 +81,7 @@ class AdapterLabels:
         self._reviewed = now
         for name in [name for name, ends in self._lingering.items() if ends <= now]:
             self._remove(name)
-        self._take_back_unloaded(now)
+        self._let_unloaded_go(now)
         self._hand_over(now)
         self._trim()
 
@@ -89,13 +89,14 @@ class AdapterLabels:
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
         self._traffic = {name: traffic * kept for name, traffic in self._traffic.items()}
 
-    def _take_back_unloaded(self, now: float) -> None:
+    def _let_unloaded_go(self, now: float) -> None:
+        """They give their labels back, and wait for none."""
         if self._loaded is None:
             return
         loaded = self._loaded()
+        self._traffic = {name: traffic for name, traffic in self._traffic.items() if name in loaded}
         for name in sorted(self._given):
             if name not in loaded:
-                self._traffic.pop(name, None)
                 self._retire(name, now)
 
     def _hand_over(self, now: float) -> None:

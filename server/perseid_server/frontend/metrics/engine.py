@@ -6,7 +6,7 @@ from perseid_server.engine.messages import EngineReady, EngineStats, StepOutputs
 from perseid_server.frontend.metrics.families import Families
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-RESTART_CAUSES = ("crash", "stuck")
+RESTART_CAUSES = ("exit", "signal", "out_of_memory", "stuck", "stopped", "protocol", "hung_up", "start")
 
 
 class EngineMetrics:

@@ -64,7 +64,7 @@ class Metrics:
         self._idle()
 
     def engine_restarted(self, cause: str) -> None:
-        """Another engine process was started in place of one that ended for this cause: "crash", "stuck"."""
+        """Another engine process was started in place of one that ended for this cause, such as "stuck"."""
         self.engine.restarts.labels(cause).inc()
 
     def engine_stepped(self, step: StepOutputs, names: Mapping[str, str]) -> None:

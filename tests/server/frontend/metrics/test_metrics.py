@@ -249,7 +249,7 @@ def test_refusals_deadlines_and_restarts_count_from_zero_by_reason() -> None:
     told = samples(metrics)
     assert told['requests_rejected_total{reason="quota"}'] == told['deadline_exceeded_total{stage="queue"}'] == 1
     assert told['engine_restarts_total{cause="stuck"}'] == 1
-    assert told['engine_restarts_total{cause="crash"}'] == told['deadline_exceeded_total{stage="running"}'] == 0
+    assert told['engine_restarts_total{cause="exit"}'] == told['deadline_exceeded_total{stage="running"}'] == 0
 
 
 def test_without_an_engine_nothing_runs() -> None:
