@@ -130,6 +130,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         )
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
+        await stack.enter_async_context(metrics.measuring_lag())
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
@@ -209,13 +210,16 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
         metrics.engine_stepped(step, registry.names())
 
     def status_changed(status: str) -> None:
-        metrics.engine_up.set(status == "ready")
-        if status == "ready" and engine.ready is not None:
-            metrics.engine_ready(engine.ready)
-            metrics.engine_restarts.inc(0 if engine.num_restarts == 0 else 1)
+        if status != "ready" or engine.ready is None:
+            metrics.engine_lost()
+            return
+        metrics.engine_ready(engine.ready)
+        if engine.num_restarts > 0:
+            metrics.engine_restarted("exit")
 
     registry.on_load(metrics.adapter_load_ended)
-    metrics.watch_adapters(registry.locations)
+    metrics.watch_adapters(registry.locations, registry.all_names)
+    metrics.watch_processes(lambda: engine.pid)
     engine.on_step(stepped)
     engine.on_status(status_changed)
     status_changed(engine.status)

@@ -1,6 +1,6 @@
 """What is loaded, by name."""
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 
 from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import InvalidRequest, NotFound
@@ -56,3 +56,7 @@ class LoadedNames:
     def names(self) -> Mapping[str, str]:
         """version → a name it has, for metrics."""
         return {loaded.version: name for name, loaded in self._loaded.items()}
+
+    def all_names(self) -> KeysView[str]:
+        """Every name, as they are now and will be."""
+        return self._loaded.keys()

@@ -8,6 +8,7 @@ them, so those that lose their name end their drafts, also for requests that run
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class AdapterRegistry(LoadedNames):
         self._versions: dict[str, Loaded] = {}  # all that the engine knows: named, or leased still
         self._background = Background()
         self._writing = asyncio.Lock()  # one change of names at a time
-        self._on_load: list[Callable[[str], None]] = []
+        self._on_load: list[Callable[[str, float], None]] = []
         self._on_change: list[Callable[[], None]] = []
         self.leases = Leases(self._freed)
         self.num_pages = num_pages
@@ -127,12 +128,13 @@ class AdapterRegistry(LoadedNames):
         if adapter is not None:
             self._check_adapter(adapter)
         options = _Options(source, replace, pin, adapter, policy or self._policy)
+        started = time.perf_counter()
         try:
             loaded = await self._background.whole(self._load(name, options))
         except PerseidError:
-            self._load_ended("refused")
+            self._load_ended("refused", started)
             raise
-        self._load_ended("loaded")
+        self._load_ended("loaded", started)
         return loaded
 
     async def unload(self, name: str) -> None:
@@ -143,8 +145,8 @@ class AdapterRegistry(LoadedNames):
         """Keep an adapter or a gate set on the device, or let it go. Heads are always there."""
         return await self._background.whole(self._pin(name, pinned))
 
-    def on_load(self, callback: Callable[[str], None]) -> None:
-        """Be told how every load ended: "loaded" or "refused"."""
+    def on_load(self, callback: Callable[[str, float], None]) -> None:
+        """Be told how every load ended, "loaded" or "refused", and after how many seconds."""
         self._on_load.append(callback)
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -157,7 +159,7 @@ class AdapterRegistry(LoadedNames):
 
     def locations(self) -> Counter[str]:
         """How many adapters are on disk, in host memory, on the device."""
-        states = [self.state(adapter) for adapter in self.adapters()]
+        states = (self.state(adapter) for adapter in self.adapters())
         return Counter(state.location if state else "disk" for state in states)
 
     def folder(self, loaded: Loaded) -> str:
@@ -215,9 +217,9 @@ class AdapterRegistry(LoadedNames):
             self._tell_pin(entry.version)
             return self._loaded[name]
 
-    def _load_ended(self, outcome: str) -> None:
+    def _load_ended(self, outcome: str, started: float) -> None:
         for callback in self._on_load:
-            callback(outcome)
+            callback(outcome, time.perf_counter() - started)
 
     def _refuse_taken(self, *names: str) -> None:
         for name in names:

@@ -99,6 +99,11 @@ class EngineProcess(Registrations):
         self.ready: EngineReady | None = None
         self.num_restarts = 0
 
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one that has been ready."""
+        return self._connection.process.pid if self._connection is not None else None
+
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> EngineReady:

@@ -22,6 +22,7 @@ class OperationRoutes:
         self._service = service
         self._metrics = metrics
         self._status = status
+        metrics.watch_ready(lambda: status.is_ready)
         self.router = APIRouter()
         add = self.router.add_api_route
         add("/health", self.health, methods=["GET"], response_model=None)

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from perseid_loadtest.scrape_cost import filled
 from perseid_server.engine.messages import AdapterState, EngineReady, EngineStats, StepOutputs
 from perseid_server.errors import Unavailable
 from perseid_server.frontend.adaptation_options import AutoOptions, BlendOf, Named
@@ -18,18 +19,19 @@ from tests.tools import require_tool
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_weight_bytes", "engine_up"} | {
     "lora_requests_info", "lora_cache_info", "lora_cache_usage_ratio", "lora_cache_num_adapters",
     "gate_null_share", "spec_decode_saved_seconds", "spec_decode_budget_rows",
+    "ready", "build_info", "engine_step_age_seconds", "process_resident_memory_bytes",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
     "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
     "spec_decode_num_steps", "spec_decode_num_tokens", "spec_decode_num_draft_tokens",
-    "spec_decode_num_accepted_tokens",
+    "spec_decode_num_accepted_tokens", "requests_rejected", "deadline_exceeded",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
     "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
     "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens", "iteration_tokens",
-    "gate_entropy_nats",
+    "gate_entropy_nats", "adapter_load_seconds", "event_loop_lag_seconds",
 }  # fmt: skip
 
 
@@ -57,10 +59,10 @@ async def a_few_requests(stack: Stack) -> dict[str, float]:
     return samples(stack.metrics)
 
 
-def test_families_have_the_names_and_types_of_the_conventions() -> None:
+def test_families_have_the_names_and_types_of_the_conventions(stack: Stack) -> None:
     families = {
         family.name.removeprefix("perseid_"): family.type
-        for family in text_string_to_metric_families(Metrics(8).render().decode())
+        for family in text_string_to_metric_families(stack.metrics.render().decode())
     }
     assert families == dict.fromkeys(GAUGES, "gauge") | dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(
         HISTOGRAMS, "histogram"
@@ -132,9 +134,9 @@ def test_engine_counters_go_on_across_a_restart() -> None:
 
 def test_adapters_beyond_the_cap_share_one_label() -> None:
     metrics = Metrics(8)
-    labels = [metrics.adapter_label(f"adapter-{number}") for number in range(MAX_ADAPTER_LABELS + 10)]
+    labels = [metrics.labels.of(f"adapter-{number}") for number in range(MAX_ADAPTER_LABELS + 10)]
     assert Counter(labels)["other"] == 10
-    assert metrics.adapter_label("adapter-3") == "adapter-3"
+    assert metrics.labels.of("adapter-3") == "adapter-3"
 
 
 async def test_places_of_adapters_are_told_as_they_are_now(stack: Stack) -> None:
@@ -234,4 +236,71 @@ def test_versions_that_lost_their_names_take_no_label() -> None:
     told = samples(metrics)
     assert told['routed_tokens_total{adapter="replaced"}'] == 2 * MAX_ADAPTER_LABELS
     assert told['routed_tokens_total{adapter="other"}'] == 2.0
-    assert metrics.adapter_label("new") == "new"
+    assert metrics.labels.of("new") == "new"
+
+
+def test_refusals_deadlines_and_restarts_count_from_zero_by_reason() -> None:
+    metrics = Metrics(8)
+    for reason in ("queue_full", "tokens", "rate_limit", "quota", "draining"):
+        assert samples(metrics)[f'requests_rejected_total{{reason="{reason}"}}'] == 0
+    metrics.rejected("quota")
+    metrics.deadline_exceeded("queue")
+    metrics.engine_restarted("stuck")
+    told = samples(metrics)
+    assert told['requests_rejected_total{reason="quota"}'] == told['deadline_exceeded_total{stage="queue"}'] == 1
+    assert told['engine_restarts_total{cause="stuck"}'] == 1
+    assert told['engine_restarts_total{cause="exit"}'] == told['deadline_exceeded_total{stage="running"}'] == 0
+
+
+def test_without_an_engine_nothing_runs() -> None:
+    metrics = Metrics(8)
+    metrics.engine_ready(fake_ready())
+    assert samples(metrics)["engine_up"] == 1
+    stats = EngineStats(num_running=2, num_waiting=1, kv_blocks_used=4, kv_blocks_total=8, running_adapters=("v",))
+    metrics.engine_stepped(StepOutputs(stats=stats), {"v": "one"})
+    metrics.engine_lost()
+    told = samples(metrics)
+    assert (told["engine_up"], told["num_requests_running"], told["num_requests_waiting"]) == (0, 0, 0)
+    assert 'lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}' in told
+
+
+def test_the_age_of_the_step_and_readiness_are_asked_at_each_scrape() -> None:
+    metrics, ages = Metrics(8), iter([0.0, 2.5])
+    metrics.watch_step_age(lambda: next(ages))
+    ready = iter([True, False])
+    metrics.watch_ready(lambda: next(ready))
+    assert [(told["engine_step_age_seconds"], told["ready"]) for told in (samples(metrics), samples(metrics))] == [
+        (0.0, 1.0),
+        (2.5, 0.0),
+    ]
+
+
+def test_adapters_are_counted_once_a_scrape() -> None:
+    metrics, asked = Metrics(8), []
+
+    def locations() -> Counter[str]:
+        asked.append(1)
+        return Counter(disk=3)
+
+    metrics.watch_adapters(locations, frozenset)
+    metrics.render()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", 'x"} 1\nperseid_engine_up 7', "é\u2028", "{}"])
+def test_hostile_names_stay_inside_their_label(name: str) -> None:
+    metrics = Metrics(8)
+    metrics.requests.by_adapter.labels(metrics.labels.of(name)).inc()
+    metrics.engine_stepped(StepOutputs(stats=EngineStats(running_adapters=("v",))), {"v": name})
+    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    assert [sample.labels for sample in families["perseid_adapter_requests"].samples] == [{"adapter": name}]
+    assert families["perseid_lora_requests_info"].samples[0].labels["running_lora_adapters"] == name
+    assert [sample.value for sample in families["perseid_engine_up"].samples] == [0.0]
+
+
+def test_a_scrape_of_a_thousand_adapters_is_clean_and_small() -> None:
+    """What it takes is measured by `python -m perseid_loadtest.scrape_cost`; the time is proportional to the lines."""
+    scrape = filled(1000).render()
+    assert complaints(scrape) == (0, b"", b"")
+    assert scrape.count(b"\n") < 900
+    assert scrape.count(b"perseid_adapter_requests_total{") == MAX_ADAPTER_LABELS + 1

@@ -5,7 +5,7 @@ import pytest
 from perseid_server.engine.messages import BLENDED, ROUTED, EngineStats, SpeculationStats, StepOutputs
 from perseid_server.frontend.metrics import MAX_ADAPTER_LABELS, Metrics
 from tests.fakes import fake_ready
-from tests.server.frontend.test_metrics import complaints, samples
+from tests.server.frontend.metrics.test_metrics import complaints, samples
 
 COUNTERS = ("num_steps_total", "num_tokens_total", "num_draft_tokens_total", "num_accepted_tokens_total")
 
