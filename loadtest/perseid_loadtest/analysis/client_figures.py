@@ -1,5 +1,6 @@
 """Whether the load generator kept up: where it did not, the figures are its own and not the server's."""
 
+import math
 from dataclasses import dataclass
 
 from perseid_loadtest.analysis import formatting
@@ -23,7 +24,8 @@ class ClientFigures:
 
 
 def client_figures(busy: float, most_late_s: float, ttft: Distribution | None) -> ClientFigures:
-    """With the verdict."""
+    """With the verdict. What is not finite was not measured: nothing."""
+    busy, most_late_s = (value if math.isfinite(value) else 0.0 for value in (busy, most_late_s))
     reasons = []
     if busy >= BUSY:
         reasons.append(f"it used {formatting.percent(busy)} of its core")

@@ -1,7 +1,7 @@
 """Two runs side by side: every figure of both, B ÷ A, and the options that differ."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -54,7 +54,9 @@ def pairs(a: Saved, b: Saved) -> list[Pair]:
     """All figures that at least one of them has."""
     of_a, of_b = ({row.label: row for row in all_rows(saved.summary)} for saved in (a, b))
     labels = [*of_a, *(label for label in of_b if label not in of_a)]
-    found = [Pair(of_a.get(label, _missing(of_b, label)), of_b.get(label, _missing(of_a, label))) for label in labels]
+    found = [
+        Pair(of_a.get(label) or _missing(of_b[label]), of_b.get(label) or _missing(of_a[label])) for label in labels
+    ]
     return [pair for pair in found if pair.a.value is not None or pair.b.value is not None]
 
 
@@ -111,9 +113,8 @@ def _body(a: Saved, b: Saved) -> Iterator[str]:
     yield markup.section("Adapters", markup.plot(plots.by_adapter(summaries), "adapters"))
 
 
-def _missing(rows: dict[str, Row], label: str) -> Row:
-    row = rows[label]
-    return Row(label, None, row.show, row.better)
+def _missing(row: Row) -> Row:
+    return replace(row, value=None)
 
 
 def _options(saved: Saved) -> dict[str, str]:

@@ -45,4 +45,4 @@ def jain_index(values: Iterable[float]) -> float | None:
     if largest == 0.0:
         return 1.0  # all equal
     scaled = [value / largest for value in kept]  # squares of tiny values would be 0
-    return sum(scaled) ** 2 / (len(scaled) * sum(value * value for value in scaled))
+    return min(1.0, sum(scaled) ** 2 / (len(scaled) * sum(value * value for value in scaled)))

@@ -6,6 +6,7 @@
 change that old readers can pass over raises the version.
 """
 
+import math
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from perseid_server.errors import InvalidRequest
 
 KIND = "perseid loadtest"
 VERSION = 1
+_MEASURED = ("started_at", "seconds", "client_busy", "most_late_s")
 
 _Arrivals = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -100,6 +102,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def _lowered(run: Run) -> dict[str, Any]:
     """As JSON has it: pairs take a third of what objects would."""
     told: dict[str, Any] = {name: getattr(run, name) for name in run.__slots__}
+    told |= {name: told[name] if math.isfinite(told[name]) else 0.0 for name in _MEASURED}  # JSON has no NaN
     told["records"] = [
         {name: getattr(record, name) for name in record.__slots__}
         | {"arrivals": [(round(arrival.moment, 6), arrival.tokens) for arrival in record.arrivals]}

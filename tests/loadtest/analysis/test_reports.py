@@ -145,8 +145,8 @@ def test_the_plots_hold_the_values(full, tmp_path):
     [script] = [one for one in written(tmp_path, saved(full)).scripts if '"plot-cdf"' in one[:2000]]
     begin = script.index("[", script.index('"plot-cdf"'))
     traces, _ = json.JSONDecoder().raw_decode(script[begin:])
-    assert [trace["x"] for trace in traces][0] == [0.5, 1.0]
-    assert [trace["y"] for trace in traces][0] == [50.0, 100.0]
+    assert traces[0]["x"] == [0.5, 1.0]
+    assert traces[0]["y"] == [50.0, 100.0]
     assert len(traces) == 4
 
 
@@ -224,5 +224,5 @@ def test_comparisons_survive_every_run(name, full, tmp_path):
         assert "nan" not in out.lower()
         assert max(map(len, out.splitlines())) <= 80
     found = written(tmp_path, saved(full), saved(RUNS[name]))
-    assert PLOTS <= found.plots
+    assert found.plots >= PLOTS
     assert "nan" not in found.text.lower()
