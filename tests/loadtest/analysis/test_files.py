@@ -105,3 +105,10 @@ def test_no_file_and_no_place_for_one(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="cannot be written"):
         write(tmp_path / "file" / "run.json", run_of())
+
+
+def test_what_could_not_be_put_in_place_leaves_nothing_beside(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(InvalidRequest, match="cannot be written"):
+        write(tmp_path / "run.json", run_of())
+    assert [one.name for one in tmp_path.iterdir()] == ["run.json"]

@@ -119,6 +119,7 @@ def test_names_and_messages_are_plain_text_in_the_terminal(hostile):
     out = printed(terminal.print_summary, saved(hostile).summary)
     assert "\x1b" not in out
     assert "[bold]" in out
+    assert out.count("b") > 119  # a long name is folded, not cut off
     assert max(map(len, out.splitlines())) <= 80
 
 
