@@ -101,7 +101,7 @@ def _refusal(path: Path, line: int | None, why: str) -> InvalidRequest:
 def _ring(content: Mapping[str, Any]) -> KeyRing:
     unknown = set(content) - {"keys"}
     if unknown:
-        raise _Wrong(None, None, f"expected only tables [keys.NAME], found {sorted(unknown)[0][:_MAX_TEXT]!r}")
+        raise _Wrong(None, None, f"expected only tables [keys.NAME], found {min(unknown)[:_MAX_TEXT]!r}")
     tables = content.get("keys", {})
     if not isinstance(tables, dict):
         raise _Wrong(None, None, "expected tables [keys.NAME]")
@@ -153,7 +153,7 @@ def _caller(name: str, table: Mapping[str, Any]) -> Caller:
     return Caller(
         tenant=tenant,
         key=name,
-        roles=frozenset(cast(Role, role) for role in roles),
+        roles=frozenset(cast("Role", role) for role in roles),
         adapters=None if adapters is None else _texts(name, "adapters", adapters),
         weight=float(weight),
     )

@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 from perseid_server.access.key_file import read_keys
-from perseid_server.access.keys import KeyRing
 from perseid_server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Who may call which method. The key is looked at before the message is read."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -16,7 +16,7 @@ _NEEDS: Mapping[str, Need] = {
     "grpc.health.v1.Health": "open",
     "grpc.reflection.v1alpha.ServerReflection": "any",
 }
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 def need_of(method: str) -> Need:
@@ -24,7 +24,7 @@ def need_of(method: str) -> Need:
     return _NEEDS.get(method.rpartition("/")[0].lstrip("/"), "operator")
 
 
-class Access(grpc.aio.ServerInterceptor[Any, Any]):
+class Access(grpc.aio.ServerInterceptor):
     """Finds out who calls. Every call has a task of its own, interceptors and all, which runs for the caller to its
     end."""
 
