@@ -52,7 +52,7 @@ def connected(to: Connection) -> Iterator[grpc.Channel]:
             yield grpc.intercept_channel(channel, _Shows(to.api_key)) if to.api_key else channel
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                hint = "is a server running there, and does it speak TLS as you do?"
+                hint = f"is a server running there?{_tls_hint(to)}"
                 raise PerseidError(f"{to.server}: {error.details()}; {hint}") from error
             raise PerseidError(f"{error.code().name}: {error.details()}") from error
         except UnicodeEncodeError as error:
@@ -70,6 +70,11 @@ def _channel(to: Connection) -> grpc.Channel:
     return grpc.secure_channel(
         to.server, grpc.ssl_channel_credentials(read["--tls-ca"], read["--client-key"], read["--client-cert"])
     )
+
+
+def _tls_hint(to: Connection) -> str:
+    encrypted = to.tls or to.tls_ca is not None or to.client_cert is not None
+    return " And does it trust, and is it trusted by, these certificates?" if encrypted else ""
 
 
 def _files(to: Connection) -> dict[str, Path | None]:
