@@ -15,7 +15,8 @@ import openai
 from fastapi import FastAPI
 from safetensors.numpy import save_file
 
-from perseid_router.gate_set import Column, Gate, GateSet, GateSetConfig
+from perseid_router.gate_set import Column, GateSet, GateSetConfig
+from perseid_router.gate_set import Gate as LinearGate
 from perseid_router.request_router import RequestRouter, count_buckets
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
@@ -60,6 +61,11 @@ class Stack:
     def runner(self) -> FakeRunner:
         """The fake model."""
         return self.engine.engine._runner
+
+    def routes(self) -> list[tuple[str, str]]:
+        """(method, path) of every route."""
+        told = self.app.openapi()["paths"].items()
+        return [("GET", "/openapi.json"), *((method.upper(), path) for path, methods in told for method in methods)]
 
     async def load_gates(self, name: str, *adapters: str, replace: bool = False, **options) -> str:
         """Write a gate set for loaded adapters and load it; returns its version."""
@@ -205,9 +211,9 @@ def write_gate_set(
     random = np.random.default_rng(seed)
     inputs = base.projections["q_proj"].in_features
 
-    def gate() -> Gate:
+    def gate() -> LinearGate:
         weight = random.standard_normal((told.num_columns, inputs)).astype(np.float32)
-        return Gate(weight, np.zeros(told.num_columns, np.float32))
+        return LinearGate(weight, np.zeros(told.num_columns, np.float32))
 
     gates = {(layer, "q_proj"): gate() for layer in range(base.num_layers)}
     GateSet(told, gates, request_router=router.tensors() if router else {}).write(folder)

@@ -21,8 +21,10 @@ def check_exposure(host: str, *, has_keys: bool, insecure: bool) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether all addresses that a host stands for can be reached from this machine alone."""
+    if not host:
+        return False
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a name"
         raise InvalidRequest(f"--host {host!r}: no such address: {why}", field="host") from error

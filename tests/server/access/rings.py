@@ -15,10 +15,10 @@ class Keys:
     ring: KeyRing = field(default_factory=lambda: KeyRing({}))
 
 
-def key(name: str, *roles: str, adapters=None, allowance: Allowance = Allowance(), **more) -> Key:
+def key(name: str, *roles: str, adapters=None, allowance: Allowance | None = None, **more) -> Key:
     """A key whose secret is its name."""
     caller = Caller(name, name, frozenset(roles or ("generate",)), adapters)
-    return Key(name, digest_of(name), caller, allowance, **more)
+    return Key(name, digest_of(name), caller, allowance or Allowance(), **more)
 
 
 def gate_of(*keys: Key, limiter: Limiter | None = None, **more) -> Gate:

@@ -29,5 +29,5 @@ def test_a_name_is_what_all_its_addresses_are(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_name_that_stands_for_nothing_is_told() -> None:
-    with pytest.raises(InvalidRequest, match="--host 'no such.invalid'"):
+    with pytest.raises(InvalidRequest, match=r"--host 'no such\.invalid'"):
         check_exposure("no such.invalid", has_keys=False, insecure=False)

@@ -65,7 +65,7 @@ BROKEN = {
     "expiry as a text": (f"[keys.a]\nhash = '{HASH}'\nexpires = '2027-01-31'", 3, "keys.a.expires"),
     "enabled": (f"[keys.a]\nhash = '{HASH}'\nenabled = 'no'", 3, "keys.a.enabled"),
     "two keys alike": (f"[keys.a]\nhash = '{HASH}'\n[keys.b]\nhash = '{HASH}'", 4, "keys.b.hash"),
-    "not TOML": (f"[keys.a]\nhash = '{HASH}'\nroles = [", 3, "not TOML"),
+    "not TOML": (f"[keys.a]\nhash = '{HASH}'\nroles = [", None, "not TOML"),
     "a secret in broken TOML": ("[keys.a]\nhash = psd_topsecret", 2, "not TOML"),
     "other tables": ("[users.a]", None, "users"),
 }
