@@ -62,7 +62,9 @@ class Tls:
             return self._configuration()
 
         credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            self._configuration(), fetch, require_client_authentication=self._client_ca is not None
+            self._configuration(),
+            fetch,  # type: ignore[arg-type]  # None is allowed, and means no change
+            require_client_authentication=self._client_ca is not None,
         )
         return credentials
 

@@ -1,7 +1,7 @@
 """TLS and mutual TLS on real sockets, both transports; what is wrong with the files is told before anybody listens."""
 
 import asyncio
-import datetime
+import datetime as dt
 import shutil
 import ssl
 from dataclasses import dataclass
@@ -129,7 +129,11 @@ async def test_a_new_certificate_is_taken_over(stack: Stack, files: Files, tmp_p
 
 
 def expired(files: Files, tmp_path: Path) -> None:
-    issue(files.authority, tmp_path / "server", not_after=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    issue(files.authority, tmp_path / "server", not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+
+
+def another(files: Files, tmp_path: Path) -> None:
+    issue(files.authority, tmp_path / "other")[1].rename(files.key)
 
 
 BROKEN = {
@@ -141,11 +145,7 @@ BROKEN = {
     "key not PEM": (lambda files, _: files.key.write_text(""), "--tls-key", "not PEM"),
     "swapped": (lambda files, _: shutil.copy(files.cert, files.key), "--tls-key", "not PEM"),
     "cut": (lambda files, _: files.cert.write_text(files.cert.read_text()[:200]), "--tls-cert", "cannot be read"),
-    "another's key": (
-        lambda files, path: issue(files.authority, path / "x")[1].rename(files.key),
-        "--tls-key",
-        "belong",
-    ),
+    "another's key": (another, "--tls-key", "does not belong"),
     "expired": (expired, "--tls-cert", "expired"),
     "authority not PEM": (lambda files, _: files.ca.write_text("x"), "--tls-client-ca", "not PEM"),
 }

@@ -33,9 +33,9 @@ class Access(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
+    ) -> _Handler | None:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method

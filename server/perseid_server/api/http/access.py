@@ -1,6 +1,6 @@
 """Who may call which route. The key is looked at before anything of the body is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,8 +34,8 @@ def need_of(path: str, gate: Gate) -> Need:
     """What a path needs; what is not listed is the operator's, so that a new route is not open by oversight."""
     if path == "/metrics":
         return gate.metrics_need
-    below = (need for beginning, need in _BELOW.items() if path.startswith(beginning))
-    return NEEDS.get(path) or next(below, "operator")
+    below: Iterator[Need] = (need for beginning, need in _BELOW.items() if path.startswith(beginning))
+    return NEEDS[path] if path in NEEDS else next(below, "operator")
 
 
 class Access:
