@@ -17,6 +17,7 @@ _NEEDS: Mapping[str, Need] = {
     "grpc.reflection.v1alpha.ServerReflection": "any",
 }
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 def need_of(method: str) -> Need:
@@ -33,9 +34,9 @@ class Access(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Found]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> _Found:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method
