@@ -106,7 +106,7 @@ class ServeConfig:
     """Certificate chain, PEM, for HTTP and gRPC; read again when it changes. Default: none, plain text."""
 
     tls_key: Annotated[Path | None, Parameter(group=SECURITY)] = None
-    """Its private key, PEM, without a password."""
+    """Its private key, PEM, without a password. Default: none."""
 
     tls_client_ca: Annotated[Path | None, Parameter(group=SECURITY)] = None
     """Certificates, PEM, one of which must have signed each client's (mutual TLS). Default: clients need none."""

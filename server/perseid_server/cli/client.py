@@ -24,19 +24,20 @@ class Connection:
     """gRPC address of the server."""
 
     api_key: Annotated[str | None, Parameter(group=_CONNECTION, env_var="PERSEID_API_KEY", show_default=False)] = None
-    """Key to show. Others on this machine can see command lines: PERSEID_API_KEY is better."""
+    """Key to show. Others on this machine can see command lines: PERSEID_API_KEY is better.
+    Default: none."""
 
     tls: Annotated[bool, Parameter(group=_CONNECTION, negative=())] = False
     """Encrypt, and trust the authorities that gRPC knows."""
 
     tls_ca: Annotated[Path | None, Parameter(group=_CONNECTION, show_default=False)] = None
-    """Certificates, PEM, to trust instead; implies --tls."""
+    """Certificates, PEM, to trust instead; implies --tls. Default: none."""
 
     client_cert: Annotated[Path | None, Parameter(group=_CONNECTION, show_default=False)] = None
-    """Certificate, PEM, to show to a server that asks for one; implies --tls."""
+    """Certificate, PEM, to show to a server that asks for one; implies --tls. Default: none."""
 
     client_key: Annotated[Path | None, Parameter(group=_CONNECTION, show_default=False)] = None
-    """Its private key, PEM."""
+    """Its private key, PEM. Default: none."""
 
 
 To = Annotated[Connection, Parameter(name="*")]
