@@ -15,8 +15,9 @@ from perseid_server.speculation.options import Mode
 MODEL = Group("Model", sort_key=1)
 ADAPTERS = Group("Adapters", sort_key=2)
 NETWORK = Group("Network", sort_key=3)
-CAPACITY = Group("Memory and batching", sort_key=4)
-OPERATION = Group("Operation", sort_key=5)
+SECURITY = Group("Security", sort_key=4)
+CAPACITY = Group("Memory and batching", sort_key=5)
+OPERATION = Group("Operation", sort_key=6)
 
 PORT = validators.Number(gte=0, lte=65535)
 POSITIVE = validators.Number(gte=1)
@@ -90,6 +91,25 @@ class ServeConfig:
 
     grpc_port: Annotated[int, Parameter(group=NETWORK, validator=PORT)] = 50051
     """gRPC port; 0 picks a free one and prints it."""
+
+    api_keys: Annotated[Path | None, Parameter(group=SECURITY)] = None
+    """File of API keys, their roles and limits ("perseid keys new" writes it), read again when it changes. Default:
+    none, everybody may do everything."""
+
+    insecure_listen: Annotated[bool, Parameter(group=SECURITY)] = False
+    """Listen beyond loopback without API keys: something else guards the address."""
+
+    metrics_role: Annotated[Literal["admin", "none"], Parameter(group=SECURITY)] = "admin"
+    """Role that a key needs for /metrics, which names everybody's adapters. "none": no key at all."""
+
+    tls_cert: Annotated[Path | None, Parameter(group=SECURITY)] = None
+    """Certificate chain, PEM, for HTTP and gRPC; read again when it changes. Default: none, plain text."""
+
+    tls_key: Annotated[Path | None, Parameter(group=SECURITY)] = None
+    """Its private key, PEM, without a password. Default: none."""
+
+    tls_client_ca: Annotated[Path | None, Parameter(group=SECURITY)] = None
+    """Certificates, PEM, one of which must have signed each client's (mutual TLS). Default: clients need none."""
 
     kv_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 360
     """Memory for the KV cache, MiB. The default holds one request of the embedded base's longest context on a CPU."""

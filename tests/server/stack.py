@@ -15,14 +15,17 @@ import openai
 from fastapi import FastAPI
 from safetensors.numpy import save_file
 
-from perseid_router.gate_set import Column, Gate, GateSet, GateSetConfig
+from perseid_router.gate_set import Column, GateSet, GateSetConfig
+from perseid_router.gate_set import Gate as LinearGate
 from perseid_router.request_router import RequestRouter, count_buckets
+from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.api.tls import Tls
 from perseid_server.frontend.adaptation import Resolver
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
@@ -48,6 +51,7 @@ class Stack:
     status: ServerStatus
     app: FastAPI
     root: Path  # adapters below it may be loaded by clients
+    gate: Gate | None = None
 
     def says(self, text: str) -> None:
         """Every answer is this text from now on."""
@@ -57,6 +61,11 @@ class Stack:
     def runner(self) -> FakeRunner:
         """The fake model."""
         return self.engine.engine._runner
+
+    def routes(self) -> list[tuple[str, str]]:
+        """(method, path) of every route."""
+        told = self.app.openapi()["paths"].items()
+        return [("GET", "/openapi.json"), *((method.upper(), path) for path, methods in told for method in methods)]
 
     async def load_gates(self, name: str, *adapters: str, replace: bool = False, **options) -> str:
         """Write a gate set for loaded adapters and load it; returns its version."""
@@ -79,6 +88,7 @@ def make_stack(
     num_pages: int | None = None,
     default_gate_set: str | None = None,
     drafting: Drafting | None = None,
+    gate: Gate | None = None,
 ) -> Stack:
     """A server that is not listening."""
     runner = FakeRunner(512)
@@ -95,10 +105,10 @@ def make_stack(
     metrics.watch_processes(lambda: None)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
     resolver = Resolver(registry, engine, default_gate_set)
-    service = GenerationService(engine, resolver, text, metrics, max_queue, drafting)
+    service = GenerationService(engine, resolver, text, metrics, max_queue, drafting, gate.limiter if gate else None)
     status = ServerStatus(service, lambda: engine.status)
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake")
-    return Stack(engine, store, registry, metrics, service, status, app, root)
+    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
+    return Stack(engine, store, registry, metrics, service, status, app, root, gate)
 
 
 @dataclass
@@ -129,11 +139,12 @@ class LiveStack:
 
 
 @asynccontextmanager
-async def serving(stack: Stack) -> AsyncIterator[LiveStack]:
+async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveStack]:
     """Both transports on loopback, ports of the system's choice."""
-    api = ApiServer("127.0.0.1", 0, 0)
+    api = ApiServer("127.0.0.1", 0, 0, tls)
     try:
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE)
+        credentials = tls.credentials() if tls is not None else None
+        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials)
         addresses = await api.start(stack.app, grpc_server, stack.status)
         yield LiveStack(stack, addresses)
     finally:
@@ -201,9 +212,9 @@ def write_gate_set(
     random = np.random.default_rng(seed)
     inputs = base.projections["q_proj"].in_features
 
-    def gate() -> Gate:
+    def gate() -> LinearGate:
         weight = random.standard_normal((told.num_columns, inputs)).astype(np.float32)
-        return Gate(weight, np.zeros(told.num_columns, np.float32))
+        return LinearGate(weight, np.zeros(told.num_columns, np.float32))
 
     gates = {(layer, "q_proj"): gate() for layer in range(base.num_layers)}
     GateSet(told, gates, request_router=router.tensors() if router else {}).write(folder)

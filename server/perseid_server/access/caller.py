@@ -56,3 +56,9 @@ def calling(caller: Caller) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def call_as(caller: Caller) -> None:
+    """The rest of this task runs for this caller. For a transport that gives each call a task of its own; streams may
+    be closed from another one, where `calling` could not undo what it did."""
+    _current.set(caller)

@@ -1,9 +1,9 @@
 """Copying a stranger's file into the store. Standard library only."""
 
 import os
-import shutil
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import why_missing
@@ -31,9 +31,21 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
             raise AdapterRejected(f"{name} is not a regular file of its folder")
         if status.st_size > MAX_ADAPTER_BYTES:
             raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {MAX_ADAPTER_BYTES}")
-        shutil.copyfileobj(reader, writer, _CHUNK)
+        _copy(reader, writer, status.st_size, name)
         writer.flush()
         os.fsync(writer.fileno())
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, size: int, name: str) -> None:
+    """As many bytes as the file had when it was opened. One that is written to meanwhile would not end."""
+    left = size
+    while chunk := reader.read(min(_CHUNK, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise AdapterRejected(f"{name} grew while it was copied; load it when it is complete")
+        writer.write(chunk)
+    if left:
+        raise AdapterRejected(f"{name} shrank while it was copied; load it when it is complete")
 
 
 def _why_missing(folder: Path, name: str) -> str:

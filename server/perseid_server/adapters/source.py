@@ -5,9 +5,11 @@ no symbolic link on the way, and hub ids when `--allow-hub` is set. Refusals tel
 outside.
 """
 
+import functools
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class SourcePolicy:
     roots: tuple[Path, ...] = ()
     allow_hub: bool = False
     trusted: bool = False
+    sees: Callable[[str], bool] | None = None  # by the path below a root, or its first part; None: all that is there
     allow_pickle_heads: bool = False  # whether the hub is asked for Medusa v1's pickles
 
 
@@ -54,7 +57,7 @@ def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
         raise InvalidRequest("source: expected a folder or a hub id org/name[@revision]", field="source")
     if policy.trusted:
         return _trusted(source, policy)
-    inside = _inside_a_root(source, policy.roots)
+    inside = _inside_a_root(source, policy)
     if inside is not None:
         return AdapterFolder(inside, follow_links=False)
     if match := _HUB_ID.fullmatch(source):
@@ -94,14 +97,17 @@ def _trusted(source: str, policy: SourcePolicy) -> AdapterFolder:
     raise NotFound(f"source {quoted(source)}: no such folder, and not a hub id org/name[@revision]", field="source")
 
 
-def _inside_a_root(source: str, roots: tuple[Path, ...]) -> Path | None:
+def _inside_a_root(source: str, policy: SourcePolicy) -> Path | None:
     """The folder if it lies below a root; relative sources are looked up in each root in turn."""
-    for root in roots:
+    for root in policy.roots:
         base = root.resolve()
         named = Path(os.path.normpath(base / source))  # `..` is resolved as text: no link is followed
         for start in (base, Path(os.path.normpath(root.absolute()))):
             if named != start and named.is_relative_to(start):
-                folder = base / named.relative_to(start)
+                below = named.relative_to(start)
+                folder = base / below
+                if policy.sees is not None and not (policy.sees(str(below)) or policy.sees(below.parts[0])):
+                    continue  # as if it were not there
                 if _is_plain_folder(base, folder):
                     return folder
     return None
@@ -130,11 +136,15 @@ def _from_hub(repo: str, revision: str | None, policy: SourcePolicy) -> AdapterF
     from huggingface_hub import errors  # noqa: PLC0415
 
     at = f"{repo}@{revision}" if revision else repo
+    # The operator's own token opens repositories that are not everybody's.
+    download = functools.partial(
+        huggingface_hub.snapshot_download, repo, revision=revision, **({} if policy.sees is None else {"token": False})
+    )
     try:
-        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES))
+        path = download(allow_patterns=list(HUB_FILES))
         further = _further_files(Path(path), policy)
         if further:
-            path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(further))
+            path = download(allow_patterns=list(further))
         return AdapterFolder(Path(path), follow_links=True)
     except errors.HFValidationError as error:
         raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.api.tls import Tls
 from perseid_server.errors import Conflict
 
 _WATCH_INTERVAL_S = 0.05
@@ -27,8 +28,9 @@ class Addresses:
 class ApiServer:
     """Binds first, so that a taken port is an error before anything is loaded; serves after."""
 
-    def __init__(self, host: str, http_port: int, grpc_port: int) -> None:
-        """Conflict when a port is not free."""
+    def __init__(self, host: str, http_port: int, grpc_port: int, tls: Tls | None = None) -> None:
+        """`tls`: None for plain text. Conflict when a port is not free."""
+        self._tls = tls
         self._socket = _listen(host, http_port, "HTTP")
         _listen(host, grpc_port, "gRPC").close()  # gRPC takes its port itself, when it starts
         self._host = host
@@ -45,6 +47,9 @@ class ApiServer:
         config = uvicorn.Config(
             app, loop="none", log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75
         )
+        if self._tls is not None:
+            config.load()
+            config.ssl = self._tls.context
         self._http = uvicorn.Server(config)
         self._http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # the command handles them
         self._tasks = [

@@ -44,6 +44,7 @@ app.command(
     help="Load, unload and look at the adapters and gate sets of a running server.",
 )
 app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
+app.command("perseid_server.cli.keys:keys", help="Make, list and revoke API keys.")
 app.command("perseid_server.cli.train:train", help="Train gates that choose among your adapters.")
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as stubs
-from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
+from perseid_server.cli.client import HERE, Connection, To, connected
 from perseid_server.cli.heads import for_whom, heads_rows
 
 adapters = App(
@@ -29,7 +29,7 @@ def load(
     replace: bool = False,
     pin: bool = False,
     adapter: Annotated[str | None, Parameter(name="--for")] = None,
-    server: ServerAddress = DEFAULT_SERVER,
+    to: To = HERE,
 ) -> None:
     """Load an adapter, a gate set or Medusa heads and serve it under a name.
 
@@ -48,7 +48,7 @@ def load(
         Of Medusa heads: the loaded adapter whose requests they draft for. Default: the one that their own file tells,
         else the base. Of several heads that fit a request, those loaded last draft for it.
     """
-    with connected(server) as channel:
+    with connected(to) as channel:
         request = pb.LoadAdapterRequest(
             name=name, source=_full_path(source), replace=replace, pin=pin, adapter=adapter or ""
         )
@@ -56,28 +56,28 @@ def load(
 
 
 @adapters.command
-def unload(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+def unload(name: str, /, *, to: To = HERE) -> None:
     """Take an adapter, a gate set or heads away; requests that began with an adapter or a gate set end with it."""
-    with connected(server) as channel:
+    with connected(to) as channel:
         stubs.AdapterAdminStub(channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
 
 
 @adapters.command
-def pin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+def pin(name: str, /, *, to: To = HERE) -> None:
     """Keep an adapter or a gate set on the device."""
-    _pin(server, name, pinned=True)
+    _pin(to, name, pinned=True)
 
 
 @adapters.command
-def unpin(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+def unpin(name: str, /, *, to: To = HERE) -> None:
     """Let an adapter or a gate set leave the device when others need its room."""
-    _pin(server, name, pinned=False)
+    _pin(to, name, pinned=False)
 
 
 @adapters.command(name="list")
-def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
+def list_all(*, to: To = HERE) -> None:
     """List all adapters, gate sets and Medusa heads. Of several heads that fit a request, those loaded last draft."""
-    with connected(server) as channel:
+    with connected(to) as channel:
         found = stubs.AdapterAdminStub(channel).ListAdapters(pb.ListAdaptersRequest()).adapters
     table = Table("name", "version", "rank", "MiB", "location", "targets", box=None, padding=(0, 2, 0, 0))
     for adapter in found:
@@ -93,9 +93,9 @@ def list_all(*, server: ServerAddress = DEFAULT_SERVER) -> None:
 
 
 @adapters.command
-def show(name: str, /, *, server: ServerAddress = DEFAULT_SERVER) -> None:
+def show(name: str, /, *, to: To = HERE) -> None:
     """Describe one adapter, gate set, or set of heads."""
-    with connected(server) as channel:
+    with connected(to) as channel:
         _print(stubs.AdapterAdminStub(channel).GetAdapter(pb.GetAdapterRequest(name=name)).adapter)
 
 
@@ -105,8 +105,8 @@ def _full_path(source: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else source
 
 
-def _pin(server: str, name: str, *, pinned: bool) -> None:
-    with connected(server) as channel:
+def _pin(to: Connection, name: str, *, pinned: bool) -> None:
+    with connected(to) as channel:
         _print(stubs.AdapterAdminStub(channel).PinAdapter(pb.PinAdapterRequest(name=name, pinned=pinned)).adapter)
 
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter, validators
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
-from perseid_server.cli.client import DEFAULT_SERVER, ServerAddress, connected
+from perseid_server.cli.client import HERE, To, connected
 from perseid_server.errors import InvalidRequest
 from perseid_server.speculation.options import Mode
 
@@ -19,7 +19,7 @@ def generate(
     prompt: str,
     /,
     *,
-    server: ServerAddress = DEFAULT_SERVER,
+    to: To = HERE,
     adapter: Annotated[str, Parameter(show_default=False)] = "",
     blend: Annotated[tuple[str, ...], _REPEATED] = (),
     auto: bool = False,
@@ -73,7 +73,7 @@ def generate(
     speculation
         What drafts tokens ahead; the answer stays the same. Default: the server's.
     """
-    with connected(server) as channel:
+    with connected(to) as channel:
         sampling = pb.SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
         mode = f"SPECULATION_{(speculation or 'unspecified').upper()}"
         request = pb.GenerateRequest(sampling=sampling, speculation=mode)

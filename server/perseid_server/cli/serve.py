@@ -17,12 +17,14 @@ import uvloop
 from cyclopts import Parameter
 
 from perseid_server import __version__
+from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.cli.security import limited, secured
 from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
@@ -108,11 +110,15 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
     async with contextlib.AsyncExitStack() as stack:
-        api = ApiServer(config.host, config.http_port, config.grpc_port)
+        security = stack.enter_context(secured(config))
+        api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls)
         stack.push_async_callback(api.stop)
         source = await asyncio.to_thread(resolve_model, config.model)
-        store = await asyncio.to_thread(_open_store, config.store or _default_store(source.name))
+        store_folder = config.store or _default_store(source.name)
+        store = await asyncio.to_thread(_open_store, store_folder)
         stack.callback(store.close)
+        limiter = stack.enter_context(limited(store_folder))
+        gate = Gate(security.keys, limiter, open_metrics=config.metrics_role == "none")
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
         engine = EngineProcess(_engine_config(config), log_level=config.log_level, log_format=config.log_format)
@@ -130,19 +136,20 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         )
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
+        limiter.on_refusal(metrics.rejected)
         await stack.enter_async_context(metrics.measuring_lag())
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
-        service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
+        service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting, limiter)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model)
-        grpc_server = GrpcServer(service, registry, base.name)
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
         addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 

@@ -99,9 +99,13 @@ class Resolver:
         if self._registry.num_pages is None:
             return
         pages = {adapter.version: adapter.info.num_pages for adapter in adapters}
-        pinned = {one.version: one.info.num_pages for one in self._registry.adapters() if one.entry.pinned}
-        others = sum(count for version, count in pinned.items() if version not in pages)
+        pinned = {one.version: one.info.num_pages for one in self._registry.everyones_adapters() if one.entry.pinned}
+        seen = {one.version for one in self._registry.adapters() if one.entry.pinned}
+        others = sum(count for version, count in pinned.items() if version not in pages and version in seen)
+        unseen = sum(count for version, count in pinned.items() if version not in pages and version not in seen)
         needed, room = sum(pages.values()), self._registry.num_pages - others
+        if room - unseen < needed <= room:  # whose they are, and how many, is nothing for this caller
+            raise InvalidRequest(f"{field}: there is no room for these adapters together now", field=field)
         if needed > room:
             beside = f" beside {others} of pinned adapters" if others else ""
             mend = "name fewer adapters" if field == "adapters" else "allow fewer adapters with auto.allow"

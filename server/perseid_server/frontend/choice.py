@@ -51,6 +51,7 @@ class Choice:
                         yield self._echo(output)
                     delta = self._delta(output, piece)
                     self._generation.usage.count(output)
+                    self._generation.meter.spend(len(output.token_ids))
                     if delta.finish_reason is not None:
                         timer.finish(delta.finish_reason)
                         yield delta

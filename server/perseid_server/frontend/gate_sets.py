@@ -1,10 +1,14 @@
-"""Gate sets: which one a request means, which of its adapters can be chosen now, and those that join it."""
+"""Gate sets: which one a request means, which of its adapters can be chosen now, and those that join it.
+
+An adapter that does not exist for the caller is a column like that of an adapter that is not loaded: never chosen.
+"""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from perseid_server.access.caller import current_caller
 from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import InvalidRequest, NotFound, PerseidError
 from perseid_server.frontend.adaptation_options import AutoOptions
@@ -40,12 +44,14 @@ class ColumnState:
 
 
 def columns_of(gate_set: LoadedGateSet, registry: AdapterRegistry) -> tuple[ColumnState, ...]:
-    """The adapters of a gate set as they are now."""
+    """The adapters of a gate set as they are now; those that do not exist for the caller are left out."""
+    sees = current_caller().sees
     names = {adapter.version: adapter.name for adapter in registry.adapters()}
     training_free = gate_set.config.method == "arrow"
     return tuple(
         ColumnState(names.get(column.version, column.name), column.version, column.version in names, training_free)
         for column in gate_set.config.adapters
+        if column.version in names or sees(column.name)
     )
 
 
@@ -58,7 +64,8 @@ class GateSets:
 
     def find(self, name: str | None) -> LoadedGateSet:
         """The gate set a request means. NotFound where there is none, InvalidRequest where it could be any."""
-        name = name or self.default
+        default = self.default if self.default is not None and current_caller().sees(self.default) else None
+        name = name or default
         if name is None:
             return self._only_one()
         loaded = self._registry.find(name)
@@ -111,7 +118,7 @@ class GateSets:
 
     def _versions(self, gate_set: LoadedGateSet, allow: Sequence[str]) -> frozenset[str]:
         """What names stand for: the adapter that is loaded under it, else the gate set's own of that name."""
-        own = {column.name: column.version for column in gate_set.config.adapters}
+        own = _columns(gate_set)
         versions = set()
         for place, name in enumerate(allow):
             loaded = self._registry.find(name)
@@ -128,13 +135,14 @@ class GateSets:
         return frozenset(versions)
 
     def _why_none(self, gate_set: LoadedGateSet, allow: Sequence[str] | None) -> str:
-        trained_for = {column.name: column.version for column in gate_set.config.adapters}
+        trained_for = _columns(gate_set)
         names = tuple(trained_for) if allow is None else tuple(dict.fromkeys(allow))
         reasons = [f"{name!r} {self._why_not(name, trained_for)}" for name in names[:_MOST_REASONS]]
         if len(names) > _MOST_REASONS:
             reasons.append(f"and {len(names) - _MOST_REASONS} more")
         field = "auto" if allow is None else "auto.allow"
-        return f"{field}: no adapter of gate set {gate_set.name!r} can be chosen: {', '.join(reasons)}"
+        told = f": {', '.join(reasons)}" if reasons else ""
+        return f"{field}: no adapter of gate set {gate_set.name!r} can be chosen{told}"
 
     def _why_not(self, name: str, trained_for: Mapping[str, str]) -> str:
         if self._registry.find(name) is None:
@@ -142,6 +150,12 @@ class GateSets:
         if name in trained_for:
             return "has been replaced by another version than the gates were made for"
         return "is not in the gate set (auto.join lets it take part)"
+
+
+def _columns(gate_set: LoadedGateSet) -> Mapping[str, str]:
+    """name → version of the gate set's adapters, but for those that do not exist for the caller."""
+    sees = current_caller().sees
+    return {column.name: column.version for column in gate_set.config.adapters if sees(column.name)}
 
 
 def _is_allowed(adapter: LoadedAdapter | None, allowed: Collection[str] | None) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import astuple, dataclass, field
 from typing import Literal
 
+from perseid_server.access.limits import Meter
 from perseid_server.engine.messages import SequenceOutput
 from perseid_server.frontend.adaptation import Resolved
 from perseid_server.frontend.loaded import LoadedAdapter
@@ -65,6 +66,7 @@ class Generation:
     created: int = field(default_factory=lambda: int(time.time()))
     routing: RoutingTally | None = None  # complete when the deltas have ended; when asked for
     speculation: Speculation = OFF
+    meter: Meter = field(default_factory=Meter)  # of the caller's limits
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self.deltas

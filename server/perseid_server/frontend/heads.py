@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from perseid_server.access.caller import current_caller
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.messages import AdapterState
 from perseid_server.frontend.loaded import LoadedAdapter, LoadedHeads
@@ -49,6 +50,8 @@ def whom(heads: LoadedHeads, names: LoadedNames) -> HeadsFor:
     if heads.entry.adapter is not None:
         named = names.find(heads.entry.adapter)
         version = named.version if isinstance(named, LoadedAdapter) else None
+        if not current_caller().sees(heads.entry.adapter):
+            return HeadsFor(None, None, in_use=False)
         return HeadsFor(heads.entry.adapter, version, in_use=version is not None)
     name = next((adapter.name for adapter in names.adapters() if adapter.version == heads.info.adapter), None)
     return HeadsFor(name, heads.info.adapter, in_use=name is not None)

@@ -10,17 +10,26 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
+from perseid_server.access.caller import current_caller
 from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.names import check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore, Naming
 from perseid_server.engine.messages import AdapterState
-from perseid_server.errors import AdapterRejected, Conflict, InvalidRequest, NotFound, PerseidError, Unavailable
+from perseid_server.errors import (
+    AdapterRejected,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PerseidError,
+    Unavailable,
+)
 from perseid_server.frontend.background import Background
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import (
@@ -41,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_MOST_PATTERNS = 8
+"""More are not told in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +135,12 @@ class AdapterRegistry(LoadedNames):
         `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
         """
         check_name(name, taken=self.reserved_names)
+        _refuse_unseen(name)
         if not replace:
             self._refuse_taken(name)
         if adapter is not None:
             self._check_adapter(adapter)
-        options = _Options(source, replace, pin, adapter, policy or self._policy)
+        options = _Options(source, replace, pin, adapter, policy or _policy_for_caller(self._policy))
         started = time.perf_counter()
         try:
             loaded = await self._background.whole(self._load(name, options))
@@ -159,7 +172,7 @@ class AdapterRegistry(LoadedNames):
 
     def locations(self) -> Counter[str]:
         """How many adapters are on disk, in host memory, on the device."""
-        states = (self.state(adapter) for adapter in self.adapters())
+        states = (self.state(adapter) for adapter in self.everyones_adapters())
         return Counter(state.location if state else "disk" for state in states)
 
     def folder(self, loaded: Loaded) -> str:
@@ -180,6 +193,7 @@ class AdapterRegistry(LoadedNames):
         arrivals = await self._on_disk(self._intake.take, name, folder)
         try:
             _refuse_adapter_of_others(arrivals[-1], options)
+            _refuse_unseen(*(arrival.name for arrival in arrivals))
             async with self._writing:
                 if not options.replace:
                     self._refuse_taken(*(arrival.name for arrival in arrivals))
@@ -271,7 +285,9 @@ class AdapterRegistry(LoadedNames):
             return
         forget(self._engine, loaded)
         with contextlib.suppress(Unavailable):  # what cannot be deleted now is deleted at the next change
-            await self._on_disk(self._store.collect, self.leases.versions() | {held.version for held in self.list()})
+            await self._on_disk(
+                self._store.collect, self.leases.versions() | {held.version for held in self._loaded.values()}
+            )
 
     async def _retire_later(self, version: str) -> None:
         async with self._writing:
@@ -285,6 +301,27 @@ class AdapterRegistry(LoadedNames):
         except OSError as error:
             logger.exception("the adapter store failed")
             raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
+
+
+def _policy_for_caller(policy: SourcePolicy) -> SourcePolicy:
+    """A caller that sees some names only may load folders of such names only."""
+    caller = current_caller()
+    return policy if caller.adapters is None else replace(policy, sees=caller.sees)
+
+
+def _refuse_unseen(*names: str) -> None:
+    """Whether or not a name is taken: what a caller cannot see it cannot give."""
+    for name in names:
+        if not current_caller().sees(name):
+            raise Forbidden(
+                f"name: this API key may use only {_listed(current_caller().adapters or ())}; {name!r} is none of them",
+                field="name",
+            )
+
+
+def _listed(patterns: Sequence[str]) -> str:
+    more = len(patterns) - _MOST_PATTERNS
+    return (", ".join(map(repr, patterns[:_MOST_PATTERNS])) or "the base") + (f" and {more} more" if more > 0 else "")
 
 
 def _refuse_adapter_of_others(arrival: Arrival, options: _Options) -> None:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from perseid_server.access.limits import Limiter
 from perseid_server.engine.adaptation import BASE_COLUMN
 from perseid_server.engine.messages import EngineReady, SequenceOutput, Submit
 from perseid_server.errors import InvalidRequest, QueueFull, Unavailable
@@ -48,10 +49,12 @@ class GenerationService:
         metrics: Metrics,
         max_queue: int,
         drafting: Drafting | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._engine = engine
         self._resolver = resolver
         self._drafting = drafting or Drafting()
+        self._limiter = limiter or Limiter()
         self._metrics = metrics
         self._max_queue = max_queue
         self._in_progress = 0
@@ -84,6 +87,7 @@ class GenerationService:
             params = self._sampling_params(request.sampling, len(prompt))
             resolved = decide(prompt)
             generation = Generation(request, resolved, prompt, _nothing())
+            generation.meter = stack.enter_context(self._limiter.metered(request.caller, len(prompt)))
             generation.speculation = self._drafting.resolve(request.speculation, resolved)
             generation.routing = _tally(request, resolved, self._resolver.base_name)
             generation.usage.prompt_tokens = len(prompt)

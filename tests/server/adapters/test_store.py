@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -417,3 +418,19 @@ def test_opening_sweeps_up_what_an_earlier_run_left(store, root):
     store = reopened(store, root)
     assert list((root / "tmp").iterdir()) == []
     store.close()
+
+
+@pytest.mark.parametrize("change", [-1, 1], ids=["grew", "shrank"])
+def test_a_file_that_changes_its_size_while_it_is_copied_is_refused(change, store, root, monkeypatch):
+    real = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        """The size that it had before."""
+        status = list(real(descriptor))
+        status[stat.ST_SIZE] += change
+        return os.stat_result(status)
+
+    monkeypatch.setattr("perseid_server.adapters.copying.os.fstat", fstat)
+    with pytest.raises(AdapterRejected, match="while it was copied"):
+        store.stage(source_of(root, "a"))
+    assert not list((root / "tmp").iterdir())

@@ -55,7 +55,7 @@ def test_a_taken_port(serve) -> None:
 
 
 def test_a_host_that_is_not_ours(serve) -> None:
-    assert "HTTP cannot listen on 203.0.113.1:0" in told(serve("--host", "203.0.113.1"))
+    assert "HTTP cannot listen on 203.0.113.1:0" in told(serve("--host", "203.0.113.1", "--insecure-listen"))
 
 
 def test_an_adapter_without_a_source(serve) -> None:

@@ -1,6 +1,7 @@
 """Errors as gRPC statuses, with google.rpc details where a client can use them."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import grpc
@@ -49,7 +50,7 @@ def status_of(error: PerseidError) -> status_pb2.Status:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(int(1000 * retry_after_s))
+        delay.FromMilliseconds(math.ceil(1000 * retry_after_s))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []
     for detail in details:

@@ -8,6 +8,7 @@ import grpc
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc
+from perseid_server.access.caller import current_caller
 from perseid_server.api.grpc.adaptation import (
     adapter_ref,
     auto_ref,
@@ -128,6 +129,7 @@ def read_request(message: pb.GenerateRequest, base: str) -> GenerationRequest:
         sampling=_sampling(message.sampling),
         report=read_report(message),
         speculation=read_speculation(message),
+        caller=current_caller(),
     )
 
 

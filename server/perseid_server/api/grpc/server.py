@@ -5,6 +5,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2, generation_pb2_grpc
+from perseid_server.access.gate import Gate
+from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.generation import GenerationServicer
 from perseid_server.errors import Conflict
@@ -18,6 +20,7 @@ SERVICES = (
 )
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # on by default: a second server would share the port, and the requests, silently
+    ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing, or speaks no TLS, is let go
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
@@ -26,8 +29,17 @@ _OPTIONS = (
 class GrpcServer:
     """Made, then bound, then started."""
 
-    def __init__(self, service: GenerationService, registry: AdapterRegistry, base: str) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS)
+    def __init__(
+        self,
+        service: GenerationService,
+        registry: AdapterRegistry,
+        base: str,
+        gate: Gate | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text."""
+        self._server = grpc.aio.server(interceptors=[Access(gate or Gate())], options=_OPTIONS)
+        self._credentials = credentials
         self._health = health.aio.HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
@@ -38,6 +50,8 @@ class GrpcServer:
         """Take a port, 0 for any; returns the one taken. Conflict when it is not free."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
+            if self._credentials is not None:
+                return self._server.add_secure_port(address, self._credentials)
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise Conflict(f"gRPC cannot listen on {address}: is the port taken?", field="grpc_port") from error

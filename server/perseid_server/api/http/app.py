@@ -11,7 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perseid_server import __version__
+from perseid_server.access.gate import Gate
 from perseid_server.api.http import errors
+from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
 from perseid_server.api.http.generate import GenerationRoutes
 from perseid_server.api.http.operations import OperationRoutes
@@ -34,15 +36,17 @@ def build_app(
     *,
     base: str,
     root: str,
+    gate: Gate | None = None,
 ) -> FastAPI:
-    """`base`: the name the base is served under; `root`: where it came from."""
+    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
     app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(GenerationRoutes(service, base).router)
     app.include_router(AdapterRoutes(registry, service, base, root).router)
     app.include_router(OperationRoutes(service, metrics, status).router)
-    app.add_middleware(Limits)
+    app.add_middleware(Access, gate=gate or Gate())
+    app.add_middleware(Limits)  # the outermost: refusals have request ids too
     return app
 
 

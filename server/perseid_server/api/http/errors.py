@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from perseid_server.access.limits import QuotaSpent
 from perseid_server.adapters.names import MAX_LENGTH
 from perseid_server.errors import (
     Conflict,
@@ -20,6 +21,7 @@ from perseid_server.errors import (
     NotFound,
     PerseidError,
     QueueFull,
+    RateLimited,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -60,8 +62,20 @@ def status_of(error: PerseidError) -> int:
 def body_of(error: PerseidError) -> dict[str, Any]:
     """The JSON a client gets."""
     kind = next(name for cls, _, name in _STATUS if isinstance(error, cls))
-    code = "model_not_found" if isinstance(error, ModelNotFound) else None
+    codes = (
+        (ModelNotFound, "model_not_found"),
+        (QuotaSpent, "insufficient_quota"),
+        (RateLimited, "rate_limit_exceeded"),
+    )
+    code = next((code for cls, code in codes if isinstance(error, cls)), None)
     return _body(error.message, kind, error.field, code)
+
+
+def headers_of(error: PerseidError) -> dict[str, str]:
+    """When to try again, and how to say who one is."""
+    retry_after_s = getattr(error, "retry_after_s", None)
+    headers = {"Retry-After": str(math.ceil(retry_after_s))} if retry_after_s is not None else {}
+    return headers | ({"WWW-Authenticate": 'Bearer realm="perseid"'} if isinstance(error, Unauthenticated) else {})
 
 
 def _body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -69,9 +83,7 @@ def _body(message: str, kind: str, param: str | None = None, code: str | None = 
 
 
 def _perseid_error(_: Request, error: PerseidError) -> Response:
-    retry_after_s = getattr(error, "retry_after_s", None)
-    headers = {"Retry-After": str(math.ceil(retry_after_s))} if retry_after_s is not None else None
-    return JSONResponse(body_of(error), status_of(error), headers)
+    return JSONResponse(body_of(error), status_of(error), headers_of(error))
 
 
 def _validation_error(_: Request, error: RequestValidationError) -> Response:

@@ -1,0 +1,118 @@
+"""How many tokens each key has used, over restarts. Standard library only.
+
+The file is small JSON, replaced as a whole, some seconds after something was used and when the server ends: a kill
+forgets what was used in the last seconds, nothing else.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+DAY_S = 86400
+_INTERVAL_S = 5.0
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class Used:
+    """Tokens of one key."""
+
+    total: int = 0
+    day: int = 0  # days since 1970 in UTC
+    today: int = 0  # on that day
+
+
+class Ledger:
+    """Counts by key. One thread writes them down: `start` and `stop` it. `path` None: they are kept in memory."""
+
+    def __init__(self, path: Path | None = None, wall: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._wall = wall
+        self._used = _read(path) if path is not None else {}
+        self._lock = threading.Lock()
+        self._dirty = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._write_now_and_then, name="key-usage", daemon=True)
+
+    def start(self) -> None:
+        """Write now and then."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write a last time."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.save()
+
+    def used(self, key: str) -> Used:
+        """As of now. A clock that is set back stays on the last day it has seen."""
+        used = self._used.setdefault(key, Used())
+        day = int(self._wall() // DAY_S)
+        if day > used.day:
+            used.day, used.today = day, 0
+        return used
+
+    def until_tomorrow_s(self, key: str) -> float:
+        """When the day's count begins anew, s from now."""
+        return max(0.001, (self.used(key).day + 1) * DAY_S - self._wall())
+
+    def add(self, key: str, tokens: int) -> None:
+        """Count tokens; fewer than none are given back."""
+        with self._lock:
+            used = self.used(key)
+            used.total = max(0, used.total + tokens)
+            used.today = max(0, used.today + tokens)
+            self._dirty = True
+
+    def save(self) -> None:
+        """Write what has changed. A disk that is full is logged, and tried again."""
+        with self._lock:
+            if not self._dirty or self._path is None:
+                return
+            self._dirty = False
+            content = json.dumps({key: asdict(used) for key, used in self._used.items()}, indent=1).encode()
+        try:
+            _replace(self._path, content)
+        except OSError as error:
+            self._dirty = True
+            logger.error("what API keys have used cannot be written: %s", error.strerror)  # noqa: TRY400
+
+    def _write_now_and_then(self) -> None:
+        while not self._stopping.wait(_INTERVAL_S):
+            self.save()
+
+
+def _read(path: Path) -> dict[str, Used]:
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_MAX_BYTES))
+        return {key: _one(told) for key, told in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        logger.error("%s cannot be read (%s): what API keys have used counts from zero", path, error)  # noqa: TRY400
+        return {}
+
+
+def _one(told: dict[str, int]) -> Used:
+    counts = [told[name] for name in ("total", "day", "today")]
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("expected whole numbers")
+    return Used(*counts)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

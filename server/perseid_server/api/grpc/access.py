@@ -1,0 +1,66 @@
+"""Who may call which method. The key is looked at before the message is read."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+
+from perseid_server.access.caller import call_as
+from perseid_server.access.gate import Gate, Need, secret_of
+from perseid_server.api.grpc.errors import abort
+from perseid_server.errors import PerseidError
+
+_NEEDS: Mapping[str, Need] = {
+    "perseid.v1.Generation": "generate",
+    "perseid.v1.AdapterAdmin": "admin",
+    "grpc.health.v1.Health": "open",
+    "grpc.reflection.v1alpha.ServerReflection": "any",
+}
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+
+
+def need_of(method: str) -> Need:
+    """What `/package.Service/Method` needs; what is not listed is the operator's."""
+    return _NEEDS.get(method.rpartition("/")[0].lstrip("/"), "operator")
+
+
+class Access(grpc.aio.ServerInterceptor):
+    """Finds out who calls. Every call has a task of its own, interceptors and all, which runs for the caller to its
+    end."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Found]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Found:
+        """grpc.aio."""
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such method
+            return handler
+        told = {name: value for name, value in handler_call_details.invocation_metadata or () if isinstance(value, str)}
+        secret = secret_of(told.get("authorization"), told.get("x-api-key"))
+        try:
+            call_as(self._gate.enter(secret, need_of(handler_call_details.method)))
+        except PerseidError as error:
+            return _refusing(handler, error)
+        return handler
+
+
+def _refusing(handler: _Handler, error: PerseidError) -> _Handler:
+    """A handler of the same shape that reads no message and ends every call."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await abort(context, error)
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    refusing: _Handler = make(refuse)
+    return refusing

@@ -1,0 +1,151 @@
+"""Rates, quotas, and what is told of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perseid_server.access.caller import ANYONE
+from perseid_server.access.keys import Allowance
+from perseid_server.access.ledger import DAY_S, Ledger
+from perseid_server.access.limits import Limiter, QuotaSpent
+from perseid_server.errors import QueueFull, RateLimited
+from tests.server.access.rings import key
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def refused(limiter: Limiter, one) -> RateLimited:
+    with pytest.raises(RateLimited) as caught:
+        limiter.count_request(one)
+    return caught.value
+
+
+def test_requests_come_back_at_an_even_rate(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=2))
+    limiter.count_request(one)
+    limiter.count_request(one)
+    assert refused(limiter, one).retry_after_s == pytest.approx(30)
+    clock.now += 29.9
+    assert refused(limiter, one).retry_after_s == pytest.approx(0.1)
+    clock.now += 0.1
+    limiter.count_request(one)
+    clock.now += 3600
+    assert limiter.headers("a")["x-ratelimit-remaining-requests"] == "2"  # no more than fits in
+
+
+def test_a_clock_that_goes_back_gives_nothing(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=1))
+    limiter.count_request(one)
+    clock.now -= 500
+    refused(limiter, one)
+    clock.now += 500
+    assert refused(limiter, one).retry_after_s == pytest.approx(60)
+
+
+def test_tokens_of_an_answer_are_taken_as_they_come_and_have_to_come_back(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(tokens_per_minute=60))
+    limiter.count_request(one)
+    with limiter.metered(one.caller, 10) as meter:
+        meter.spend(100)
+    assert limiter.headers("a")["x-ratelimit-remaining-tokens"] == "0"
+    with pytest.raises(RateLimited) as caught, limiter.metered(one.caller, 10):
+        pytest.fail("it may not run")
+    assert caught.value.retry_after_s == pytest.approx(60)  # 50 too many, and 10 for this prompt
+
+
+def test_a_prompt_longer_than_the_limit_waits_for_a_full_bucket(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(tokens_per_minute=60))
+    limiter.count_request(one)
+    with limiter.metered(one.caller, 600):
+        pass
+    with pytest.raises(RateLimited) as caught, limiter.metered(one.caller, 600):
+        pass
+    assert caught.value.retry_after_s == pytest.approx(600)
+
+
+def test_what_the_server_refuses_costs_nothing(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(tokens_per_minute=60, tokens_total=60))
+    limiter.count_request(one)
+    with pytest.raises(QueueFull), limiter.metered(one.caller, 50):
+        raise QueueFull("full")
+    with pytest.raises(ValueError), limiter.metered(one.caller, 50):  # a client that leaves does pay
+        raise ValueError
+    assert limiter.ledger.used("a").total == 50
+
+
+def test_a_day_ends_and_a_total_does_not(clock: Clock) -> None:
+    wall = Clock()
+    wall.now = 10 * DAY_S + 100.0
+    limiter = Limiter(Ledger(wall=wall), clock)
+    daily, total = key("d", allowance=Allowance(tokens_per_day=10)), key("t", allowance=Allowance(tokens_total=10))
+    reasons: list[str] = []
+    limiter.on_refusal(reasons.append)
+    for one in (daily, total):
+        limiter.count_request(one)
+        with limiter.metered(one.caller, 10):
+            pass
+        with pytest.raises(QuotaSpent) as caught, limiter.metered(one.caller, 1):
+            pass
+        assert caught.value.retry_after_s == (DAY_S - 100 if one is daily else DAY_S)
+    assert reasons == ["quota", "quota"]
+    wall.now -= DAY_S  # set back: the day stays spent
+    with pytest.raises(QuotaSpent), limiter.metered(daily.caller, 1):
+        pass
+    wall.now += 2 * DAY_S
+    with limiter.metered(daily.caller, 10):
+        pass
+    with pytest.raises(QuotaSpent), limiter.metered(total.caller, 1):
+        pass
+
+
+def test_what_was_used_survives_a_restart_and_damage_is_told(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "usage.json"
+    ledger = Ledger(path)
+    ledger.add("a", 7)
+    ledger.save()
+    assert Ledger(path).used("a").total == Ledger(path).used("a").today == 7
+    assert [one.name for one in tmp_path.iterdir()] == ["usage.json"]
+    for damaged in ("{", "[]", "{}x", '{"a": 1}', json.dumps({"a": {"total": -1, "day": 0, "today": 0}})):
+        path.write_text(damaged)
+        caplog.clear()
+        assert Ledger(path).used("a").total == 0
+        assert "counts from zero" in caplog.text
+
+
+def test_a_limit_that_changes_forgives_nothing(clock: Clock) -> None:
+    limiter = Limiter(clock=clock)
+    limiter.count_request(key("a", allowance=Allowance(requests_per_minute=1)))
+    limiter.count_request(key("a", allowance=Allowance(requests_per_minute=2)))
+    refused(limiter, key("a", allowance=Allowance(requests_per_minute=2)))
+
+
+def test_headers_are_openais(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=60, tokens_per_minute=100))
+    for _ in range(3):
+        limiter.count_request(one)
+    assert limiter.headers("a") == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "57",
+        "x-ratelimit-reset-requests": "3s",
+        "x-ratelimit-limit-tokens": "100",
+        "x-ratelimit-remaining-tokens": "100",
+        "x-ratelimit-reset-tokens": "0ms",
+    }
+
+
+def test_without_a_key_nothing_is_limited() -> None:
+    with Limiter().metered(ANYONE, 1 << 40) as meter:
+        meter.spend(1 << 40)
