@@ -28,7 +28,7 @@ PREFETCH_DEPTH = 16
 """How many lines of waiting sequences ahead adapters are brought to host memory."""
 
 PATIENCE = 64
-"""Rounds in which a sequence is passed over for want of blocks before everybody waits for it."""
+"""Steps for which a sequence is passed over for want of blocks before everybody waits for it."""
 
 MOST_UNFIT = 16
 """Sequences that are passed over for want of blocks in one round; looking at each costs a little."""
@@ -66,6 +66,7 @@ class Scheduler:
         self.waiting = Waiting(self._shares)
         self.running: list[Sequence] = []  # sorted by rank
         self.failed: list[Sequence] = []  # waiting ones whose adapter cannot be loaded; the engine takes them away
+        self._num_steps = 0
         self.num_preemptions = 0
         self.cache_queries = 0  # tokens
         self.cache_hits = 0  # tokens
@@ -106,6 +107,7 @@ class Scheduler:
     def schedule(self, drafts: Mapping[str, Draft] = NO_DRAFTS, *, admits: bool = True) -> ScheduledStep:
         """The next step. Blocks for all its rows are allocated when this returns. `drafts`: by request id, for
         sequences that decode. Unless it `admits`, nobody starts beside those who run."""
+        self._num_steps += 1
         budget = self._limits.max_batch_tokens
         preemptions_before = self.num_preemptions
         chunks: list[Chunk] = []
@@ -222,10 +224,14 @@ class Scheduler:
 
     def _must_be_next(self, sequence: Sequence) -> bool:
         """Whether nobody may take blocks before a sequence for which there are too few."""
-        sequence.num_unfit += 1
-        if sequence.num_unfit == PATIENCE:
-            self.waiting.put_first(sequence)
-        return sequence.was_preempted or sequence.num_unfit >= PATIENCE
+        if sequence.was_preempted:
+            return True
+        if sequence.unfit_since is None:
+            sequence.unfit_since = self._num_steps
+        if self._num_steps - sequence.unfit_since < PATIENCE:
+            return False
+        self.waiting.put_first(sequence)
+        return True
 
     def _take_adapters(self, sequence: Sequence) -> bool:
         """Take what the sequence needs on the device. If it is not there, it waits for that, and others go on."""

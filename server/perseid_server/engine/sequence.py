@@ -23,7 +23,7 @@ class Sequence:
     num_published: int = 0  # blocks held that can be found by their keys
     num_computed: int = 0  # tokens whose K and V are in the blocks
     num_cached: int = 0  # of those, found in the prefix cache at first admission
-    num_unfit: int = 0  # rounds in which there were too few blocks for it to start
+    unfit_since: int | None = None  # the step in which there first were too few blocks for it to start
     was_preempted: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_shares: tuple[float, ...] = ()  # what the gates chose for the prompt: shares per column, summed over tokens
