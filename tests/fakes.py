@@ -6,7 +6,9 @@ early or keyed wrongly changes the answer.
 """
 
 import random
+import time
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -231,6 +233,11 @@ class FakeResidency:
             self.users[version] = self.users.get(version, 0) + 1
         return "ready"
 
+    def has_room(self, *versions: str, without: ListOf[str]) -> bool:
+        missing = [version for version in versions if version not in self.device and version not in self.loading]
+        idle = [each for each in self.device if each not in versions and (not self.users.get(each) or each in without)]
+        return len(missing) <= self.room - len(self.device) - len(self.loading) + len(idle)
+
     def _bring(self, version: str) -> Admission:
         if version in self.failed:
             return "failed"
@@ -354,6 +361,7 @@ def fake_engine(
     heads: FakeHeads | None = None,
     step_times: Mapping[int, float] = FLAT_CLOCK,
     draft_tokens: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """The real engine over the fake model."""
     limits = EngineLimits(max_model_len or num_blocks * BLOCK_SIZE, max_batch_tokens, max_num_seqs, (EOS,))
@@ -363,6 +371,7 @@ def fake_engine(
         residency or FakeResidency(),
         runner or FakeRunner(num_blocks),
         Drafter(StepClock(step_times), heads or FakeHeads(), draft_tokens),
+        clock,
     )
 
 

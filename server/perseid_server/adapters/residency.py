@@ -221,6 +221,14 @@ class Residency:
         self._hits += len(adapters) if first_ask else 0
         return "ready"
 
+    def has_room(self, *versions: str, without: Sequence[str]) -> bool:
+        """Whether there were pages for all these if nobody used those in `without`, as far as their sizes are known."""
+        adapters = [self._adapters[version] for version in versions]
+        missing = sum(adapter.num_pages for adapter in adapters if adapter.pages is None)
+        others = [self._adapters[version] for version in self._device_order if version not in versions]
+        idle = [each for each in others if not each.pinned and (each.users == 0 or each.version in without)]
+        return missing <= self._pool.num_free + sum(each.num_pages for each in idle)
+
     def release(self, *versions: str) -> None:
         """Give references back."""
         for version in versions:

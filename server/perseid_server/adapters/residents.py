@@ -84,6 +84,11 @@ class Residents:
                     self._gates.release(version)
         return worst
 
+    def has_room(self, *versions: str, without: Sequence[str]) -> bool:
+        """Whether there were room for all these if nobody used those in `without`. Gate sets always have room."""
+        _, adapters = self._sorted(versions)
+        return self._adapters.has_room(*adapters, without=without)
+
     def release(self, *versions: str) -> None:
         """Give references back."""
         gate_sets, adapters = self._sorted(versions)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from perseid_server.engine.messages import FinishReason, RoutingReport, SequenceOutput
+from perseid_server.engine.messages import ErrorKind, FinishReason, RoutingReport, SequenceOutput
 from perseid_server.engine.ports import Chunk, ChunkResult, RoutedChunk
 from perseid_server.engine.sequence import Sequence
 
@@ -47,9 +47,33 @@ def accept(sequence: Sequence, result: ChunkResult, ends: Ends) -> SequenceOutpu
     )
 
 
-def failure(request_id: str, error: str) -> SequenceOutput:
-    """It ends without an answer."""
-    return SequenceOutput(request_id, finish_reason="error", error=error)
+def failure(request_id: str, error: str, kind: ErrorKind = "failed") -> SequenceOutput:
+    """It ends without an answer, or in the middle of one."""
+    return SequenceOutput(request_id, finish_reason="error", error=error, error_kind=kind)
+
+
+def too_late(sequence: Sequence) -> str:
+    """What a request is told whose deadline is over: whether it waited or ran, and how long."""
+    now = time.perf_counter()
+    if sequence.scheduled_at is None:
+        return f"the deadline passed while the request waited for its turn, for {now - sequence.arrived_at:.2f} s"
+    waited, ran = sequence.scheduled_at - sequence.arrived_at, now - sequence.scheduled_at
+    return (
+        f"the deadline passed while the request ran: {ran:.2f} s and {sequence.num_output} tokens, "
+        f"after {waited:.2f} s of waiting"
+    )
+
+
+def step_failed(error: Exception) -> str:
+    """What the request is told that is given up for a step that failed. Allocators of torch raise RuntimeErrors, some
+    with a name of their own."""
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        return (
+            "the engine ran out of memory in a step, and this request, which began last, was given up for the others "
+            f"({type(error).__name__}); try again, or send a shorter prompt"
+        )
+    return f"the step failed: {type(error).__name__}"
 
 
 def with_beginnings(output: SequenceOutput, sequence: Sequence) -> SequenceOutput:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from perseid_server.engine.messages import BLENDED, ROUTED, SpeculationStats
+from perseid_server.engine.messages import SpeculationStats
 from perseid_server.engine.ports import Chunk, ChunkResult, Heads, ScheduledStep
 from perseid_server.engine.sequence import Sequence as Running
 from perseid_server.speculation.budget import Habits, Lull, best_count, least_worthwhile
@@ -113,7 +113,7 @@ class Drafter:
             sequence = chunk.sequence
             if sequence.request.speculation.mode == "off":
                 continue
-            label = label_of(sequence)
+            label = sequence.label
             was_asked = sequence.id in plan.asked
             self._count(label, chunk, result, costs, was_asked)
             if chunk.draft is not None:
@@ -179,7 +179,7 @@ class Drafter:
         for sequence in wanting:
             if not sequence.request.speculation.uses_heads or not self.heads.can_propose(sequence):
                 continue
-            label = label_of(sequence)
+            label = sequence.label
             if label not in asks:
                 asks[label] = self._fixed is not None or self._habits.asks(label, num_sequences, floor)
             if asks[label]:
@@ -195,7 +195,7 @@ class Drafter:
         match = state.text.match(sequence.token_ids) if sequence.request.speculation.uses_ngrams else None
         if candidates is None and match is None:
             return None
-        estimate = partial(self._records.estimate, label_of(sequence), of_sequence=state.record.factor)
+        estimate = partial(self._records.estimate, sequence.label, of_sequence=state.record.factor)
         if match is not None and estimate(FIRST_CLAIMS[match.size]) < least_value:
             match = None
         if candidates is None and match is None:
@@ -272,16 +272,6 @@ class _Costs:
 
 def _is_free(claims: Sequence[Claim]) -> bool:
     return any(claim.kind[0] == NGRAM for claim in claims)
-
-
-def label_of(sequence: Running) -> str:
-    """What a sequence's figures are told for."""
-    adaptation = sequence.adaptation
-    if adaptation.routing is not None:
-        return ROUTED
-    if not adaptation.weights:
-        return ""
-    return adaptation.weights[0][0] if len(adaptation.weights) == 1 else BLENDED
 
 
 def _depth_left(sequence: Running, max_model_len: int) -> int:

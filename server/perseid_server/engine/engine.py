@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from perseid_server.engine.answers import (
@@ -12,8 +12,11 @@ from perseid_server.engine.answers import (
     failure,
     keep_prompt_logprobs,
     routing_report,
+    step_failed,
+    too_late,
     with_beginnings,
 )
+from perseid_server.engine.deadlines import Deadlines
 from perseid_server.engine.drafting import Drafter, Room
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import (
@@ -47,9 +50,20 @@ class Engine:
     """All calls come from one thread."""
 
     def __init__(
-        self, limits: EngineLimits, blocks: BlockAllocator, residency: Residency, runner: Runner, drafter: Drafter
+        self,
+        limits: EngineLimits,
+        blocks: BlockAllocator,
+        residency: Residency,
+        runner: Runner,
+        drafter: Drafter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock`: what deadlines are on, s."""
+        # a sequence that all blocks do not hold could never go on
+        limits = replace(limits, max_model_len=min(limits.max_model_len, blocks.num_blocks * blocks.block_size))
         self._limits = limits
+        self._clock = clock
+        self._deadlines = Deadlines()
         self._ends = Ends(limits.max_model_len, limits.eos_token_ids)
         self._blocks = blocks
         self._residency = residency
@@ -84,13 +98,13 @@ class Engine:
         self._num_arrivals += 1
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
+        self._deadlines.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a sequence and free all it holds at once. Unknown ids are ignored: it may just have ended."""
-        sequence = self._sequences.pop(request_id, None)
+        sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._drafter.ended(sequence)
-            self._scheduler.remove(sequence)
+            self._end(sequence)
 
     def register_adapter(self, version: str, path: str, *, pinned: bool = False) -> None:
         """Make a version known; it is loaded when it is first needed, or at once when pinned."""
@@ -130,11 +144,12 @@ class Engine:
         """Schedule, run, commit."""
         outputs, self._refused = self._refused, []
         moved = self._residency_events(outputs)
+        outputs += self._drop_late()
         decoding = self._scheduler.decoding
         num_rows = len(decoding) + self._scheduler.num_prefill_rows
         room = Room(num_rows, self._scheduler.most_drafts, self._limits.max_model_len)
         plan = self._drafter.plan(decoding, room)
-        step = self._scheduler.schedule(plan.drafts)
+        step = self._scheduler.schedule(plan.drafts, admits=self._failed_in_a_row == 0)
         self._draft_budget = step.num_drafts
         outputs += self._drop_failed()
         started = time.perf_counter()
@@ -166,7 +181,7 @@ class Engine:
             adapter_lookups=adapters.lookups,
             adapter_hits=adapters.hits,
             running_adapters=_adapters_of(scheduler.running),
-            waiting_adapters=_adapters_of(scheduler.waiting),
+            waiting_adapters=scheduler.waiting.adapters,
             routed_tokens=tuple(self._routed.items()),
             gate_entropy=self._gate_entropy,
             speculation=self._drafter.stats(),
@@ -188,10 +203,10 @@ class Engine:
             return "the prompt has no tokens"
         if length + min(request.sampling.max_tokens, 1) > self._limits.max_model_len:
             return f"the prompt has {length} tokens; prompt and completion may have {self._limits.max_model_len}"
-        for version in request.adaptation.versions:
-            if not self._residency.knows(version):
-                return f"version {version[:12]} is not registered"
-        return None
+        if not 0 < request.weight < math.inf or math.isnan(request.deadline or 0.0):
+            return f"weight {request.weight}, deadline {request.deadline}: expected numbers, the weight above 0"
+        unknown = next((each for each in request.adaptation.versions if not self._residency.knows(each)), None)
+        return None if unknown is None else f"version {unknown[:12]} is not registered"
 
     # --- step ---------------------------------------------------------------------------------------------------
 
@@ -206,6 +221,12 @@ class Engine:
         known = [version for version in changed if self._residency.knows(version) or self._drafter.heads.knows(version)]
         return tuple(self.adapter_state(version) for version in sorted(known))
 
+    def _drop_late(self) -> Iterator[SequenceOutput]:
+        """Sequences whose deadline is over end before the step is scheduled, and leave it their blocks."""
+        for sequence in self._deadlines.passed(self._clock()):
+            self._end(sequence)
+            yield failure(sequence.id, too_late(sequence), "deadline")
+
     def _drop_failed(self) -> Iterator[SequenceOutput]:
         failed, self._scheduler.failed = self._scheduler.failed, []
         for sequence in failed:
@@ -213,9 +234,10 @@ class Engine:
             yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:
-        """Run the model. A step that fails as a whole costs the newest sequence, not the process: the next step
-        computes the same rows again without it. When step after step fails, the device is broken, not a request: the
-        error goes up, the process ends, and its supervisor starts another."""
+        """Run the model. A step that fails as a whole costs the newest sequence, not the process (of those that read
+        their prompt, if there are any: they take most): the next step computes the same rows again without it, and
+        starts nobody, so that those who run go on whatever waits. When step after step fails, the device is broken, not
+        a request: the error goes up, the process ends, and its supervisor starts another."""
         if not step.chunks:
             return ()
         now = time.perf_counter()
@@ -228,9 +250,9 @@ class Engine:
             self._failed_in_a_row += 1
             if self._failed_in_a_row == MOST_FAILED_STEPS:
                 raise
-            newest = max((chunk.sequence for chunk in step.chunks), key=lambda sequence: sequence.rank)
+            newest = max(step.chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.rank)).sequence
             logger.exception("a step failed; request %s is given up", newest.id)
-            outputs.append(self._end_with_error(newest, f"the step failed: {type(error).__name__}"))
+            outputs.append(self._end_with_error(newest, step_failed(error)))
             return ()
         self._failed_in_a_row = 0
         return results
@@ -276,6 +298,7 @@ class Engine:
 
     def _end(self, sequence: Sequence) -> None:
         self._drafter.ended(sequence)
+        self._deadlines.ended(sequence)
         self._scheduler.remove(sequence)
         self._sequences.pop(sequence.id, None)
 

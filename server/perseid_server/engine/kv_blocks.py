@@ -1,7 +1,8 @@
 """KV blocks: reference-counted, keyed by content, reused by equal prefixes.
 
 A full block's key is a hash chained over everything its K and V depend on: the base, the adapter version, and all
-tokens up to and including its own. Equal keys mean equal K and V, so a block found by key can be shared. A block that
+tokens up to and including its own; and over the salt of those who may share it. Equal keys mean equal K and V, so a
+block found by key can be shared. A block that
 nobody holds keeps its key and can still be found until it is taken for something else, least recently used first.
 """
 
@@ -13,9 +14,11 @@ from struct import pack
 KEY_BYTES = 16
 
 
-def root_key(adaptation: str, base: str = "") -> bytes:
-    """The key before the first block of a sequence: the base's content hash, and the key of what adapts it."""
-    return blake2b(f"base {base} adapted by {adaptation}".encode(), digest_size=KEY_BYTES).digest()
+def root_key(adaptation: str, base: str = "", salt: str = "") -> bytes:
+    """The key before the first block of a sequence: the base's content hash, the key of what adapts it, and a salt.
+    Whatever the salt says, it cannot imitate the bytes that make another key, of a root or of a block."""
+    salted = f" salted {salt}" if salt else ""
+    return blake2b(f"base {base} adapted by {adaptation}{salted}".encode(), digest_size=KEY_BYTES).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

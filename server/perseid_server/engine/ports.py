@@ -127,6 +127,10 @@ class Residency(Protocol):
         `evict_wanted`: also in place of what came for a request that waits for more."""
         ...
 
+    def has_room(self, *versions: str, without: ListOf[str]) -> bool:
+        """Whether there were room for these, as far as is known, if nobody used those in `without`."""
+        ...
+
     def release(self, *versions: str) -> None: ...
 
     def prefetch(self, version: str) -> None:

@@ -1,10 +1,14 @@
 """Which sequences run in the next step, and how many of their tokens.
 
-Decodes come first, then the prefills that have begun, then new sequences, all in order of priority and arrival,
-until the token budget is spent. A sequence gets the blocks of its whole prompt when it is admitted, and one more
-whenever it grows into it; when none is left the newest running sequence gives its blocks up and is computed again
-later (preemption by recompute: its tokens and its random numbers stay). Drafts take what tokens and blocks are left:
-nobody is preempted or put off for them, and blocks that rejected ones needed go back.
+Decodes come first, then the prefills that have begun, then new sequences, until the token budget is spent: those that
+run in order of priority and arrival, new ones by whose turn it is (`waiting.py`). A sequence gets the blocks of its
+whole prompt when it is admitted, and one more whenever it grows into it; when none is left, one of whoever has been
+served most gives its blocks up and is computed again later (preemption by recompute: its tokens and its random numbers
+stay). Drafts take what tokens and blocks are left: nobody is preempted or put off for them, and blocks that rejected
+ones needed go back.
+
+Who needs more blocks than there are is passed over for a while, then everybody waits for it: places do not stay idle
+for a long prompt, and it does not starve. For one that was preempted everybody waits at once.
 """
 
 from bisect import insort
@@ -12,13 +16,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from perseid_server.engine.adapter_room import AdapterRoom
+from perseid_server.engine.fairness import Shares
 from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
 from perseid_server.engine.ports import Chunk, Residency, ScheduledStep
 from perseid_server.engine.sequence import Sequence
+from perseid_server.engine.waiting import Waiting
 from perseid_server.speculation.draft import Draft
 
 PREFETCH_DEPTH = 16
-"""How many waiting sequences ahead adapters are brought to host memory."""
+"""How many lines of waiting sequences ahead adapters are brought to host memory."""
+
+PATIENCE = 64
+"""Steps for which a sequence is passed over for want of blocks before everybody waits for it."""
+
+MOST_UNFIT = 16
+"""Sequences that are passed over for want of blocks in one round; looking at each costs a little."""
 
 NO_DRAFTS: Mapping[str, Draft] = {}
 
@@ -48,24 +61,31 @@ class Scheduler:
         self._limits = limits
         self._blocks = blocks
         self._residency = residency
-        self.waiting: list[Sequence] = []  # sorted by rank
+        self._shares = Shares()
+        self._adapters = AdapterRoom(residency, self._shares)
+        self.waiting = Waiting(self._shares)
         self.running: list[Sequence] = []  # sorted by rank
         self.failed: list[Sequence] = []  # waiting ones whose adapter cannot be loaded; the engine takes them away
+        self._num_steps = 0
         self.num_preemptions = 0
         self.cache_queries = 0  # tokens
         self.cache_hits = 0  # tokens
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn."""
-        insort(self.waiting, sequence, key=lambda other: other.rank)
+        """Let a new sequence wait for its turn."""
+        self._shares.enter(sequence)
+        self._shares.wait(sequence)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, ended or aborted, and free all it holds at once."""
-        if sequence in self.running:
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence in self.running:
             self.running.remove(sequence)
             self._give_up(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        self._adapters.leave(sequence)
+        self._shares.leave(sequence)
 
     @property
     def decoding(self) -> list[Sequence]:
@@ -84,9 +104,10 @@ class Scheduler:
         rows = sum(sequence.num_to_compute for sequence in self.running if sequence.num_to_compute > 1)
         return min(rows, self._limits.max_batch_tokens)
 
-    def schedule(self, drafts: Mapping[str, Draft] = NO_DRAFTS) -> ScheduledStep:
+    def schedule(self, drafts: Mapping[str, Draft] = NO_DRAFTS, *, admits: bool = True) -> ScheduledStep:
         """The next step. Blocks for all its rows are allocated when this returns. `drafts`: by request id, for
-        sequences that decode."""
+        sequences that decode. Unless it `admits`, nobody starts beside those who run."""
+        self._num_steps += 1
         budget = self._limits.max_batch_tokens
         preemptions_before = self.num_preemptions
         chunks: list[Chunk] = []
@@ -96,10 +117,12 @@ class Scheduler:
             count = min(sequence.num_to_compute, budget)
             if count and self._grow(sequence, sequence.num_computed + count):
                 chunks.append(Chunk(sequence, sequence.num_computed, count))
+                self._shares.count(sequence, sequence.num_computed, sequence.num_computed + count)
                 budget -= count
         still_running = [chunk for chunk in chunks if chunk.sequence in self.running]
         if self.num_preemptions == preemptions_before:
-            still_running += self._admit(budget)
+            if admits or not self.running:
+                still_running += self._admit(budget)
             if drafts:
                 rows = sum(chunk.count for chunk in still_running)
                 still_running = list(self._with_drafts(still_running, drafts, self._limits.max_batch_tokens - rows))
@@ -115,28 +138,34 @@ class Scheduler:
             needed = self._blocks.blocks_for(sequence.num_computed)
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]
-        for index in range(len(sequence.block_keys), sequence.num_computed // self._blocks.block_size):
-            key = self._key_after(sequence, index)
-            sequence.block_keys.append(key)
-            self._blocks.publish(sequence.blocks[index], key)
+            sequence.num_published = min(sequence.num_published, needed)
+        for index in range(sequence.num_published, sequence.num_computed // self._blocks.block_size):
+            self._blocks.publish(sequence.blocks[index], self._key(sequence, index))
+            sequence.num_published = index + 1
+        if sequence.num_output:
+            self._shares.count(sequence, chunk.start, len(sequence.token_ids))
 
     def _by_urgency(self) -> list[Sequence]:
         """Running sequences: decodes, then prefills, each in order of rank."""
         return sorted(self.running, key=lambda sequence: (sequence.num_to_compute > 1, sequence.rank))
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for `num_tokens` tokens, preempting newer sequences if need be; False if it was preempted itself."""
+        """Blocks for `num_tokens` tokens, preempting others if need be; False if it was preempted itself."""
         missing = self._blocks.blocks_for(num_tokens) - len(sequence.blocks)
         while missing > 0:
             blocks = self._blocks.allocate(missing)
             if blocks is not None:
                 sequence.blocks += blocks
                 break
-            newest = self.running[-1]
-            self._preempt(newest)
-            if newest is sequence:
+            victim = max(self.running, key=self._cost_of_keeping)
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         return True
+
+    def _cost_of_keeping(self, sequence: Sequence) -> tuple[int, tuple[float, float], int]:
+        """To the others, where blocks are short: who comes last by priority, service and arrival has most of it."""
+        return sequence.request.priority, self._shares[sequence].service, sequence.arrival
 
     def _with_drafts(self, chunks: list[Chunk], drafts: Mapping[str, Draft], tokens_left: int) -> Iterator[Chunk]:
         """The chunks, and behind those that have drafts as many of them as there is room for."""
@@ -164,40 +193,60 @@ class Scheduler:
         self.running.remove(sequence)
         self._give_up(sequence)
         self.num_preemptions += 1
-        self.add(sequence)
+        sequence.was_preempted = True
+        self._shares.wait(sequence)
+        self.waiting.add(sequence, first=True)
 
     def _give_up(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.blocks)
         sequence.blocks = []
-        sequence.block_keys = []
+        sequence.num_published = 0
         sequence.num_computed = 0
         sequence.prompt_shares = ()
         sequence.hidden = None
         self._residency.release(*sequence.adaptation.versions)
 
     def _admit(self, budget: int) -> Iterator[Chunk]:
-        """Start waiting sequences, oldest first, as long as tokens, places, blocks and adapters are there."""
-        starved = False  # an older sequence found no room for its adapters
-        is_first = True  # no older sequence waits for adapters
-        for sequence in list(self.waiting):
-            if budget == 0 or len(self.running) >= self._limits.max_num_seqs:
+        """Start waiting sequences, in their order, as long as tokens, places, blocks and adapters are there."""
+        num_unfit = 0
+        self._adapters.begin_round()
+        for sequence in self.waiting.in_order():
+            if budget == 0 or len(self.running) >= self._limits.max_num_seqs or self._blocks.num_free == 0:
                 return
-            versions = sequence.adaptation.versions
-            if starved and versions:
-                continue  # do not take the room that will become free for the older one
             if not self._fits(sequence):
-                return
-            admission = self._residency.acquire(*versions, evict_wanted=is_first)
-            starved = starved or admission == "no_room"
-            is_first = is_first and admission == "ready"
-            if admission == "failed":
-                self.waiting.remove(sequence)
-                self.failed.append(sequence)
-            if admission != "ready":
-                continue
-            chunk = self._start(sequence, budget)
-            budget -= chunk.count
-            yield chunk
+                num_unfit += 1
+                if self._must_be_next(sequence) or num_unfit == MOST_UNFIT:
+                    return
+            elif self._take_adapters(sequence):
+                chunk = self._start(sequence, budget)
+                budget -= chunk.count
+                yield chunk
+
+    def _must_be_next(self, sequence: Sequence) -> bool:
+        """Whether nobody may take blocks before a sequence for which there are too few."""
+        if sequence.was_preempted:
+            return True
+        if sequence.unfit_since is None:
+            sequence.unfit_since = self._num_steps
+        if self._num_steps - sequence.unfit_since < PATIENCE:
+            return False
+        self.waiting.put_first(sequence)
+        return True
+
+    def _take_adapters(self, sequence: Sequence) -> bool:
+        """Take what the sequence needs on the device. If it is not there, it waits for that, and others go on."""
+        had_claim = sequence is self._adapters.claimant
+        admission = self._adapters.acquire(sequence, self.running)
+        if admission == "ready":
+            return True
+        if admission == "failed":
+            self.waiting.remove(sequence)
+            self.failed.append(sequence)
+            return False
+        self.waiting.close_line(sequence)
+        if sequence is self._adapters.claimant and not had_claim:
+            self.waiting.put_first(sequence)
+        return False
 
     def _fits(self, sequence: Sequence) -> bool:
         cached = self._cached_blocks(sequence)
@@ -211,14 +260,17 @@ class Scheduler:
         assert new is not None, "_fits() said there is room"
         sequence.blocks = cached + new
         sequence.num_computed = len(cached) * self._blocks.block_size
-        sequence.block_keys = list(islice(self._keys(sequence), len(cached)))
+        sequence.num_published = len(cached)
         if sequence.scheduled_at is None:
             sequence.num_cached = sequence.num_computed
         self.cache_queries += len(sequence.token_ids)
         self.cache_hits += sequence.num_computed
         self.waiting.remove(sequence)
+        self._shares.end_wait(sequence)
         insort(self.running, sequence, key=lambda other: other.rank)
-        return Chunk(sequence, sequence.num_computed, min(sequence.num_to_compute, budget))
+        chunk = Chunk(sequence, sequence.num_computed, min(sequence.num_to_compute, budget))
+        self._shares.count(sequence, chunk.start, chunk.start + chunk.count)
+        return chunk
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks of the sequence's prefix that are there already. The last token is always computed: its logits
@@ -226,22 +278,21 @@ class Scheduler:
         if sequence.wants_prompt_logprobs:
             return []
         most = (len(sequence.token_ids) - 1) // self._blocks.block_size
-        return self._blocks.find(islice(self._keys(sequence), most))
+        return self._blocks.find(self._key(sequence, index) for index in range(most))
 
-    def _keys(self, sequence: Sequence) -> Iterator[bytes]:
-        size = self._blocks.block_size
-        key = root_key(sequence.adaptation.key, self._blocks.base)
-        for start in range(0, len(sequence.token_ids) - size + 1, size):
-            key = chain_key(key, sequence.token_ids[start : start + size])
-            yield key
+    def _key(self, sequence: Sequence, index: int) -> bytes:
+        """Key of a full block. Each is computed once: tokens stay what they are, whatever becomes of the blocks."""
+        keys, size = sequence.block_keys, self._blocks.block_size
+        for number in range(len(keys), index + 1):
+            parent = keys[-1] if keys else self._root_key(sequence)
+            keys.append(chain_key(parent, sequence.token_ids[number * size : (number + 1) * size]))
+        return keys[index]
 
-    def _key_after(self, sequence: Sequence, index: int) -> bytes:
-        """Key of block `index`, all before it being known."""
-        parent = sequence.block_keys[index - 1] if index else root_key(sequence.adaptation.key, self._blocks.base)
-        size = self._blocks.block_size
-        return chain_key(parent, sequence.token_ids[index * size : (index + 1) * size])
+    def _root_key(self, sequence: Sequence) -> bytes:
+        return root_key(sequence.adaptation.key, self._blocks.base, sequence.request.cache_salt)
 
     def _prefetch(self) -> None:
-        for sequence in self.waiting[:PREFETCH_DEPTH]:
+        for sequence in islice(self.waiting.in_order(), PREFETCH_DEPTH):
             for version in sequence.adaptation.versions:
                 self._residency.prefetch(version)
+            self.waiting.close_line(sequence)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from perseid_server.engine.adaptation import Adaptation
-from perseid_server.engine.messages import Submit
+from perseid_server.engine.messages import BLENDED, ROUTED, Submit
 from perseid_server.model.sampling_params import TokenLogprobs
 
 
@@ -19,9 +19,12 @@ class Sequence:
     arrival: int  # order of arrival, unique
     token_ids: list[int] = field(init=False)  # prompt, then output
     blocks: list[int] = field(default_factory=list)  # KV blocks held, in order
-    block_keys: list[bytes] = field(default_factory=list)  # content keys of the full blocks, in order
+    block_keys: list[bytes] = field(default_factory=list)  # content keys of its first full blocks, as far as asked for
+    num_published: int = 0  # blocks held that can be found by their keys
     num_computed: int = 0  # tokens whose K and V are in the blocks
     num_cached: int = 0  # of those, found in the prefix cache at first admission
+    unfit_since: int | None = None  # the step in which there first were too few blocks for it to start
+    was_preempted: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_shares: tuple[float, ...] = ()  # what the gates chose for the prompt: shares per column, summed over tokens
     arrived_at: float = field(default_factory=time.perf_counter)
@@ -44,6 +47,15 @@ class Sequence:
     def adaptation(self) -> Adaptation:
         """What adapts the base."""
         return self.request.adaptation
+
+    @property
+    def label(self) -> str:
+        """What its figures are told for: an adapter's version, "" the base, one name for all blends, one for gates."""
+        if self.adaptation.routing is not None:
+            return ROUTED
+        if not self.adaptation.weights:
+            return ""
+        return self.adaptation.weights[0][0] if len(self.adaptation.weights) == 1 else BLENDED
 
     @property
     def num_prompt(self) -> int:

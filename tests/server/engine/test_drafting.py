@@ -301,7 +301,7 @@ def test_a_step_that_fails_with_drafts_costs_one_request() -> None:
         engine.step()
     runner.fail_on = {"new"}
     outputs = run(engine)
-    assert outputs["new"][-1].error == "the step failed: MemoryError"
+    assert "ran out of memory" in outputs["new"][-1].error
     assert outputs["old"][-1].finish_reason == "length"
     assert engine.stats().kv_blocks_used == 0
 

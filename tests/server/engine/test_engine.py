@@ -213,7 +213,7 @@ def test_a_broken_step_costs_the_newest_request_only():
     engine.step()
     engine.submit(request("heavy", prompt_of(5, 1)))
     outputs = run(engine)
-    assert outputs["heavy"][-1].error == "the step failed: MemoryError"
+    assert "ran out of memory" in outputs["heavy"][-1].error
     assert len(tokens(outputs["old"])) == 5
     assert engine.stats().kv_blocks_used == 0
 

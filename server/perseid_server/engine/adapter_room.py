@@ -1,0 +1,77 @@
+"""Who gets the room for adapters: requests for hot ones must not keep a cold one out for ever.
+
+The first waiting sequence whose adapters are not there has a claim until it starts. It alone may evict what came for
+others that wait. Where there is no room because everything is in use, some of the adapters in use are closed: no
+further sequence starts with them, so they become idle when those that run have ended. They are taken from those who
+have been served most, as few as make enough room. Meanwhile sequences start on what is there, but nothing else is
+brought.
+"""
+
+from collections.abc import Iterable
+
+from perseid_server.adapters.state import Admission
+from perseid_server.engine.fairness import Shares
+from perseid_server.engine.ports import Residency
+from perseid_server.engine.sequence import Sequence
+
+
+class AdapterRoom:
+    """Asks for the adapters of waiting sequences on behalf of the scheduler."""
+
+    def __init__(self, residency: Residency, shares: Shares) -> None:
+        self._residency = residency
+        self._shares = shares
+        self._is_short = False  # the claimant found no room
+        self._closed: list[str] = []  # versions
+        self._is_full = False  # somebody without a claim found no room in this round
+        self.claimant: Sequence | None = None
+
+    def begin_round(self) -> None:
+        """Waiting sequences are asked for anew."""
+        self._is_full = False
+
+    def acquire(self, sequence: Sequence, running: Iterable[Sequence]) -> Admission:
+        """Take what the sequence needs on the device if it is there, and see that it comes there otherwise."""
+        versions = sequence.adaptation.versions
+        has_claim = self._may_claim(sequence)
+        if not has_claim and self._is_kept_out(versions):
+            return "no_room"
+        admission = self._residency.acquire(*versions, evict_wanted=has_claim)
+        self._is_full = self._is_full or (admission == "no_room" and not has_claim)
+        if admission in ("ready", "failed"):
+            self.leave(sequence)
+        elif has_claim:
+            self._claim(sequence, running, is_short=admission == "no_room")
+        return admission
+
+    def leave(self, sequence: Sequence) -> None:
+        """It starts, or has ended: its claim is over, if it had one."""
+        if sequence is self.claimant:
+            self.claimant = None
+            self._is_short = False
+            self._closed = []
+
+    def _may_claim(self, sequence: Sequence) -> bool:
+        other = self.claimant
+        return other is None or other is sequence or sequence.request.priority < other.request.priority
+
+    def _is_kept_out(self, versions: tuple[str, ...]) -> bool:
+        if not self._is_short and not self._is_full:
+            return False
+        return any(version in self._closed or self._residency.location(version) != "device" for version in versions)
+
+    def _claim(self, sequence: Sequence, running: Iterable[Sequence], *, is_short: bool) -> None:
+        if sequence is not self.claimant:
+            self._closed = []
+        self.claimant = sequence
+        self._is_short = is_short
+        if not is_short:
+            self._closed = []
+            return
+        versions = sequence.adaptation.versions
+        for other in sorted(running, key=lambda each: self._shares[each].service, reverse=True):
+            for version in other.adaptation.versions:
+                if self._residency.has_room(*versions, without=self._closed):
+                    return
+                if version not in self._closed and version not in versions:
+                    self._closed.append(version)
