@@ -28,6 +28,8 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation import Resolver
+from perseid_server.frontend.admission import Admission, AdmissionLimits
+from perseid_server.frontend.deadline import Timeouts
 from perseid_server.frontend.heads import HeadsChooser
 from perseid_server.frontend.loaded import LoadedGateSet
 from perseid_server.frontend.metrics import Metrics
@@ -133,7 +135,9 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
-        service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting)
+        limits = AdmissionLimits.of(config.max_queue, config.max_queue_tokens, ready.kv_tokens or ready.max_model_len)
+        timeouts = Timeouts(config.default_timeout, config.max_timeout)
+        service = GenerationService(engine, resolver, text, metrics, Admission(limits, metrics), drafting, timeouts)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))

@@ -68,6 +68,12 @@ class Metrics:
         self.lora_hits = self._counter("lora_cache_hits", "Of those, with the adapter on the device already.")
         self.success = self._counter("request_success", "Finished requests by reason.", ("finished_reason",))
         self.failures = self._counter("request_failure", "Requests that ended without an answer, by kind.", ("kind",))
+        self.rejections = self._counter(
+            "requests_rejected", "Requests refused for want of room, by what was full.", ("reason",)
+        )
+        self.deadlines = self._counter(
+            "deadline_exceeded", "Requests whose time was over, by where they were.", ("stage",)
+        )
         self.adapter_requests = self._counter(
             "adapter_requests",
             "Requests by adapter: a blend counts for each of its own, auto is what gates choose for token by token.",
@@ -134,6 +140,14 @@ class Metrics:
         """Ask at each scrape how many adapters are where."""
         for location in ("disk", "host", "device"):
             self.lora_cache_adapters.labels(location).set_function(partial(_count_at, count, location))
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused before it began."""
+        self.rejections.labels(reason).inc()
+
+    def deadline_exceeded(self, stage: str) -> None:
+        """A request's time was over while it waited in the queue, or while it ran."""
+        self.deadlines.labels(stage).inc()
 
     def adapter_load_ended(self, outcome: str) -> None:
         """An adapter was loaded or refused."""

@@ -12,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from perseid_server.access.caller import current_caller
 from perseid_server.api.http.answers import (
     ChatShape,
     CompletionShape,
@@ -66,7 +67,16 @@ class GenerationRoutes:
         adaptation, speculation = body.adaptation(self._base), body.drafting()
         answer_id = shape.prefix + uuid.uuid4().hex
         requests = [
-            GenerationRequest(f"{answer_id}-{i}" if i else answer_id, source, adaptation, options, report, speculation)
+            GenerationRequest(
+                f"{answer_id}-{i}" if i else answer_id,
+                source,
+                adaptation,
+                options,
+                report,
+                speculation,
+                timeout_s=body.timeout,
+                caller=current_caller(),
+            )
             for i, source in enumerate(inputs)
         ]
         stack = AsyncExitStack()
