@@ -21,8 +21,8 @@ GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
 }  # fmt: skip
 COUNTERS = {"prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits"} | {
     "request_success", "lora_cache_hits", "lora_cache_lookups", "adapter_requests", "adapter_generation_tokens",
-    "adapter_loads", "engine_restarts", "request_failure", "requests_rejected", "deadline_exceeded", "routed_tokens", "auto_requests",
-    "spec_decode_num_steps", "spec_decode_num_tokens", "spec_decode_num_draft_tokens",
+    "adapter_loads", "engine_restarts", "request_failure", "routed_tokens", "auto_requests",
+    "requests_rejected", "deadline_exceeded", "spec_decode_num_steps", "spec_decode_num_tokens", "spec_decode_num_draft_tokens",
     "spec_decode_num_accepted_tokens",
 }  # fmt: skip
 HISTOGRAMS = {

@@ -12,7 +12,7 @@ from perseid_server.frontend.tokenizing import Tokenizing
 
 async def settled(tokenizing: Tokenizing) -> None:
     async with asyncio.timeout(20):
-        while tokenizing.characters:
+        while tokenizing.characters:  # noqa: ASYNC110  it has no event for it
             await asyncio.sleep(0.001)
 
 
