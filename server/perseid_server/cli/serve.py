@@ -20,9 +20,9 @@ from cyclopts import Parameter
 from perseid_server import __version__
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.descriptors import allow_connections
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
-from perseid_server.api.descriptors import allow_connections
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.config import NamedSource, ServeConfig

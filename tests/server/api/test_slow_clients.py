@@ -15,7 +15,8 @@ async def connect(live: LiveStack) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 def post(body: dict[str, object], length: int | None = None) -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length or len(data)}"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {length or len(data)}"
     return head.encode() + b"\r\n\r\n" + data
 
 
