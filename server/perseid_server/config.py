@@ -135,6 +135,10 @@ class ServeConfig:
     max_queue: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 1024
     """Most requests in progress; more are answered with 429 / RESOURCE_EXHAUSTED at once."""
 
+    max_queue_tokens: Annotated[int | None, Parameter(group=CAPACITY, validator=POSITIVE)] = None
+    """Most tokens in progress, of prompts and of the answers that are allowed; more are answered in the same way.
+    Default: 16 times what the KV cache holds."""
+
     prefix_cache: Annotated[bool, Parameter(group=CAPACITY)] = True
     """Reuse the KV blocks of equal prompt beginnings."""
 
@@ -153,6 +157,12 @@ class ServeConfig:
 
     grace: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0))] = 30.0
     """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""
+
+    default_timeout: Annotated[float | None, Parameter(group=OPERATION, validator=validators.Number(gt=0))] = None
+    """Seconds after which a request that states no timeout of its own is ended. Default: never."""
+
+    max_timeout: Annotated[float | None, Parameter(group=OPERATION, validator=validators.Number(gt=0))] = None
+    """Longest timeout, seconds. Longer ones are shortened to it; requests without one get it. Default: no limit."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=OPERATION)] = "info"
     """Least severity that is logged."""

@@ -27,6 +27,8 @@ from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
 from perseid_server.frontend.adaptation import Resolver
+from perseid_server.frontend.admission import Admission, AdmissionLimits
+from perseid_server.frontend.deadline import Timeouts
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -83,6 +85,8 @@ def make_stack(
     folder: Path,
     *,
     max_queue: int = 100,
+    max_queue_tokens: int = 1 << 20,
+    timeouts: Timeouts | None = None,
     bundle=None,
     max_model_len: int = 256,
     num_pages: int | None = None,
@@ -105,7 +109,10 @@ def make_stack(
     metrics.watch_processes(lambda: None)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
     resolver = Resolver(registry, engine, default_gate_set)
-    service = GenerationService(engine, resolver, text, metrics, max_queue, drafting, gate.limiter if gate else None)
+    admission = Admission(AdmissionLimits(max_queue, max_queue_tokens), metrics)
+    service = GenerationService(
+        engine, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
+    )
     status = ServerStatus(service, lambda: engine.status)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
     return Stack(engine, store, registry, metrics, service, status, app, root, gate)

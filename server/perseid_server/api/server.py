@@ -9,11 +9,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from perseid_server.api.grpc.server import GrpcServer
+from perseid_server.api.http.protocol import PatientProtocol
 from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
 from perseid_server.errors import Conflict
 
 _WATCH_INTERVAL_S = 0.05
+LAST_WORDS_S = 2.0
+_SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,14 @@ class ApiServer:
         await grpc_server.start()
         self._grpc = grpc_server
         config = uvicorn.Config(
-            app, loop="none", log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75
+            app,
+            http=PatientProtocol,
+            ws="none",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=75,
         )
         if self._tls is not None:
             config.load()
@@ -61,11 +71,12 @@ class ApiServer:
         return Addresses(self._host, self._socket.getsockname()[1], bound)
 
     async def stop(self) -> None:
-        """Close both; what still runs has had its grace time."""
+        """Close both. What still runs has had its grace time and gets a moment to say how it ended."""
         if self._grpc is not None:
             await self._grpc.stop(0.5)
         if self._http is not None:
             self._http.should_exit = True
+            await asyncio.wait(self._tasks[:1], timeout=LAST_WORDS_S)
             self._http.force_exit = True
         for task in self._tasks[1:]:
             task.cancel()
@@ -91,6 +102,7 @@ def _listen(host: str, port: int, transport: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # its connections inherit it
         listener.bind((host, port))
         listener.listen(1024)
     except OSError as error:

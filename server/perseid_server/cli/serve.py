@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from perseid_server import __version__
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.descriptors import allow_connections
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -30,6 +32,8 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation import Resolver
+from perseid_server.frontend.admission import Admission, AdmissionLimits
+from perseid_server.frontend.deadline import Timeouts
 from perseid_server.frontend.heads import HeadsChooser
 from perseid_server.frontend.loaded import LoadedGateSet
 from perseid_server.frontend.metrics import Metrics
@@ -50,6 +54,7 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
+    allow_connections()
     return uvloop.run(_serve(config))
 
 
@@ -69,17 +74,19 @@ async def _serve(config: ServeConfig) -> int:
 
 
 def _stop_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or Ctrl-C; the second ends the process at once."""
+    """Set by the first SIGTERM or Ctrl-C. The second ends the process at once, with status 128 + its number as shells
+    tell it; the engine process ends with it, and the store is safe at any moment."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(number: int) -> None:
         if stopping.is_set():
-            sys.exit(1)
+            logger.warning("told to stop again: stopping at once")
+            os._exit(128 + number)
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     return stopping
 
 
@@ -140,8 +147,13 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         await stack.enter_async_context(metrics.measuring_lag())
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
+        stack.callback(text.tokenizing.close)
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
-        service = GenerationService(engine, resolver, text, metrics, config.max_queue, drafting, limiter)
+        limits = AdmissionLimits.of(config.max_queue, config.max_queue_tokens, ready.kv_tokens or ready.max_model_len)
+        timeouts = Timeouts(config.default_timeout, config.max_timeout)
+        service = GenerationService(
+            engine, resolver, text, metrics, Admission(limits, metrics), drafting, limiter, timeouts
+        )
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))

@@ -97,6 +97,7 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         max_model_len=capacity.max_model_len,
         adapter_pages_total=capacity.num_pages,
         device=f"{device.type} ({backend.name})",
+        kv_tokens=capacity.num_blocks * config.block_size,
     )
     return BuiltEngine(engine, ready)
 

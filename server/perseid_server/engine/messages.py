@@ -225,6 +225,7 @@ class EngineReady:
     max_model_len: int  # tokens, prompt + completion, after fitting to the KV memory
     adapter_pages_total: int
     device: str
+    kv_tokens: int = 0  # what the KV cache holds; 0: not told
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from perseid_server.engine.messages import SequenceOutput
-from perseid_server.errors import GenerationFailed
+from perseid_server.errors import DeadlineExceeded, GenerationFailed, PerseidError
 from perseid_server.frontend.detokenizer import Detokenizer, Piece
 from perseid_server.frontend.generation import Delta, Generation, StopReason
 from perseid_server.frontend.metrics import Metrics
@@ -63,7 +63,7 @@ class Choice:
         try:
             async for output in self._stream:
                 if output.finish_reason == "error":
-                    raise GenerationFailed(output.error or "the engine gave this request up")
+                    raise _error_of(output)
                 self._generation.usage.cached_tokens = max(self._generation.usage.cached_tokens, output.cached_tokens)
                 yield output
         finally:
@@ -107,3 +107,10 @@ class Choice:
         prompt = self._generation.prompt_token_ids
         text = self._text.decode(prompt, skip_special_tokens=self._options.skip_special_tokens)
         return Delta(self._index, text, prompt, output.prompt_logprobs or (), is_prompt=True)
+
+
+def _error_of(output: SequenceOutput) -> PerseidError:
+    """Why the engine ended a sequence."""
+    if output.error_kind == "deadline":
+        return DeadlineExceeded(output.error or "timeout: the request's time was over", field="timeout")
+    return GenerationFailed(output.error or "the engine gave this request up")

@@ -1,6 +1,7 @@
 """What a client asks for, whichever transport it came by, and the one place that checks it."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,10 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call. `adaptation` None is the base; `timeout_s` counts from its arrival."""
+    """One call. `adaptation` None is the base; `timeout_s` counts from its arrival.
+
+    `arrived` is on the machine's monotonic clock, s.
+    """
 
     request_id: str
     input: Input
@@ -84,14 +88,22 @@ class GenerationRequest:
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     timeout_s: float | None = None
     caller: Caller = ANYONE
+    arrived: float = field(default_factory=time.monotonic)
 
 
 def check_request(request: GenerationRequest, vocab_size: int) -> None:
     """InvalidRequest names the first field that is out of range. The input is checked when it is encoded."""
     check_request_id(request.request_id)
+    check_timeout(request.timeout_s)
     check_sampling(request.sampling, vocab_size)
     check_adaptation(request.adaptation, request.report, request.sampling.n)
     check_speculation(request.speculation)
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """A time that a client waits, if it states one."""
+    if timeout_s is not None and not 0.0 < timeout_s < math.inf:
+        raise InvalidRequest(f"timeout is {timeout_s:g}; expected a number of seconds above 0", field="timeout")
 
 
 def check_sampling(options: SamplingOptions, vocab_size: int) -> None:

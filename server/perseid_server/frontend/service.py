@@ -18,7 +18,9 @@ from perseid_server.engine.adaptation import BASE_COLUMN
 from perseid_server.engine.messages import EngineReady, SequenceOutput, Submit
 from perseid_server.errors import InvalidRequest, QueueFull, Unavailable
 from perseid_server.frontend.adaptation import Resolved, Resolver
+from perseid_server.frontend.admission import OPEN_ANSWER, Admission, Place
 from perseid_server.frontend.choice import Choice
+from perseid_server.frontend.deadline import Deadline, Timeouts
 from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.metrics import Metrics
@@ -47,17 +49,18 @@ class GenerationService:
         resolver: Resolver,
         text: TextProcessor,
         metrics: Metrics,
-        max_queue: int,
+        admission: Admission,
         drafting: Drafting | None = None,
         limiter: Limiter | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._engine = engine
         self._resolver = resolver
         self._drafting = drafting or Drafting()
         self._limiter = limiter or Limiter()
         self._metrics = metrics
-        self._max_queue = max_queue
-        self._in_progress = 0
+        self._admission = admission
+        self._timeouts = timeouts or Timeouts()
         self._idle = asyncio.Event()
         self._idle.set()
         self._serials = itertools.count()
@@ -80,18 +83,22 @@ class GenerationService:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generation]:
         """Check and start a request. Raises a PerseidError before the first token is computed."""
         check_request(request, self.text.vocab_size)
+        deadline = Deadline(
+            request.arrived, self._timeouts.of(request.timeout_s), on_exceeded=self._metrics.deadline_exceeded
+        )
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._place_in_queue(request.sampling.n))
+            place = stack.enter_context(self._place_in_queue(request))
             decide = stack.enter_context(self._resolver.leased(request.adaptation))
-            prompt = await self.text.encode(request.input)
+            prompt = await deadline.within(self._encode(request), "queue")
             params = self._sampling_params(request.sampling, len(prompt))
+            place.count_tokens(len(prompt) + request.sampling.n * _length_of_answer(request.sampling, params))
             resolved = decide(prompt)
             generation = Generation(request, resolved, prompt, _nothing())
             generation.meter = stack.enter_context(self._limiter.metered(request.caller, len(prompt)))
             generation.speculation = self._drafting.resolve(request.speculation, resolved)
             generation.routing = _tally(request, resolved, self._resolver.base_name)
             generation.usage.prompt_tokens = len(prompt)
-            deltas = self._run(generation, params)
+            deltas = deadline.guard(self._run(generation, params, deadline.at))
             generation.deltas = deltas
             stack.push_async_callback(deltas.aclose)
             yield generation
@@ -105,19 +112,24 @@ class GenerationService:
     # --- preparing ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _place_in_queue(self, num_choices: int) -> Iterator[None]:
+    def _place_in_queue(self, request: GenerationRequest) -> Iterator[Place]:
         if self.draining:
+            self._metrics.rejected("draining")
             raise Unavailable("the server is shutting down", retry_after_s=5.0)
-        if self._in_progress + num_choices > self._max_queue and self._in_progress > 0:
-            raise QueueFull(f"{self._in_progress} requests are in progress, the limit is {self._max_queue}; try again")
-        self._in_progress += num_choices
-        self._idle.clear()
         try:
-            yield
+            with self._admission.enter(request.caller, request.sampling.n) as place:
+                self._idle.clear()
+                yield place
         finally:
-            self._in_progress -= num_choices
-            if self._in_progress == 0:
+            if self._admission.in_progress == 0:
                 self._idle.set()
+
+    async def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        try:
+            return await self.text.encode(request.input, request.caller)
+        except QueueFull:
+            self._metrics.rejected("tokens")
+            raise
 
     def _sampling_params(self, options: SamplingOptions, num_prompt: int) -> SamplingParams:
         room = self.max_model_len - num_prompt
@@ -157,9 +169,11 @@ class GenerationService:
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    async def _run(self, generation: Generation, params: SamplingParams) -> AsyncGenerator[Delta]:
+    async def _run(
+        self, generation: Generation, params: SamplingParams, deadline: float | None
+    ) -> AsyncGenerator[Delta]:
         """All choices, their deltas in the order they come."""
-        choices = [self._choice(generation, index, params) for index in range(generation.request.sampling.n)]
+        choices = [self._choice(generation, index, params, deadline) for index in range(generation.request.sampling.n)]
         if len(choices) == 1:
             async with contextlib.aclosing(choices[0].deltas()) as deltas:
                 async for delta in deltas:
@@ -169,7 +183,8 @@ class GenerationService:
             async for delta in merged:
                 yield delta
 
-    def _choice(self, generation: Generation, index: int, params: SamplingParams) -> Choice:
+    def _choice(self, generation: Generation, index: int, params: SamplingParams, deadline: float | None) -> Choice:
+        caller = generation.request.caller
         submit = Submit(
             request_id=self._sequence_id(generation.request.request_id),
             prompt_token_ids=generation.prompt_token_ids,
@@ -177,12 +192,22 @@ class GenerationService:
             adaptation=generation.resolved.adaptation,
             report_routing=generation.routing is not None and not generation.routing.once,
             speculation=generation.speculation,
+            deadline=deadline,
+            tenant=caller.tenant,
+            weight=caller.weight,
+            cache_salt=caller.tenant,
         )
         return Choice(generation, index, self._engine.submit(submit), self.text, self._metrics)
 
     def _sequence_id(self, request_id: str) -> str:
         """A name for a new sequence. Clients choose request ids; two that choose the same must not meet."""
         return f"{request_id}#{next(self._serials)}"
+
+
+def _length_of_answer(options: SamplingOptions, params: SamplingParams) -> int:
+    """What an answer counts in the queue, tokens: what the client allows, or the usual where it leaves that open."""
+    is_open = options.max_tokens is None and options.usual_max_tokens is None
+    return min(params.max_tokens, OPEN_ANSWER) if is_open else params.max_tokens
 
 
 def _tally(request: GenerationRequest, resolved: Resolved, base: str) -> RoutingTally | None:

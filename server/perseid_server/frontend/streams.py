@@ -7,19 +7,21 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+_AHEAD = 16  # items of a stream that wait for the reader; beyond them the stream does
+
 
 async def merge(streams: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[Item]:
     """Items of all streams as they come. The first error ends all; so does leaving early."""
-    inbox: asyncio.Queue[Item | BaseException | None] = asyncio.Queue()
+    inbox: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(_AHEAD * len(streams))
 
     async def pump(stream: AsyncGenerator[Item]) -> None:
         try:
             async with contextlib.aclosing(stream):
                 async for item in stream:
-                    inbox.put_nowait(item)
-            inbox.put_nowait(None)
+                    await inbox.put(item)
+            await inbox.put(None)
         except Exception as error:  # noqa: BLE001  handed to the reader, which raises it
-            inbox.put_nowait(error)
+            await inbox.put(error)
 
     tasks = [asyncio.create_task(pump(stream)) for stream in streams]
     try:

@@ -1,6 +1,5 @@
 """Text to tokens: plain prompts, conversations through the base's chat template, and tokens back to text."""
 
-import asyncio
 import functools
 import json
 import os
@@ -12,8 +11,10 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from perseid_server.access.caller import Caller, current_caller
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.requests import ChatInput, Input, TextInput, TokenInput, check_token_ids
+from perseid_server.frontend.tokenizing import Tokenizing
 from perseid_server.model.tokenizer import TokenizerBundle
 
 # Batches are encoded on one thread: with more, tokenizers complains when a new engine process is started.
@@ -31,28 +32,33 @@ class TextProcessor:
         self.tokenizer = bundle.tokenizer
         self.vocab_size = vocab_size
         self.stop_token_ids = bundle.stop_token_ids
+        self.tokenizing = Tokenizing()
         self._special_tokens = bundle.special_tokens
         self._template = _compile(bundle.chat_template) if bundle.chat_template else None
         self._byte_of = _byte_alphabet()
 
-    async def encode(self, source: Input) -> tuple[int, ...]:
-        """Tokens of an input. InvalidRequest names the field."""
+    async def encode(self, source: Input, caller: Caller | None = None) -> tuple[int, ...]:
+        """Tokens of an input. InvalidRequest names the field; QueueFull when too many long texts wait already.
+
+        `caller`: whose share of what waits it takes; None: whoever makes the current call.
+        """
+        caller = current_caller() if caller is None else caller
         match source:
             case TokenInput(ids):
                 check_token_ids("prompt", ids, self.vocab_size)
                 return ids
             case TextInput(text, add_special_tokens):
-                return await self._tokenize(text, add_special_tokens=add_special_tokens)
+                return await self._tokenize(text, caller, add_special_tokens=add_special_tokens)
             case ChatInput():
-                return await self._tokenize(self.render(source), add_special_tokens=False)
+                return await self._tokenize(self.render(source), caller, add_special_tokens=False)
 
-    async def _tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    async def _tokenize(self, text: str, caller: Caller, *, add_special_tokens: bool) -> tuple[int, ...]:
         try:
             if len(text) < _LONG_TEXT:
                 encoding = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
             else:  # as a batch of one: only batches let go of the interpreter lock while they are encoded
                 encode = functools.partial(self.tokenizer.encode_batch, add_special_tokens=add_special_tokens)
-                [encoding] = await asyncio.to_thread(encode, [text])
+                [encoding] = await self.tokenizing.run(caller, len(text), lambda: encode([text]))
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise InvalidRequest("prompt: the text is not valid Unicode", field="prompt") from error
         ids = tuple(encoding.ids)

@@ -33,6 +33,7 @@ from perseid_server.engine.messages import (
 )
 from perseid_server.errors import InvalidRequest, PerseidError, Unavailable
 from perseid_server.ipc.codec import HEADER_BYTES, frame_length, from_engine, to_engine
+from perseid_server.ipc.inbox import Inbox
 from perseid_server.ipc.registrations import Registrations
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class EngineProcess(Registrations):
         self._arguments = [log_level, log_format] if entry is None else [log_level, log_format, entry]
         self._connection: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._watch = _Watch()
         self.status: EngineStatus = "starting"
         self.ready: EngineReady | None = None
@@ -147,16 +148,12 @@ class EngineProcess(Registrations):
         connection = self._connection
         if self.status != "ready" or connection is None:
             raise Unavailable(f"the engine is {self.status}; try again")
-        inbox: asyncio.Queue[SequenceOutput | None] = asyncio.Queue()
-        self._inboxes[request.request_id] = inbox
+        inbox = self._inboxes[request.request_id] = Inbox()
         ended = False
         try:
             connection.send(request)
             while not ended:
                 output = await inbox.get()
-                if output is None:
-                    ended = True
-                    raise Unavailable("the engine stopped while it worked on this request; try again")
                 ended = output.finish_reason is not None
                 yield output
         finally:
@@ -252,17 +249,18 @@ class EngineProcess(Registrations):
             self._take_states(message)
             for output in message.outputs:
                 inbox = self._inboxes.get(output.request_id)
-                if inbox is not None:
-                    inbox.put_nowait(output)
+                if inbox is not None and not inbox.put(output):
+                    connection.send(Abort(output.request_id))
             for callback in self._watch.on_step:
                 try:
                     callback(message)
                 except Exception:  # who watches must not end what is watched
                     logger.exception("a step could not be told")
+            await asyncio.sleep(0)  # whoever reads, reads before the next step is told
 
     def _fail_requests(self) -> None:
         for inbox in self._inboxes.values():
-            inbox.put_nowait(None)
+            inbox.fail()
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status

@@ -48,6 +48,10 @@ _COPIED = (
 """Optional fields of SamplingParams that SamplingOptions has under the same name."""
 
 
+SHORTEST_TIMEOUT_S = 0.001
+"""Of calls that come after their deadline, which is no mistake of the request."""
+
+
 class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     """Generate and GenerateStream."""
 
@@ -58,7 +62,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         """Generate to the end."""
         try:
-            async with self._service.generate(read_request(request, self._base)) as generation:
+            async with self._service.generate(
+                read_request(request, self._base, context.time_remaining())
+            ) as generation:
                 choices: dict[int, list[Delta]] = {}
                 async for delta in generation:
                     choices.setdefault(delta.index, []).append(delta)
@@ -81,7 +87,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     ) -> AsyncIterator[pb.GenerateChunk]:
         """Generate, telling tokens as they come."""
         try:
-            async with self._service.generate(read_request(request, self._base)) as generation:
+            async with self._service.generate(
+                read_request(request, self._base, context.time_remaining())
+            ) as generation:
                 unfinished = generation.request.sampling.n
                 is_first = True
                 async for delta in generation:
@@ -120,8 +128,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         )
 
 
-def read_request(message: pb.GenerateRequest, base: str) -> GenerationRequest:
-    """The message as the frontend's request. InvalidRequest names a missing field."""
+def read_request(message: pb.GenerateRequest, base: str, time_remaining_s: float | None = None) -> GenerationRequest:
+    """The message as the frontend's request. InvalidRequest names a missing field.
+
+    `time_remaining_s`: to the call's deadline, if it has one.
+    """
     return GenerationRequest(
         request_id=message.request_id or uuid.uuid4().hex,
         input=_input(message),
@@ -129,6 +140,7 @@ def read_request(message: pb.GenerateRequest, base: str) -> GenerationRequest:
         sampling=_sampling(message.sampling),
         report=read_report(message),
         speculation=read_speculation(message),
+        timeout_s=None if time_remaining_s is None else max(time_remaining_s, SHORTEST_TIMEOUT_S),
         caller=current_caller(),
     )
 

@@ -23,6 +23,12 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing, or speaks no TLS, is let go
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word is found out,
+    ("grpc.keepalive_timeout_ms", 20_000),  # and what it asked for is freed
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_concurrent_streams", 1024),  # of one connection; more wait at the client
 )
 
 

@@ -1,6 +1,8 @@
 """The HTTP application: routes, request ids, limits."""
 
+import asyncio
 import re
+import time
 import uuid
 from typing import Any
 
@@ -24,6 +26,8 @@ from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
 MAX_BODY_BYTES = 16 << 20
+BODY_TIMEOUT_S = 20.0
+SLOWEST_BODY = 16 << 10  # bytes a second that a long body must come at, after that time
 _TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -79,11 +83,20 @@ class Limits:
 
 
 def _counted(receive: Receive) -> Receive:
-    total = 0
+    """Bodies that are too large or come too slowly end with an error. Behind the body, no time is counted."""
+    total, is_complete = 0, False
+    started = time.monotonic()
 
     async def counted() -> Message:
-        nonlocal total
-        message = await receive()
+        nonlocal total, is_complete
+        if is_complete:
+            return await receive()
+        try:
+            async with asyncio.timeout(started + BODY_TIMEOUT_S + total / SLOWEST_BODY - time.monotonic()):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, "the body comes too slowly", {"Connection": "close"}) from error
+        is_complete = not message.get("more_body", False)
         total += len(message.get("body", b""))
         if total > MAX_BODY_BYTES:
             raise HTTPException(413, _TOO_LARGE)

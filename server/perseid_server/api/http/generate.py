@@ -74,6 +74,7 @@ class GenerationRoutes:
                 options,
                 report,
                 speculation,
+                timeout_s=body.timeout,
                 caller=current_caller(),
             )
             for i, source in enumerate(inputs)

@@ -107,6 +107,7 @@ class SamplingFields(Body):
     min_tokens: int = 0
     n: int | None = None
     skip_special_tokens: bool = True
+    timeout: float | None = None  # seconds, from the arrival of the request
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest names the first unknown field that asks for something."""

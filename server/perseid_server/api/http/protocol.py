@@ -1,0 +1,74 @@
+"""uvicorn's HTTP/1.1 connection with limits on how long a client may take, so that idle and slow ones cost little.
+
+uvicorn itself waits without end for the headers of a request and for a client that does not read its answer.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+logger = logging.getLogger(__name__)
+
+HEADERS_TIMEOUT_S = 20.0  # from the first byte of a request to the end of its headers
+FIRST_REQUEST_TIMEOUT_S = 75.0  # of a connection that has said nothing yet
+STALL_TIMEOUT_S = 30.0  # in which a client that has 64 KiB of its answer to read must read most of them
+
+
+class PatientProtocol(H11Protocol):
+    """Patient, but not for ever."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._has_begun = False  # whether a request's first bytes have come, but not all of its headers
+        self._headers_due: asyncio.TimerHandle | None = None
+        self._reading_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._headers_due = self.loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._cut, "sent no request")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        for timer in (self._headers_due, self._reading_due):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """The time for headers runs from their first byte, however slowly the others come."""
+        super().data_received(data)
+        if not self._is_between_requests:
+            if self._headers_due is not None:
+                self._headers_due.cancel()
+                self._headers_due = None
+                self._has_begun = False
+        elif not self._has_begun:
+            self._has_begun = True
+            if self._headers_due is not None:
+                self._headers_due.cancel()
+            self._headers_due = self.loop.call_later(HEADERS_TIMEOUT_S, self._cut, "does not send its headers")
+
+    def pause_writing(self) -> None:
+        """More waits to be read than is kept."""
+        super().pause_writing()
+        if self._reading_due is None:
+            self._reading_due = self.loop.call_later(STALL_TIMEOUT_S, self._cut, "does not read its answer")
+
+    def resume_writing(self) -> None:
+        """Most of it has been read."""
+        super().resume_writing()
+        if self._reading_due is not None:
+            self._reading_due.cancel()
+            self._reading_due = None
+
+    @property
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _cut(self, why: str) -> None:
+        logger.info("a connection is closed: the client %s", why)
+        self.transport.abort()
