@@ -115,7 +115,12 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         stack.callback(store.close)
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
-        engine = EngineProcess(_engine_config(config), log_level=config.log_level, log_format=config.log_format)
+        engine = EngineProcess(
+            _engine_config(config),
+            step_timeout_s=config.step_timeout or None,
+            log_level=config.log_level,
+            log_format=config.log_format,
+        )
         stack.push_async_callback(engine.stop)
         ready = await engine.start()
         base = ready.spec
@@ -139,7 +144,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
         _check_default(registry, config.gate_set)
 
-        status = ServerStatus(service, lambda: engine.status)
+        status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model)
         grpc_server = GrpcServer(service, registry, base.name)
         addresses = await api.start(app, grpc_server, status)

@@ -20,6 +20,7 @@ from perseid_server.engine.messages import (
     ForgetHeads,
     FromEngine,
     PinAdapter,
+    Ping,
     RegisterAdapter,
     RegisterGateSet,
     RegisterHeads,
@@ -54,10 +55,11 @@ TO_ENGINE = [
     PinAdapter("v", pinned=False),
     ForgetAdapter("v"),
     Shutdown(),
+    Ping(),
 ]
 OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",
-    256, "why", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
+    256, "why", "deadline", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
 )  # fmt: skip
 STATS = EngineStats(
     1,
