@@ -18,7 +18,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval clean
+.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ test: $(DEV_READY)  ## set up, then run all tests (TESTS=… narrows)
 
 test-fast: $(DEV_READY)  ## only the tests that need no base model
 	$(BIN)/python -m pytest -m "not e2e" $(TESTS)
+
+chaos: $(DEV_READY)  ## faults against the real small model under load: kills, hangs, full disks, overload (minutes)
+	$(BIN)/python -m pytest -m chaos $(TESTS)
 
 lint: $(DEV_READY)  ## style, types, import layers, protos
 	$(BIN)/ruff check .

@@ -164,6 +164,10 @@ class ServeConfig:
     max_timeout: Annotated[float | None, Parameter(group=OPERATION, validator=validators.Number(gt=0))] = None
     """Longest timeout, seconds. Longer ones are shortened to it; requests without one get it. Default: no limit."""
 
+    step_timeout: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0))] = 60.0
+    """Seconds that a step may take before the engine is taken for stuck and started again; thirty times as long
+    while it starts or compiles kernels. 0: for ever."""
+
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=OPERATION)] = "info"
     """Least severity that is logged."""
 

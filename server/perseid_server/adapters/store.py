@@ -133,9 +133,14 @@ class AdapterStore:
         return self._staged(target)
 
     def _staged(self, folder: Path) -> Staged:
-        for path in folder.iterdir():
-            _sync(path)
-        return Staged(folder, version_of(folder), kind_of(folder))
+        """Nothing is left in tmp/ where this fails, for instance because the disk is full."""
+        try:
+            for path in folder.iterdir():
+                _sync(path)
+            return Staged(folder, version_of(folder), kind_of(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def discard(self, staged: Staged) -> None:
         """Forget a staged copy."""
@@ -148,22 +153,36 @@ class AdapterStore:
             one.name: Entry(one.name, one.staged.version, one.source, now, one.pinned, one.staged.kind, one.adapter)
             for one in namings
         }
-        for one in namings:
-            self._move_in(one.staged)
-        _sync(self._versions)
-        kept = {name: entry for name, entry in self._entries.items() if name not in named}
-        self._write({**kept, **named})
+        moved_in: list[Path] = []
+        try:
+            for one in namings:
+                moved_in += self._move_in(one.staged)
+            _sync(self._versions)
+            kept = {name: entry for name, entry in self._entries.items() if name not in named}
+            self._write({**kept, **named})
+        except BaseException:
+            self._take_back(moved_in)
+            raise
         return tuple(named.values())
 
-    def _move_in(self, staged: Staged) -> None:
+    def _take_back(self, moved_in: Sequence[Path]) -> None:
+        """Delete versions that got no name after all: on a full disk each try would leave another."""
+        named = {entry.version for entry in self._entries.values()}
+        for folder in moved_in:
+            if folder.name not in named:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _move_in(self, staged: Staged) -> list[Path]:
+        """The folder, where there was none of that version before."""
         target = self.folder(staged.version)
         if target.exists() and not _is_intact(target, staged.version):
             self._set_aside(target)
         if target.exists():
             self.discard(staged)
-        else:
-            _sync(staged.folder)
-            staged.folder.rename(target)
+            return []
+        _sync(staged.folder)
+        staged.folder.rename(target)
+        return [target]
 
     def pin(self, name: str, *, pinned: bool) -> Entry:
         """Remember whether a name is pinned. KeyError for an unknown name."""
@@ -245,16 +264,20 @@ class AdapterStore:
     def _write(self, entries: Mapping[str, Entry]) -> None:
         """Replace the manifest; the old one becomes the previous one. The state in memory changes last."""
         temporary = self._tmp / f"manifest.{uuid.uuid4().hex}"
-        with temporary.open("wb") as file:
-            file.write(render_manifest(entries))
-            file.flush()
-            os.fsync(file.fileno())
-        if self._manifest.exists():
-            self._previous.unlink(missing_ok=True)
-            os.link(self._manifest, self._previous)
-        temporary.rename(self._manifest)
+        try:
+            with temporary.open("wb") as file:
+                file.write(render_manifest(entries))
+                file.flush()
+                os.fsync(file.fileno())
+            if self._manifest.exists():
+                self._previous.unlink(missing_ok=True)
+                os.link(self._manifest, self._previous)
+            temporary.rename(self._manifest)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._entries = dict(entries)  # that is on the disk now, whether the folder's sync below succeeds or not
         _sync(self._root)
-        self._entries = dict(entries)
 
 
 def _is_intact(folder: Path, version: str) -> bool:

@@ -128,7 +128,12 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         gate = Gate(security.keys, limiter, open_metrics=config.metrics_role == "none")
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
-        engine = EngineProcess(_engine_config(config), log_level=config.log_level, log_format=config.log_format)
+        engine = EngineProcess(
+            _engine_config(config),
+            step_timeout_s=config.step_timeout or None,
+            log_level=config.log_level,
+            log_format=config.log_format,
+        )
         stack.push_async_callback(engine.stop)
         ready = await engine.start()
         base = ready.spec
@@ -159,7 +164,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
         _check_default(registry, config.gate_set)
 
-        status = ServerStatus(service, lambda: engine.status)
+        status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
         grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
         addresses = await api.start(app, grpc_server, status)
@@ -233,14 +238,14 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
             metrics.engine_lost()
             return
         metrics.engine_ready(engine.ready)
-        if engine.num_restarts > 0:
-            metrics.engine_restarted("exit")
 
     registry.on_load(metrics.adapter_load_ended)
     metrics.watch_adapters(registry.locations, registry.all_names)
     metrics.watch_processes(lambda: engine.pid)
+    metrics.watch_step_age(lambda: engine.step_age_s() or 0.0)
     engine.on_step(stepped)
     engine.on_status(status_changed)
+    engine.on_ending(lambda ending: metrics.engine_restarted(ending.cause))
     status_changed(engine.status)
 
 

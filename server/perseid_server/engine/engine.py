@@ -77,6 +77,7 @@ class Engine:
         self._routed: dict[str, float] = {}  # shares of routed rows by adapter version, BASE_COLUMN the base
         self._gate_entropy = 0.0
         self._draft_budget = 0
+        self.before_run: Callable[[ScheduledStep], None] = lambda _: None  # told of each step about to run
 
     @property
     def has_work(self) -> bool:
@@ -244,6 +245,7 @@ class Engine:
         for chunk in step.chunks:
             if chunk.sequence.scheduled_at is None:
                 chunk.sequence.scheduled_at = now
+        self.before_run(step)
         try:
             results = self._runner.run(step)
         except Exception as error:  # out of memory, a broken kernel: whatever it is, the others go on

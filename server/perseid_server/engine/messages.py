@@ -111,6 +111,11 @@ class Shutdown:
     """End the engine process."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Go round the loop once, so that its pulse shows that it can."""
+
+
 ToEngine = (
     Submit
     | Abort
@@ -122,6 +127,7 @@ ToEngine = (
     | RegisterHeads
     | ForgetHeads
     | Shutdown
+    | Ping
 )
 
 

@@ -34,6 +34,8 @@ class Codec(Generic[Message]):
     def decode(self, body: bytes | memoryview) -> Message:
         """The message of a frame without its length. msgspec.MsgspecError on anything else."""
         tag, raw = self._frame.decode(body)
+        if not 0 <= tag < len(self._decoders):
+            raise msgspec.ValidationError(f"there is no message of kind {tag}")
         message: Message = self._decoders[tag].decode(raw)
         return message
 

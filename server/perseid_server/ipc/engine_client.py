@@ -4,37 +4,37 @@
                    ↘ failed (it could not start, and will not)
 
 What the engine must know beside requests (`registrations.py`) is told again to a new engine. Requests are not: when
-the engine dies, those in flight end with Unavailable at once.
+the engine dies, those in flight end with Unavailable at once. It is taken for dead when its process is, when it sends
+what is no message, and when its loop stands still for longer than a step may take (`watchdog.py`).
 """
 
 import asyncio
 import contextlib
 import logging
-import socket
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import msgspec
+from typing import Literal, NoReturn
 
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import (
     Abort,
     EngineFailed,
     EngineReady,
-    FromEngine,
     SequenceOutput,
-    Shutdown,
     StepOutputs,
     Submit,
     ToEngine,
 )
-from perseid_server.errors import InvalidRequest, PerseidError, Unavailable
-from perseid_server.ipc.codec import HEADER_BYTES, frame_length, from_engine, to_engine
+from perseid_server.errors import InvalidRequest, Unavailable
+from perseid_server.ipc.connection import Connection, connect
+from perseid_server.ipc.endings import Ending, EngineGone, StartFailed
 from perseid_server.ipc.inbox import Inbox
+from perseid_server.ipc.pulse import Phase
 from perseid_server.ipc.registrations import Registrations
+from perseid_server.ipc.suspects import Suspects
+from perseid_server.ipc.watchdog import Limits
+from perseid_server.ipc.watching import watched
 
 logger = logging.getLogger(__name__)
 
@@ -43,30 +43,16 @@ EngineStatus = Literal["starting", "ready", "restarting", "failed", "stopped"]
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
 STABLE_AFTER_S = 60.0  # an engine that has run so long starts the backoff anew
-STOP_TIMEOUT_S = 5.0
-_STREAM_LIMIT = 1 << 24
+MOST_NAMES = 20
+"""Requests and adapters that a log line names."""
 
 
-@dataclass(slots=True)
-class _Connection:
-    """One running engine process."""
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A request that the engine works on, and where its outputs go."""
 
-    process: Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    def send(self, message: ToEngine) -> None:
-        self.write(to_engine.encode(message))
-
-    def write(self, frame: bytes) -> None:
-        """Nothing when the engine is gone: `receive` tells that, and uvloop raises on a transport that has closed."""
-        if not self.writer.transport.is_closing():
-            self.writer.write(frame)
-
-    async def receive(self) -> FromEngine:
-        """The next message; EOFError or ConnectionError when the engine is gone."""
-        header = await self.reader.readexactly(HEADER_BYTES)
-        return from_engine.decode(await self.reader.readexactly(frame_length(header)))
+    request: Submit
+    inbox: Inbox = field(default_factory=Inbox)
 
 
 @dataclass(slots=True)
@@ -75,6 +61,7 @@ class _Watch:
 
     on_step: list[Callable[[StepOutputs], None]] = field(default_factory=list)
     on_status: list[Callable[[EngineStatus], None]] = field(default_factory=list)
+    on_ending: list[Callable[[Ending], None]] = field(default_factory=list)
 
 
 class EngineProcess(Registrations):
@@ -84,21 +71,29 @@ class EngineProcess(Registrations):
         self,
         config: EngineConfig,
         *,
+        step_timeout_s: float | None = None,
         entry: str | None = None,
         log_level: str = "warning",
         log_format: Literal["human", "json"] = "human",
     ) -> None:
-        """`entry` names another function that builds the engine, as module:function (tests)."""
+        """`step_timeout_s`: how long a step may take before the engine is taken for stuck; None: for ever.
+        `entry` names another function that builds the engine, as module:function (tests)."""
         super().__init__()
         self._config = config
         self._arguments = [log_level, log_format] if entry is None else [log_level, log_format, entry]
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._inboxes: dict[str, Inbox] = {}
+        self._in_flight: dict[str, _InFlight] = {}
+        self._limits = Limits(step_timeout_s or None)
+        self._suspicion = Suspects()
+        self._start_s = 0.0  # what the last start took
+        self._again_at = 0.0  # when the next one begins, monotonic
         self._watch = _Watch()
         self.status: EngineStatus = "starting"
         self.ready: EngineReady | None = None
         self.num_restarts = 0
+        self.trouble = ""
+        """How the last engine process ended, while there is no other: `was ended by SIGSEGV`."""
 
     @property
     def pid(self) -> int | None:
@@ -111,6 +106,9 @@ class EngineProcess(Registrations):
         """Start the engine and wait until it can serve. InvalidRequest tells the operator why it cannot."""
         try:
             connection = await self._launch()
+        except StartFailed as error:
+            self._set_status("failed")
+            raise Unavailable(f"the engine process {error.ending.text} while it started") from error
         except BaseException:
             self._set_status("failed")
             raise
@@ -127,7 +125,7 @@ class EngineProcess(Registrations):
                 await self._supervisor
         self._fail_requests()
         if self._connection is not None:
-            await _end(self._connection)
+            await self._connection.close()
             self._connection = None
 
     def on_step(self, callback: Callable[[StepOutputs], None]) -> None:
@@ -138,26 +136,40 @@ class EngineProcess(Registrations):
         """Be told when the status changes."""
         self._watch.on_status.append(callback)
 
+    def on_ending(self, callback: Callable[[Ending], None]) -> None:
+        """Be told how each engine process ended that another is started for."""
+        self._watch.on_ending.append(callback)
+
+    def step_age_s(self) -> float | None:
+        """How long the step that runs now runs already; None between steps, and while there is no engine."""
+        if self._connection is None:
+            return None
+        beat = self._connection.vitals.pulse.read()
+        return max(0.0, self._now() - beat.since) if beat.phase in (Phase.STEPPING, Phase.COMPILING) else None
+
     # --- requests -----------------------------------------------------------------------------------------------
 
     async def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]:
         """The outputs of one sequence, to the end. Leaving the iterator early aborts the sequence.
 
-        Unavailable when the engine is not ready, or dies meanwhile.
+        Unavailable when the engine is not ready, or dies meanwhile, or has died of this request again and again.
         """
         connection = self._connection
         if self.status != "ready" or connection is None:
-            raise Unavailable(f"the engine is {self.status}; try again")
-        inbox = self._inboxes[request.request_id] = Inbox()
+            raise self._unavailable(f"the engine is {self.status}; try again")
+        self._suspicion.check(request, self._now())
+        flight = self._in_flight[request.request_id] = _InFlight(request)
         ended = False
         try:
             connection.send(request)
             while not ended:
-                output = await inbox.get()
+                output = await flight.inbox.get()
                 ended = output.finish_reason is not None
+                if output.finish_reason in ("stop", "length"):
+                    self._suspicion.answered(request)
                 yield output
         finally:
-            self._inboxes.pop(request.request_id, None)
+            self._in_flight.pop(request.request_id, None)
             if not ended and self._connection is connection:
                 connection.send(Abort(request.request_id))
 
@@ -168,88 +180,78 @@ class EngineProcess(Registrations):
 
     # --- supervision --------------------------------------------------------------------------------------------
 
-    async def _launch(self) -> _Connection:
+    async def _launch(self) -> Connection:
         """A new engine process that has said it is ready and knows all that is registered."""
-        connection = await self._spawn()
+        began = self._now()
+        connection = await connect(self._config, self._arguments)
         try:
-            first = await connection.receive()
-        except (EOFError, ConnectionError) as error:
-            await _end(connection)
-            status = connection.process.returncode
-            raise Unavailable(f"the engine process ended with status {status} while it started") from error
+            ready = await watched(connection, self._limits, _first_message(connection))
+            for message in self.registrations():
+                connection.send(message)
+        except EngineGone as gone:
+            ending = await connection.bury(gone)
+            await connection.close()
+            raise StartFailed(ending) from gone
         except BaseException:
-            await _end(connection)
+            await connection.close()
             raise
-        if isinstance(first, EngineFailed):
-            await _end(connection)
-            raise InvalidRequest(first.error)
-        assert isinstance(first, EngineReady), f"the engine's first message is {type(first).__name__}"
-        for message in self.registrations():
-            connection.send(message)
         self._connection = connection
         self.num_restarts += self.ready is not None
-        self.ready = first
+        self.ready = ready
+        self._start_s = self._now() - began
+        self.trouble = ""
         self._set_status("ready")
         return connection
 
-    async def _spawn(self) -> _Connection:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "perseid_server.ipc.engine_process",
-                str(theirs.fileno()),
-                *self._arguments,
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_STREAM_LIMIT)
-        body = msgspec.msgpack.encode(self._config)
-        connection = _Connection(process, reader, writer)
-        connection.write(len(body).to_bytes(HEADER_BYTES, "little") + body)
-        return connection
-
-    async def _supervise(self, connection: _Connection) -> None:
-        """Deliver what the engine sends; when it dies, start another, more and more patiently."""
-        loop = asyncio.get_running_loop()
+    async def _supervise(self, connection: Connection) -> None:
+        """Deliver what the engine sends; when it serves no more, start another, more and more patiently."""
         backoff_s = FIRST_BACKOFF_S
         while True:
-            started = loop.time()
-            await self._deliver_until_gone(connection)
+            started = self._now()
+            gone = await self._serve(connection)
+            suspects = self._suspects(connection)
             self._connection = None
+            self.trouble = str(gone)
             self._set_status("restarting")
             self._fail_requests()
             self.adapter_states.clear()
-            await _end(connection)
-            logger.error("the engine process ended with status %s; starting it again", connection.process.returncode)
-            if loop.time() - started > STABLE_AFTER_S:
+            try:
+                ending = await connection.bury(gone)
+                self._ended(ending, connection.vitals.stacks(), suspects)
+            finally:
+                await connection.close()
+            if self._now() - started > STABLE_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             while True:
+                self._again_at = self._now() + backoff_s
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
                 try:
                     connection = await self._launch()
-                except (PerseidError, OSError, msgspec.MsgspecError) as error:
-                    logger.error("the engine could not be started again: %s", error)  # noqa: TRY400
+                except Exception as error:  # noqa: BLE001  whatever it is, the next try may do better
+                    self._could_not_start(error)
                 else:
                     break
 
-    async def _deliver_until_gone(self, connection: _Connection) -> None:
+    async def _serve(self, connection: Connection) -> EngineGone:
+        """Deliver until the engine serves no more; says why."""
+        try:
+            await watched(connection, self._limits, self._deliver(connection))
+        except EngineGone as gone:
+            return gone
+        except Exception as error:  # a bug of ours: a new engine is better than none
+            logger.exception("the engine's messages could not be taken")
+            return EngineGone(f"could not be understood: {type(error).__name__}", "protocol")
+
+    async def _deliver(self, connection: Connection) -> NoReturn:
         while True:
-            try:
-                message = await connection.receive()
-            except (EOFError, ConnectionError):
-                return
-            except msgspec.MsgspecError:
-                logger.exception("the engine sends what is no message")
-                return
-            assert isinstance(message, StepOutputs), f"unexpected {type(message).__name__}"
+            message = await connection.receive()
+            if not isinstance(message, StepOutputs):
+                raise EngineGone(f"sent {type(message).__name__} while it served", "protocol")
             self._take_states(message)
             for output in message.outputs:
-                inbox = self._inboxes.get(output.request_id)
-                if inbox is not None and not inbox.put(output):
+                flight = self._in_flight.get(output.request_id)
+                if flight is not None and not flight.inbox.put(output):
                     connection.send(Abort(output.request_id))
             for callback in self._watch.on_step:
                 try:
@@ -258,23 +260,72 @@ class EngineProcess(Registrations):
                     logger.exception("a step could not be told")
             await asyncio.sleep(0)  # whoever reads, reads before the next step is told
 
+    # --- endings ------------------------------------------------------------------------------------------------
+
+    def _suspects(self, connection: Connection) -> list[Submit]:
+        """Requests that ran when the engine went, before they are told."""
+        running = connection.vitals.pulse.running_now()
+        flights = self._in_flight.values()
+        return [one.request for one in flights if running.may_be_one_of(one.request.request_id)]
+
+    def _ended(self, ending: Ending, stacks: str, suspects: list[Submit]) -> None:
+        self.trouble = ending.text
+        logger.error("the engine process %s%s; starting it again", ending.text, _what_ran(suspects))
+        if stacks:
+            logger.error("the engine's stacks when it ended:\n%s", stacks)
+        if ending.by_its_work:
+            self._suspicion.crashed(suspects, self._now())
+        self._tell_ending(ending)
+
+    def _could_not_start(self, error: Exception) -> None:
+        if isinstance(error, StartFailed):
+            ending = error.ending
+        else:
+            ending = Ending("start", f"could not be started: {error or type(error).__name__}", by_its_work=False)
+        self.trouble = ending.text
+        logger.error("the engine could not be started again: it %s", ending.text)
+        self._tell_ending(ending)
+
+    def _tell_ending(self, ending: Ending) -> None:
+        for callback in self._watch.on_ending:
+            callback(ending)
+
     def _fail_requests(self) -> None:
-        for inbox in self._inboxes.values():
-            inbox.fail()
+        for flight in self._in_flight.values():
+            flight.inbox.fail(self._unavailable("the engine stopped while it worked on this request; try again"))
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status
         for callback in self._watch.on_status:
             callback(status)
 
+    def _unavailable(self, message: str) -> Unavailable:
+        """Says when an engine may be there again: as long as the last one took to start, after the next try begins."""
+        return Unavailable(message, retry_after_s=max(1.0, self._again_at - self._now() + self._start_s))
 
-async def _end(connection: _Connection) -> None:
-    """Ask the process to end, wait a moment, kill it."""
-    process = connection.process
-    connection.send(Shutdown())
-    connection.writer.close()  # sends what is written; nobody waits for that, a process that hangs does not read
-    try:
-        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic()
+
+
+async def _first_message(connection: Connection) -> EngineReady:
+    first = await connection.receive()
+    if isinstance(first, EngineFailed):
+        raise InvalidRequest(first.error)
+    if not isinstance(first, EngineReady):
+        raise EngineGone(f"began with {type(first).__name__}", "protocol")
+    return first
+
+
+def _what_ran(requests: Sequence[Submit]) -> str:
+    """For the log: ids and versions, nothing of what clients wrote."""
+    if not requests:
+        return ""
+    versions = sorted({version[:12] for request in requests for version in request.adaptation.versions})
+    adapted = f", with the adapters {_listed(versions)}" if versions else ""
+    return f" in a step of the requests {_listed([request.request_id for request in requests])}{adapted}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

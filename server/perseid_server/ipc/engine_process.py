@@ -1,11 +1,13 @@
-"""The engine's process: `python -m perseid_server.ipc.engine_process FD`, started by the API process.
+"""The engine's process: `python -m perseid_server.ipc.engine_process FD PULSE STACKS`, started by the API process.
 
 FD is one end of a Unix socket. The first message in is the configuration, the first out EngineReady or EngineFailed;
 then the loop: take in what has come, step while there is work, send what each step brought. It ends when told to, or
-when the other end of the socket closes.
+when the other end of the socket closes. PULSE and STACKS are what `pulse.py` says: the loop beats in the one, and
+Python's stacks go into the other at a crash, or when the parent asks for them.
 """
 
 import ctypes
+import faulthandler
 import importlib
 import logging
 import select
@@ -13,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -28,6 +31,7 @@ from perseid_server.engine.messages import (
     ForgetHeads,
     FromEngine,
     PinAdapter,
+    Ping,
     RegisterAdapter,
     RegisterGateSet,
     RegisterHeads,
@@ -36,8 +40,10 @@ from perseid_server.engine.messages import (
     Submit,
     ToEngine,
 )
+from perseid_server.engine.ports import ScheduledStep
 from perseid_server.errors import PerseidError
 from perseid_server.ipc.codec import from_engine, split_frames, to_engine
+from perseid_server.ipc.pulse import Phase, Pulse
 from perseid_server.logs import configure_logging
 
 logger = logging.getLogger("perseid_server.ipc.engine_process")  # started with -m, __name__ would be __main__
@@ -48,6 +54,8 @@ _RECEIVE_BYTES = 1 << 20
 _WAIT_FOR_LOAD_S = 0.001  # while everything that waits, waits for an adapter
 _SWITCH_INTERVAL_S = 0.0005  # how long the loader thread may keep the step loop from the interpreter lock
 _PR_SET_PDEATHSIG = 1
+STACKS_SIGNAL = signal.SIGUSR1
+"""Asks for the stacks of all threads, also where one hangs outside of Python."""
 
 
 class EngineSocket:
@@ -98,21 +106,30 @@ class EngineSocket:
             self.closed = True
 
 
-def serve(engine: Engine, link: EngineSocket) -> None:
+def serve(engine: Engine, link: EngineSocket, pulse: Pulse) -> None:
     """Step while there is work; return on Shutdown or when the other end is gone."""
     timeout_s: float | None = None
     told = EngineStats()
+    engine.before_run = partial(_note, pulse)
     while not link.closed:
-        for frame in link.receive(timeout_s):
+        pulse.beat(Phase.WAITING)
+        frames = link.receive(timeout_s)
+        pulse.beat(Phase.STEPPING)
+        for frame in frames:
             message = to_engine.decode(frame)
             if isinstance(message, Shutdown):
                 return
-            _take(engine, message)
+            if not isinstance(message, Ping):  # with that, all is done: the loop goes round
+                _take(engine, message)
         outputs = engine.step()
         if _tells_something(outputs) or outputs.stats != told:  # an abort changes only the stats
             link.send(outputs)
             told = outputs.stats
         timeout_s = _patience(engine, outputs)
+
+
+def _note(pulse: Pulse, step: ScheduledStep) -> None:
+    pulse.runs(step.num_rows, [chunk.sequence.id for chunk in step.chunks])
 
 
 def _tells_something(step: StepOutputs) -> bool:
@@ -157,7 +174,7 @@ def build_real_engine(config: EngineConfig) -> tuple[Engine, EngineReady]:
     return built.engine, built.ready
 
 
-def run(sock: socket.socket, build: Build) -> None:
+def run(sock: socket.socket, pulse: Pulse, build: Build) -> None:
     """Read the configuration, build, say so, serve."""
     link = EngineSocket(sock)
     frames: list[bytes] = []
@@ -174,12 +191,14 @@ def run(sock: socket.socket, build: Build) -> None:
         link.send(EngineFailed(f"{type(error).__name__}: {error}"))
     else:
         link.send(ready)
-        serve(engine, link)
+        serve(engine, link, pulse)
 
 
-def _prepare_process() -> None:
-    """Leave stopping to the parent, which may get the same signal, die with it, and let the step loop get the
-    interpreter back quickly."""
+def _prepare_process(stacks: int) -> None:
+    """Leave stopping to the parent, which may get the same signal, die with it, leave it the stacks of a crash, and let
+    the step loop get the interpreter back quickly."""
+    faulthandler.enable(stacks)
+    faulthandler.register(STACKS_SIGNAL, stacks)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -188,14 +207,15 @@ def _prepare_process() -> None:
 
 
 def main() -> None:
-    """FD LOG_LEVEL LOG_FORMAT [module:function]: the function builds the engine; tests bring their own."""
-    configure_logging(sys.argv[2], "json" if sys.argv[3] == "json" else "human")
+    """FD PULSE STACKS LOG_LEVEL LOG_FORMAT [module:function]: the function builds the engine; tests bring their own."""
+    descriptor, pulse, stacks = (int(argument) for argument in sys.argv[1:4])
+    _prepare_process(stacks)
+    configure_logging(sys.argv[4], "json" if sys.argv[5] == "json" else "human")
     build = build_real_engine
-    if len(sys.argv) > 4:
-        module, _, function = sys.argv[4].partition(":")
+    if len(sys.argv) > 6:
+        module, _, function = sys.argv[6].partition(":")
         build = getattr(importlib.import_module(module), function)
-    _prepare_process()
-    run(socket.socket(fileno=int(sys.argv[1])), build)
+    run(socket.socket(fileno=descriptor), Pulse(pulse), build)
 
 
 if __name__ == "__main__":

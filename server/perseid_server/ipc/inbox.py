@@ -3,7 +3,7 @@
 import asyncio
 
 from perseid_server.engine.messages import SequenceOutput
-from perseid_server.errors import PerseidError, QueueFull, Unavailable
+from perseid_server.errors import PerseidError, QueueFull
 
 MAX_UNREAD = 1024
 """Outputs. The transport's buffers lie before them, so a client is as many tokens behind, and those."""
@@ -28,10 +28,10 @@ class Inbox:
         self._end(QueueFull(f"the client reads too slowly: {MAX_UNREAD} tokens of its answer waited to be read"))
         return False
 
-    def fail(self) -> None:
+    def fail(self, error: PerseidError) -> None:
         """The engine is gone."""
         if not self._ended:
-            self._end(Unavailable("the engine stopped while it worked on this request; try again"))
+            self._end(error)
 
     async def get(self) -> SequenceOutput:
         """The next output; the error that ended the sequence."""

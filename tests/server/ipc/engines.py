@@ -11,6 +11,7 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import EngineReady, StepOutputs
 from perseid_server.errors import InvalidRequest
+from perseid_server.ipc.codec import from_engine
 from tests.fakes import FakeRunner, fake_engine, fake_ready
 
 
@@ -84,3 +85,50 @@ def build_garbled(config: EngineConfig) -> tuple[Engine, EngineReady]:
     engine, ready = build(config)
     engine.__class__ = Garbled
     return engine, ready
+
+
+POISON, HANG, ABORT = 66, 67, 68
+"""Tokens: of a prompt that begins with one of them the engine of `build_poisoned` ends, hangs, or crashes."""
+
+
+class Poisoned(FakeRunner):
+    """Dies, or hangs, of some prompts."""
+
+    def run(self, step):
+        first = {chunk.sequence.request.prompt_token_ids[0] for chunk in step.chunks}
+        if POISON in first:
+            os._exit(3)
+        if ABORT in first:
+            os.abort()
+        while HANG in first:
+            time.sleep(1)
+        return super().run(step)
+
+
+def build_poisoned(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """As `build`, over a runner that some prompts are too much for."""
+    engine, ready = build(config)
+    engine._runner = Poisoned(512)
+    return engine, ready
+
+
+def build_endless(_: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Never comes to an end with its start."""
+    while True:
+        signal.pause()
+
+
+def build_talkative(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Says that it is ready once too often."""
+    engine, ready = build(config)
+    engine.__class__ = Talkative
+    return engine, ready
+
+
+class Talkative(Engine):
+    """Greets again when it has work."""
+
+    def step(self) -> StepOutputs:
+        if self.has_work:
+            os.write(int(sys.argv[1]), from_engine.encode(fake_ready()))
+        return super().step()

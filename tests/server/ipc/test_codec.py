@@ -20,6 +20,7 @@ from perseid_server.engine.messages import (
     ForgetHeads,
     FromEngine,
     PinAdapter,
+    Ping,
     RegisterAdapter,
     RegisterGateSet,
     RegisterHeads,
@@ -55,6 +56,7 @@ TO_ENGINE = [
     PinAdapter("v", pinned=False),
     ForgetAdapter("v"),
     Shutdown(),
+    Ping(),
 ]
 OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import SequenceOutput, Shutdown, StepOutputs, Submit
 from perseid_server.errors import InvalidRequest, Unavailable
-from perseid_server.ipc import engine_client
-from perseid_server.ipc.engine_client import EngineProcess, EngineStatus, _Connection
+from perseid_server.ipc import connection, engine_client
+from perseid_server.ipc.connection import Connection
+from perseid_server.ipc.endings import EngineGone
+from perseid_server.ipc.engine_client import EngineProcess, EngineStatus
 from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import expected
 
@@ -28,14 +31,17 @@ PROMPT = tuple(b"say")
 
 @pytest.fixture(autouse=True)
 def repository_is_importable(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The child finds the tests' engines."""
-    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    """The child finds the tests' engines, and the same packages as the tests."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(request.config.rootpath), *filter(None, sys.path)]))
 
 
 @asynccontextmanager
-async def running(build: str = "build", **config: object) -> AsyncIterator[EngineProcess]:
+async def running(
+    build: str = "build", *, step_timeout_s: float | None = None, **config: object
+) -> AsyncIterator[EngineProcess]:
     """A started engine process, stopped at the end."""
-    engine = EngineProcess(EngineConfig(**config), entry=f"tests.server.ipc.engines:{build}", log_level="CRITICAL")
+    entry = f"tests.server.ipc.engines:{build}"
+    engine = EngineProcess(EngineConfig(**config), step_timeout_s=step_timeout_s, entry=entry, log_level="CRITICAL")
     try:
         await engine.start()
         yield engine
@@ -100,7 +106,7 @@ async def test_what_cannot_be_encoded_harms_nobody() -> None:
     async with running() as engine:
         with pytest.raises(OverflowError):
             await collect(engine, Submit("r", PROMPT, SamplingParams(max_tokens=1, seed=1 << 64)))
-        assert not engine._inboxes
+        assert not engine._in_flight
         assert tokens(await collect(engine, submit())) == expected(PROMPT, None, 6)
 
 
@@ -114,7 +120,7 @@ async def test_leaving_early_aborts_and_the_stats_say_so_at_once() -> None:
         async with asyncio.timeout(20):
             while (await steps.get()).stats.num_running:
                 pass
-        assert not engine._inboxes
+        assert not engine._in_flight
 
 
 async def test_an_idle_engine_says_nothing() -> None:
@@ -245,16 +251,16 @@ async def test_what_keeps_an_engine_from_starting_again_is_tried_again(
 async def test_an_engine_that_hangs_up_as_it_starts_is_killed_and_its_socket_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_client, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "STOP_TIMEOUT_S", 0.2)
     engine = EngineProcess(EngineConfig(), entry="tests.server.ipc.engines:build_hung_up", log_level="CRITICAL")
     spawned = []
-    spawn = engine._spawn
+    connect = engine_client.connect
 
-    async def noted() -> object:
-        spawned.append(await spawn())
+    async def noted(*arguments: object) -> object:
+        spawned.append(await connect(*arguments))
         return spawned[-1]
 
-    monkeypatch.setattr(engine, "_spawn", noted)
+    monkeypatch.setattr(engine_client, "connect", noted)
     with pytest.raises(Unavailable, match="while it started"):
         async with asyncio.timeout(20):
             await engine.start()
@@ -268,7 +274,7 @@ async def test_an_engine_that_hangs_up_as_it_starts_is_killed_and_its_socket_clo
     [
         ("build_refused", InvalidRequest, "no such model: nobody"),
         ("build_broken", InvalidRequest, "ZeroDivisionError: at start"),
-        ("build_killed", Unavailable, "the engine process ended with status -9 while it started"),
+        ("build_killed", Unavailable, "the engine process was ended by SIGKILL while it started"),
         ("nothing_of_that_name", Unavailable, "the engine process ended with status 1 while it started"),
     ],
 )
@@ -322,13 +328,13 @@ async def test_stopping_fails_what_is_in_flight_and_ends_the_process() -> None:
 
 @pytest.mark.parametrize("unread", [1, 1 << 21], ids=["pipe with room", "full pipe"])
 async def test_a_hung_engine_is_killed_at_stop(monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
-    monkeypatch.setattr(engine_client, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "STOP_TIMEOUT_S", 0.2)
     async with running() as engine:
         process = engine._connection.process
         os.kill(process.pid, signal.SIGSTOP)
         waiting = asyncio.create_task(collect(engine, submit(prompt=(1,) * unread)))
         await asyncio.sleep(0)
-        assert engine._inboxes
+        assert engine._in_flight
         async with asyncio.timeout(20):
             await engine.stop()
         assert process.returncode == -signal.SIGKILL
@@ -352,11 +358,11 @@ def test_sending_to_an_engine_that_is_gone_is_harmless() -> None:
     async def send_after_the_end() -> None:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        connection = _Connection(Mock(), reader, writer)
+        gone = Connection(Mock(), reader, writer, Mock())
         theirs.close()
         writer.transport.abort()
-        with pytest.raises((EOFError, ConnectionError)):
-            await connection.receive()
-        connection.send(Shutdown())
+        with pytest.raises(EngineGone):
+            await gone.receive()
+        gone.send(Shutdown())
 
     uvloop.run(send_after_the_end())

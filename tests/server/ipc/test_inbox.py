@@ -18,7 +18,7 @@ async def test_what_is_unread_is_dropped_when_it_is_too_much() -> None:
     assert all(inbox.put(SequenceOutput("r")) for _ in range(MAX_UNREAD))
     assert not inbox.put(SequenceOutput("r"))
     assert inbox.put(SequenceOutput("r"))  # ended: nothing is kept, and nobody is told again
-    inbox.fail()
+    inbox.fail(Unavailable("gone"))
     assert inbox._outputs.qsize() == 1
     with pytest.raises(QueueFull, match="reads too slowly"):
         await inbox.get()
@@ -27,7 +27,7 @@ async def test_what_is_unread_is_dropped_when_it_is_too_much() -> None:
 async def test_the_engines_end_is_told_after_what_came_before() -> None:
     inbox = Inbox()
     inbox.put(SequenceOutput("r"))
-    inbox.fail()
+    inbox.fail(Unavailable("gone"))
     await inbox.get()
-    with pytest.raises(Unavailable, match="the engine stopped"):
+    with pytest.raises(Unavailable, match="gone"):
         await inbox.get()

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from perseid_server.engine.messages import EngineReady, EngineStats, StepOutputs
 from perseid_server.frontend.metrics.families import Families
+from perseid_server.ipc.endings import CAUSES
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-RESTART_CAUSES = ("exit", "signal", "out_of_memory", "stuck", "stopped", "protocol", "hung_up", "start")
 
 
 class EngineMetrics:
@@ -25,7 +25,7 @@ class EngineMetrics:
         self.cache_hits = counter("prefix_cache_hits", "Tokens found in the prefix cache.")
         self.restarts = counter(
             "engine_restarts", "Engine processes started in place of one that ended, by why it did.", "cause",
-            RESTART_CAUSES,
+            CAUSES,
         )  # fmt: skip
         # vLLM calls it iteration_tokens_total; Prometheus keeps that ending for counters.
         self.iteration = families.histogram("iteration_tokens", "Rows of a step.", _ROWS)
