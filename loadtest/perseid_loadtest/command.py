@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from perseid_loadtest.analysis.slo import Slo
+from perseid_loadtest.traffic.churn import parse_churn
 from perseid_loadtest.traffic.compose import (
     adapters_of,
     arrivals_of,
@@ -24,7 +25,6 @@ from perseid_loadtest.traffic.compose import (
     target_of,
     told,
 )
-from perseid_loadtest.traffic.churn import parse_churn
 from perseid_loadtest.traffic.live import live_progress
 from perseid_loadtest.traffic.options import LoadtestOptions, check
 from perseid_loadtest.traffic.plan import Plan

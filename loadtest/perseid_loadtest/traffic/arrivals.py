@@ -109,7 +109,9 @@ def _due(path: Path, number: int, line: str) -> Due:
         fields = told if isinstance(told, dict) else {"at": told}
         return Due(_moment(fields.pop("at")), _text(fields), _count(fields, "prompt_tokens"), _last(fields))
     except (ValueError, KeyError, RecursionError) as error:
-        wanted = 'expected a moment in seconds, or {"at": 1.5, "adapter": "a", "prompt_tokens": 64, "output_tokens": 32}'
+        wanted = (
+            'expected a moment in seconds, or {"at": 1.5, "adapter": "a", "prompt_tokens": 64, "output_tokens": 32}'
+        )
         shown = f": {error}" if type(error) is ValueError else ""
         raise InvalidRequest(f"--arrivals trace:{path}, line {number}: {wanted}{shown}", field=FIELD) from error
 

@@ -41,7 +41,10 @@ def _full_path(source: str) -> str:
 def changes(sources: Mapping[str, Sequence[str]], asked_for: frozenset[str]) -> Iterator[Change]:
     """Without end, each name in turn. A name that traffic asks for is only ever replaced, since its requests would
     rightly fail while it is not there; the others are loaded, replaced and unloaded."""
-    return (change for round_ in zip(*(_of(name, own, asked_for) for name, own in sources.items())) for change in round_)
+    lines = [_of(name, own, asked_for) for name, own in sources.items()]
+    while lines:
+        for line in lines:
+            yield next(line)
 
 
 def _of(name: str, sources: Sequence[str], asked_for: frozenset[str]) -> Iterator[Change]:

@@ -25,7 +25,13 @@ class GrpcTarget:
     """GenerateStream, or Generate where answers are not to be streamed."""
 
     def __init__(
-        self, address: str, *, api_key: str | None = None, stream: bool = True, ca: bytes | None = None, tls: bool = False
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        stream: bool = True,
+        ca: bytes | None = None,
+        tls: bool = False,
     ) -> None:
         self.address = address
         self.streams = stream
@@ -106,10 +112,12 @@ class GrpcTarget:
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from error
 
-    async def _read(self, call: "grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateChunk]", answer: Answer) -> None:
+    async def _read(
+        self, call: "grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateChunk]", answer: Answer
+    ) -> None:
         is_complete = False
         try:
-            while (chunk := await call.read()) is not grpc.aio.EOF:
+            while isinstance(chunk := await call.read(), pb.GenerateChunk):  # at the end it is grpc.aio.EOF
                 _count(answer, len(chunk.token_ids), chunk.usage)
                 is_complete |= chunk.finish_reason != pb.FINISH_REASON_UNSPECIFIED
         finally:
@@ -154,5 +162,5 @@ def _delay(status: status_pb2.Status) -> float | None:
     for detail in status.details:
         info = error_details_pb2.RetryInfo()
         if detail.Unpack(info):
-            return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+            return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
     return None

@@ -1,6 +1,7 @@
 """Any OpenAI-compatible server over HTTP: Perseid, vLLM, llama-server."""
 
 import math
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -176,9 +177,7 @@ class HttpTarget:
                     raise PerseidError(f"{self.address}: {path} answers HTTP {response.status}; {_NOT_OURS}")
                 told = await response.json(content_type=None)
                 entries = told[key] if key else told
-                if not all("id" in entry for entry in entries):
-                    raise KeyError("id")
-                return list(entries)
+                return [{**entry, "id": entry["id"]} for entry in entries]
         except aiohttp.InvalidURL as error:
             raise PerseidError(f"--target {self.address}: not a URL") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -208,5 +207,6 @@ def _seconds(text: str | None) -> float | None:
 
 def _words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect ({error.os_error.strerror or error.os_error})"
+        number = error.os_error.errno
+        return f"cannot connect ({os.strerror(number).lower() if number else error.os_error})"
     return str(error) or type(error).__name__

@@ -39,7 +39,10 @@ async def _show(live: Live, tally: Tally, limits: Limits, title: str) -> None:
     ended = tokens = 0
     while True:
         moment = time.perf_counter()
-        rates = [(now - before) / (moment - seen or 1.0) for now, before in ((tally.ended, ended), (tally.output_tokens, tokens))]
+        rates = [
+            (now - before) / (moment - seen or 1.0)
+            for now, before in ((tally.ended, ended), (tally.output_tokens, tokens))
+        ]
         live.update(progress(tally, limits, title, moment - began, rates[0], rates[1]), refresh=True)
         seen, ended, tokens = moment, tally.ended, tally.output_tokens
         await asyncio.sleep(EVERY_S)
@@ -55,7 +58,9 @@ def progress(
     table.add_row("tokens", f"{tally.output_tokens} in ended answers, {tokens_per_s:.0f} a second")
     waits = [record.ttft for record in tally.recent if record.ttft is not None]
     if waits:
-        table.add_row("first token", f"{1000 * statistics.median(waits):.0f} ms, the longest {1000 * max(waits):.0f} ms")
+        table.add_row(
+            "first token", f"{1000 * statistics.median(waits):.0f} ms, the longest {1000 * max(waits):.0f} ms"
+        )
     if tally.errors:
         counted = ", ".join(f"{count} × {kind}" for kind, count in tally.errors.most_common(4))
         table.add_row("errors", Text(counted, style="red"))

@@ -1,4 +1,5 @@
-"""The `perseid` command: serve, generate, adapters, inspect, train, loadtest. Each is one file, imported only when it runs."""
+"""The `perseid` command: serve, generate, adapters, inspect, train, loadtest. Each is imported only when it
+runs."""
 
 import os
 import sys
