@@ -62,8 +62,8 @@ class Trace:
 
 def parse_arrivals(text: str, rate: float | None) -> Arrivals:
     """Arrivals from `--arrivals` and `--rate`. InvalidRequest when they contradict each other or cannot be read."""
-    kind, _, detail = text.partition(":")
-    if kind == "trace":
+    kind, separator, detail = text.partition(":")
+    if kind == "trace" and separator:
         if rate is not None:
             raise InvalidRequest("--rate: leave it out, the trace says when requests are due", field="rate")
         return read_trace(Path(detail))

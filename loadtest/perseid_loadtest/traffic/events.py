@@ -5,6 +5,7 @@ import msgspec
 from perseid_loadtest.traffic.target import Answer, Failed
 
 _DONE = b"[DONE]"
+_NULL = msgspec.Raw(b"null")
 
 
 class _Choice(msgspec.Struct):
@@ -32,7 +33,7 @@ class Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
     timings: _Timings | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
 
 
 class _Error(msgspec.Struct):
@@ -121,7 +122,7 @@ class EventReader:
             event = _decode(data)
         except msgspec.DecodeError as error:
             raise Failed("malformed", f"an event is not a completion: {error}") from error
-        if event.error is not None:
+        if event.error is not _NULL:
             _raise_told(event)
         for choice in event.choices:
             if choice.text:
@@ -151,7 +152,7 @@ def _usage(event: Event) -> tuple[int, int]:
 
 def _raise_told(event: Event) -> None:
     """An error in place of an answer, after the status was sent."""
-    if event.error is None or bytes(event.error) == b"null":
+    if bytes(event.error) == b"null":
         return
     try:
         told = _decode_error(event.error)

@@ -149,7 +149,7 @@ def test_prompts_of_a_file_take_turns(tmp_path: Path):
 @pytest.mark.parametrize("line", ["3", '{"prompt": ""}', '{"prompt": [1.5]}', '{"prompt": [true]}', '{"prompt": [-1]}'])
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str):
     (tmp_path / "prompts").write_text(f'{{"prompt": "hello"}}\n{line}\n')
-    with pytest.raises(InvalidRequest, match="--prompt-tokens.*line 2"):
+    with pytest.raises(InvalidRequest, match=r"--prompt-tokens.*line 2"):
         parse_prompts(str(tmp_path / "prompts"), None, 0, seed=1)
 
 
@@ -171,7 +171,7 @@ def test_what_a_trace_states_stands(tmp_path: Path):
 )
 def test_a_line_of_a_trace_that_cannot_be_read_is_named(tmp_path: Path, line: str):
     (tmp_path / "trace").write_text(f"1.0\n{line}\n")
-    with pytest.raises(InvalidRequest, match="--arrivals trace:.*line 2"):
+    with pytest.raises(InvalidRequest, match=r"--arrivals trace:.*line 2"):
         parse_arrivals(f"trace:{tmp_path / 'trace'}", None)
 
 
