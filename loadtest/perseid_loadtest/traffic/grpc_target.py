@@ -82,7 +82,7 @@ class GrpcTarget:
 
     async def ask(self, request: Request, answer: Answer) -> None:
         """Send it and read what comes. Failed names the status."""
-        message = _message(request)
+        message = message_of(request)
         try:
             if self.streams:
                 await self._read(self._generation.GenerateStream(message, metadata=self._metadata), answer)
@@ -126,7 +126,7 @@ class GrpcTarget:
             raise Failed("cut off", "the stream ended without a finish reason")
 
 
-def _message(request: Request) -> pb.GenerateRequest:
+def message_of(request: Request) -> pb.GenerateRequest:
     """Greedy, going on after an end token."""
     sampling = pb.SamplingParams(max_tokens=request.output_tokens, temperature=0.0, ignore_eos=True)
     if isinstance(request.prompt, str):

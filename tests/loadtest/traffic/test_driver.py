@@ -1,6 +1,7 @@
 """Every request that was due has exactly one record, and its wait counts from when it was due."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -134,15 +135,26 @@ async def test_what_runs_when_the_run_is_stopped_is_written_down(concurrency):
     assert {(record.error, record.message) for record in records} == {("interrupted", "by hand")}
 
 
+class Flood:
+    """All is due at once, without end."""
+
+    def due(self, draw):
+        return itertools.repeat(Due(0.0))
+
+
 async def test_a_request_that_is_stopped_before_it_is_sent_has_a_record_too():
-    """All are due at once, and the first answer stops the run before the others' tasks have begun."""
+    """In a flood there is always one whose task has not begun when the run is stopped."""
     stop = Stop()
 
     async def stop_all(request):
-        stop.set("first")
+        if request.number == 20:
+            stop.set("enough")
 
-    records = await drive(FakeTarget(stop_all), Limits(), Trace(tuple(Due(0.0) for _ in range(5))), stop)
-    assert records[0].error is None
+    target = FakeTarget(stop_all)
+    driver = Driver(target, plan(Flood()), Limits(), stop, tally := Tally())
+    await driver.run()
+    assert len(driver.records) == tally.sent == tally.ended > len(target.asked)
+    assert all(record.error == "interrupted" for record in driver.records[len(target.asked) :])
 
 
 async def test_a_closed_loop_does_not_storm_a_server_that_refuses():
