@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,13 +101,39 @@ def test_a_run_is_reported_and_written(perseid: Perseid, tmp_path: Path):
 
 
 def test_a_sweep_tells_all_that_it_tried(perseid: Perseid, tmp_path: Path):
-    """One token of an answer in two misses a limit that nobody could keep, so that no rate is good."""
+    """Nobody could keep this limit, so that no rate is good."""
     with fake_server(0.01) as url:
-        arguments = ("--target", url, "--sweep", "--rate", "64", "--slo", "e2e=1us", "--output-tokens", "2")
+        arguments = ("--target", url, "--sweep", "--rate", "640", "--slo", "e2e=1us", "--output-tokens", "2")
         done = perseid(
             "loadtest", *arguments, "--requests", "5", "--warm-up", "0", "--json", str(tmp_path / "run.json")
         )
     assert done.status == 1
-    assert "no rate met the limits; the lowest tried was 1 a second" in done.out
+    assert "no rate met the limits; the lowest tried was 10 a second" in done.out
     tried = json.loads((tmp_path / "run.json").read_text())["run"]["options"]["sweep"]
-    assert [one["rate"] for one in tried] == [64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0]
+    assert [one["rate"] for one in tried] == [640.0, 320.0, 160.0, 80.0, 40.0, 20.0, 10.0]
+
+
+def test_ctrl_c_ends_the_run_and_still_reports(tmp_path: Path):
+    """Answers that would take minutes; the interrupt comes once the run has begun."""
+    report = tmp_path / "run.json"
+    with fake_server(1.0) as url:
+        command = [sys.executable, "-m", "perseid_server", "loadtest", "--target", url, "--concurrency", "3"]
+        command += ["--output-tokens", "1000", "--warm-up", "0", "--json", str(report)]
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while connections(url) < 3:
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (130, "")
+    assert "interrupted by the user" in out
+    run = json.loads(report.read_text())["run"]
+    assert run["stopped_early"] == "interrupted by the user"
+    assert [record["error"] for record in run["records"]] == ["interrupted"] * 3
+
+
+def connections(url: str) -> int:
+    """Established ones to the server's port (Linux)."""
+    port = f":{int(url.rpartition(':')[2]):04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[2].endswith(port) and line.split()[3] == "01" for line in lines)
