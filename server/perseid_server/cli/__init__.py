@@ -1,4 +1,5 @@
-"""The `perseid` command: serve, generate, adapters, inspect, train. Each is one file, imported only when it runs."""
+"""The `perseid` command: serve, generate, adapters, inspect, train, loadtest. Each is imported only when it
+runs."""
 
 import os
 import sys
@@ -21,6 +22,10 @@ Every option can also be given as a variable (PERSEID_HTTP_PORT=8001) or in a fi
 INSPECT = """Tell what a model, adapter or gate set holds, and whether it would be accepted.
 
 Exit status 1 when it would not.
+"""
+LOADTEST = """Drive a server with traffic and measure it, over gRPC or any OpenAI-compatible HTTP API.
+
+Latencies count from when a request was due. Ctrl-C ends the run and still reports.
 """
 
 
@@ -46,6 +51,7 @@ app.command(
 app.command("perseid_server.cli.inspect:inspect", help=INSPECT)
 app.command("perseid_server.cli.keys:keys", help="Make, list and revoke API keys.")
 app.command("perseid_server.cli.train:train", help="Train gates that choose among your adapters.")
+app.command("perseid_loadtest.command:loadtest", help=LOADTEST)
 
 
 @app.meta.default

@@ -11,7 +11,7 @@ from perseid_server.config import ServeConfig
 from tests.server.cli.running import Perseid
 
 ADAPTERS = ("load", "unload", "list", "show", "pin", "unpin")
-COMMANDS = ["serve", "generate", "inspect", "train gates", *(f"adapters {name}" for name in ADAPTERS)]
+COMMANDS = ["serve", "generate", "inspect", "train gates", "loadtest", *(f"adapters {name}" for name in ADAPTERS)]
 UNITS = {
     "--kv-memory": "MiB", "--adapter-memory": "MiB", "--adapter-host-memory": "MiB", "--max-batch-tokens": "tokens",
     "--max-num-seqs": "sequences", "--max-model-len": "tokens", "--max-queue": "requests", "--grace": "Seconds",
@@ -51,7 +51,7 @@ def test_sizes_are_explained_with_their_unit(perseid: Perseid, option: str, unit
 
 def test_the_list_of_commands_explains_each(perseid: Perseid) -> None:
     text = perseid("--help").out
-    for name in ("serve", "generate", "adapters", "inspect", "train"):
+    for name in ("serve", "generate", "adapters", "inspect", "train", "loadtest"):
         assert re.search(rf"│ {name} +\w+\W+\w+", text), text
 
 

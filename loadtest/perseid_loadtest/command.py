@@ -1,0 +1,191 @@
+"""`perseid loadtest`: drive a server, and tell how it did."""
+
+import asyncio
+import contextlib
+import importlib.util
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated
+
+import uvloop
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from perseid_loadtest.analysis.slo import Slo
+from perseid_loadtest.traffic.churn import parse_churn
+from perseid_loadtest.traffic.compose import (
+    adapters_of,
+    arrivals_of,
+    check_plan,
+    limits_of,
+    metrics_url,
+    plan_of,
+    target_of,
+    told,
+)
+from perseid_loadtest.traffic.live import live_progress
+from perseid_loadtest.traffic.options import LoadtestOptions, check
+from perseid_loadtest.traffic.plan import Plan
+from perseid_loadtest.traffic.record import Run
+from perseid_loadtest.traffic.session import Session
+from perseid_loadtest.traffic.sweep import Sweep, Trial, find_highest_rate
+from perseid_loadtest.traffic.tally import INTERRUPTED, Stop, Tally
+from perseid_server.errors import PerseidError
+
+
+def loadtest(options: Annotated[LoadtestOptions, Parameter(name="*")] = LoadtestOptions()) -> int:  # noqa: B008  frozen
+    """Returns the exit status: 0, 1 where errors ended the run or no request succeeded, 130 after Ctrl-C."""
+    check(options)
+    if options.html is not None:
+        from perseid_loadtest.analysis.plots import check_plotly  # noqa: PLC0415  only where it is wanted
+
+        check_plotly()  # before the run rather than after it
+    if options.compare is not None:
+        return _compare(options)
+    if not options.is_grpc:
+        _check_aiohttp()
+    if options.own_cost:
+        from perseid_loadtest.traffic.own_cost import measure  # noqa: PLC0415  needs aiohttp
+
+        return measure(Console())
+    slo = Slo.parse(options.slo) if options.slo is not None else None
+    check_plan(options)
+    parse_churn(options.churn)
+    return uvloop.run(_Command(options, slo).run())
+
+
+def _check_aiohttp() -> None:
+    if importlib.util.find_spec("aiohttp") is None:
+        raise PerseidError("perseid loadtest needs aiohttp; install it with: pip install 'perseid[loadtest]'")
+
+
+def _compare(options: LoadtestOptions) -> int:
+    from perseid_loadtest.analysis import compare, files  # noqa: PLC0415  only where it is wanted
+
+    assert options.compare is not None
+    a, b = (files.read(path) for path in options.compare)
+    compare.print_comparison(Console(), a, b)
+    if options.html is not None:
+        compare.write_page(options.html, a, b)
+    return 0
+
+
+class _Command:
+    """One call of the command, with its options read."""
+
+    def __init__(self, options: LoadtestOptions, slo: Slo | None) -> None:
+        self._options = options
+        self._slo = slo
+        self._limits = limits_of(options)
+        self._console = Console()
+        self._progress = Console(stderr=True)
+
+    async def run(self) -> int:
+        """Connect, run, report."""
+        options, target = self._options, target_of(self._options)
+        try:
+            await target.open()
+            names = adapters_of(options, target.names)
+            plan = plan_of(options, names, await target.vocabulary())
+            session = Session(
+                target,
+                options=told(options) | {"adapters": [name or "base" for name in names]},
+                churn=parse_churn(options.churn),
+                asked_for=frozenset(names),
+                churn_every_s=options.churn_every,
+                metrics_url=metrics_url(options),
+                api_key=options.api_key,
+            )
+            if options.sweep:
+                return await self._sweep(session, plan)
+            run = await self._one(session, plan, target.address)
+        finally:
+            await target.close()
+        self._report(run)
+        return _status(run)
+
+    async def _one(self, session: Session, plan: Plan, title: str) -> Run:
+        stop, tally = Stop(), Tally()
+        with _interruptible(stop):
+            progress = live_progress(self._progress, tally, self._limits, title)
+            return await session.run(plan, self._limits, stop, tally, progress)
+
+    async def _sweep(self, session: Session, plan: Plan) -> int:
+        slo = self._slo
+        assert slo is not None
+
+        async def run_at(rate: float, trial: int) -> Run:
+            arrivals = arrivals_of(self._options, rate)
+            assert arrivals is not None
+            title = f"{session.target.address}, trial {trial + 1}: {rate:.3g} requests a second"
+            return await self._one(session, plan.fresh(trial, arrivals), title)
+
+        def tell(trial: Trial) -> None:
+            verdict = "met" if trial.met else "not met"
+            self._console.print(f"{trial.rate:8.3g} requests a second: {trial.good_share:6.1%} good, {verdict}")
+
+        share, start = self._options.slo_share, self._options.rate or 1.0
+        sweep = await find_highest_rate(run_at, slo.met_by, start=start, share=share, tell=tell)
+        return self._report_sweep(sweep)
+
+    def _report_sweep(self, sweep: Sweep) -> int:
+        best = sweep.best
+        if best is None:
+            self._console.print(f"no rate met the limits; the lowest tried was {_lowest(sweep):.3g} a second")
+        else:
+            self._console.print(f"the highest rate that met the limits: {best.rate:.3g} requests a second")
+        shown = best or sweep.trials[-1]
+        tried = [{"rate": one.rate, "good_share": one.good_share, "met": one.met} for one in sweep.trials]
+        told_of_run = {**shown.run.options, "rate": shown.rate, "sweep": tried}
+        self._report(replace(shown.run, options=told_of_run))
+        if sweep.stopped_early == INTERRUPTED:
+            return 130
+        return 0 if best is not None else 1
+
+    def _report(self, run: Run) -> None:
+        """Terminal first: a file that cannot be written takes nothing away."""
+        from perseid_loadtest.analysis import files, terminal  # noqa: PLC0415  not while it runs
+        from perseid_loadtest.analysis.summary import summarise  # noqa: PLC0415
+
+        summary = summarise(run, self._slo)
+        terminal.print_summary(self._console, summary)
+        if self._options.json is not None:
+            files.write(self._options.json, run, summary)
+            self._console.print(f"written: {escape(str(self._options.json))}")
+        if self._options.html is not None:
+            from perseid_loadtest.analysis import page  # noqa: PLC0415  needs plotly
+
+            page.write_page(self._options.html, files.Saved(run, summary))
+            self._console.print(f"written: {escape(str(self._options.html))}")
+
+
+def _lowest(sweep: Sweep) -> float:
+    return min(trial.rate for trial in sweep.trials)
+
+
+def _status(run: Run) -> int:
+    if run.stopped_early == INTERRUPTED:
+        return 130
+    answered = any(record.error is None for record in run.records if not record.warm_up)
+    return 0 if answered and run.stopped_early is None else 1
+
+
+@contextlib.contextmanager
+def _interruptible(stop: Stop) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run, which still reports; the second ends the process."""
+    loop = asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        stop.set(INTERRUPTED)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, interrupted)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,91 @@
+"""One run against a server: traffic, churn and progress at once, /metrics before and after."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from perseid_loadtest.traffic.churn import Churn
+from perseid_loadtest.traffic.driver import Driver, Limits, lateness_p99
+from perseid_loadtest.traffic.plan import Plan
+from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
+from perseid_loadtest.traffic.tally import Stop, Tally
+from perseid_loadtest.traffic.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """All that stays the same from one run to the next."""
+
+    target: Target
+    options: Mapping[str, Any] = field(default_factory=dict)
+    churn: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sources by name
+    asked_for: frozenset[str] = frozenset()  # adapters that traffic names
+    churn_every_s: float = 1.0
+    metrics_url: str | None = None
+    api_key: str | None = None
+
+    async def run(
+        self,
+        plan: Plan,
+        limits: Limits,
+        stop: Stop,
+        tally: Tally | None = None,
+        progress: AbstractAsyncContextManager[None] | None = None,
+    ) -> Run:
+        """Run it. Nothing that the server does is raised: it is in the records."""
+        before = await self._scrape()
+        started_at = time.time()
+        driver = Driver(self.target, plan, limits, stop, tally or Tally())
+        async with progress or nullcontext():
+            churned = await self._with_churn(driver, limits)
+        records = tuple(sorted(driver.records, key=lambda record: record.number))
+        return Run(
+            target=self.target.address,
+            options={**self.options, "seed": plan.seed},
+            started_at=started_at,
+            seconds=measured_seconds(records, limits.warm_up_s),
+            records=records,
+            churn=tuple(churned),
+            client_busy=driver.busy,
+            most_late_s=lateness_p99(records),
+            server_before=before,
+            server_after=await self._scrape(),
+            stopped_early=stop.reason,
+        )
+
+    async def _with_churn(self, driver: Driver, limits: Limits) -> Sequence[ChurnRecord]:
+        if not self.churn:
+            await driver.run()
+            return ()
+        began = time.perf_counter()
+        churn = Churn(self.target, self.churn, self.asked_for, self.churn_every_s)
+
+        def now() -> float:
+            return time.perf_counter() - began
+
+        churning = asyncio.create_task(churn.run(now, limits.warm_up_s))
+        try:
+            await driver.run()
+        finally:
+            churning.cancel()
+            await asyncio.gather(churning, return_exceptions=True)
+            during = tuple(churn.records)
+            await churn.put_back(now)
+        return during
+
+    async def _scrape(self) -> Mapping[str, float]:
+        if self.metrics_url is None:
+            return {}
+        from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
+
+        return await asyncio.to_thread(scrape, self.metrics_url, self.api_key)
+
+
+def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> float:
+    """From the end of the warm-up until the last request that counts has ended: in an overload that is longer than
+    requests were sent for, and rates are those that the server reached."""
+    ends = [record.ended for record in records if not record.warm_up]
+    return max(ends) - warm_up_s if ends else 0.0

@@ -1,0 +1,69 @@
+"""What the driver needs of a server, whatever it speaks."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from perseid_loadtest.traffic.plan import Request
+
+MESSAGE_CHARACTERS = 200
+
+
+class Failed(Exception):
+    """One request or one load of an adapter did not succeed. `kind` is what errors are counted by."""
+
+    def __init__(self, kind: str, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.message = message[:MESSAGE_CHARACTERS]
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True)
+class Answer:
+    """What has come of an answer so far; it stays when the rest does not come."""
+
+    began: float  # of the run, on the process clock
+    arrivals: list[tuple[float, float]] = field(default_factory=list)  # (moment, tokens)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.began
+
+
+class Target(Protocol):
+    """A server. `open` comes first; the others may be called many at once, and raise Failed."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether answers come in chunks."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Adapters it serves, as far as it tells."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. PerseidError, one line, when nothing answers there or it is no server of this kind."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def vocabulary(self) -> Sequence[int] | None:
+        """Some tokens that the server knows; None where it does not tell."""
+        ...
+
+    async def ask(self, request: Request, answer: Answer) -> None:
+        """Send a request and write into `answer` what comes, until it is whole."""
+        ...
+
+    async def load(self, name: str, source: str, *, replace: bool) -> None: ...
+
+    async def unload(self, name: str) -> None: ...

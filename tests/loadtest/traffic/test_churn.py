@@ -1,0 +1,64 @@
+"""Adapters that come and go while traffic runs, and are as before afterwards."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+
+from perseid_loadtest.traffic.arrivals import Gamma
+from perseid_loadtest.traffic.churn import Change, changes, parse_churn
+from perseid_loadtest.traffic.driver import Limits
+from perseid_loadtest.traffic.session import Session
+from perseid_loadtest.traffic.tally import Stop
+from perseid_server.errors import InvalidRequest
+from tests.loadtest.traffic.fake_target import FakeTarget, plan
+
+
+def first(count: int, sources, asked_for=frozenset()) -> list[Change]:
+    return list(itertools.islice(changes(sources, asked_for), count))
+
+
+def test_a_name_without_traffic_is_loaded_replaced_and_unloaded():
+    round_ = [Change("load", "a", "one"), Change("replace", "a", "two"), Change("unload", "a")]
+    assert first(6, {"a": ("one", "two")}) == round_ * 2
+
+
+def test_a_name_with_traffic_is_only_replaced():
+    found = first(4, {"a": ("one", "two")}, frozenset({"a"}))
+    assert [(change.action, change.source) for change in found] == [("replace", "two"), ("replace", "one")] * 2
+
+
+def test_names_take_turns():
+    assert [change.adapter for change in first(4, {"a": ("x",), "b": ("y",)})] == ["a", "b", "a", "b"]
+
+
+def test_sources_as_they_are_written(tmp_path: Path):
+    assert parse_churn([f"a={tmp_path}", "a=org/name", "b=x"]) == {"a": (str(tmp_path), "org/name"), "b": ("x",)}
+    with pytest.raises(InvalidRequest, match="--churn: expected NAME=SOURCE"):
+        parse_churn(["a"])
+
+
+async def run(target: FakeTarget, sources, asked_for=frozenset(), seconds: float = 0.25):
+    session = Session(target, churn=sources, asked_for=asked_for, churn_every_s=0.04)
+    return await session.run(plan(Gamma(200.0)), Limits(duration_s=seconds), Stop())
+
+
+async def test_churn_runs_beside_traffic_and_is_put_back():
+    target = FakeTarget(lambda _: asyncio.sleep(0.01))
+    sources = {"extra": ("one",), "asked": ("one", "two")}
+    result = await run(target, sources, frozenset({"asked"}))
+    assert {change.action for change in result.churn} >= {"load", "replace"}
+    assert all(change.error is None and change.ended >= change.started for change in result.churn)
+    assert all(record.error is None for record in result.records)
+    last = {change[1]: change for change in target.changes}
+    assert last["extra"] == ("unload", "extra")
+    assert last["asked"] == ("replace", "asked", "one")
+
+
+async def test_a_change_that_fails_is_written_down_and_nothing_is_put_back():
+    target = FakeTarget()
+    target.refuses_changes = True
+    result = await run(target, {"a": ("one",)})
+    assert {change.error for change in result.churn} == {"409: no"}
+    assert target.changes == []

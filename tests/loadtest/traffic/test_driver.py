@@ -1,0 +1,174 @@
+"""Every request that was due has exactly one record, and its wait counts from when it was due."""
+
+import asyncio
+import itertools
+import time
+
+import pytest
+
+from perseid_loadtest.traffic.arrivals import Due, Gamma, Trace
+from perseid_loadtest.traffic.driver import Driver, Limits, lateness_p99
+from perseid_loadtest.traffic.record import RequestRecord
+from perseid_loadtest.traffic.session import Session
+from perseid_loadtest.traffic.tally import Stop, Tally
+from perseid_loadtest.traffic.target import Failed
+from tests.loadtest.traffic.fake_target import FakeTarget, plan
+
+EVERY = Trace(tuple(Due(0.01 * number) for number in range(40)))
+
+
+async def drive(target, limits: Limits, arrivals=None, stop: Stop | None = None) -> list[RequestRecord]:
+    driver = Driver(target, plan(arrivals), limits, stop or Stop(), Tally())
+    await driver.run()
+    numbers = sorted(record.number for record in driver.records)
+    assert numbers == list(range(len(numbers)))  # each once
+    return sorted(driver.records, key=lambda record: record.number)
+
+
+async def test_an_open_loop_does_not_wait_for_answers():
+    target = FakeTarget(lambda _: asyncio.sleep(0.5))
+    records = await drive(target, Limits(), EVERY)
+    assert target.most_running == len(EVERY.moments)
+    assert all(record.error is None and record.output_tokens == 2 for record in records)
+    assert [record.planned for record in records] == [due.at for due in EVERY.moments]
+
+
+async def test_the_wait_counts_from_the_planned_arrival_when_all_stalls():
+    """The whole event loop stands still, as a client does that is kept from its core: requests that were due meanwhile
+    were sent late, and must not look fast (coordinated omission)."""
+
+    async def stall(request):
+        if request.number == 5:
+            time.sleep(0.3)  # noqa: ASYNC251  that is the point
+
+    records = await drive(FakeTarget(stall), Limits(), EVERY)
+    during = records[6:20]  # due up to 0.15 s after the stall began
+    assert all(record.ttft >= record.sent - record.planned > 0.05 for record in during)
+    assert all(record.latency >= 0.3 - 0.01 * place - 0.05 for place, record in enumerate(during, 1))
+    assert lateness_p99(records) > 0.2
+
+
+async def test_the_wait_counts_from_the_planned_arrival_when_the_server_stalls():
+    open_again = asyncio.Event()
+
+    async def closed_at_first(request):
+        if request.number == 0:
+            await asyncio.sleep(0.3)
+            open_again.set()
+        await open_again.wait()
+
+    records = await drive(FakeTarget(closed_at_first), Limits(), EVERY)
+    assert len(records) == 40
+    waited = [record for record in records if record.planned < 0.2]
+    assert all(record.ttft > 0.09 for record in waited)  # not only the one request that stalled
+
+
+async def test_a_closed_loop_has_one_request_for_each_client():
+    target = FakeTarget(lambda _: asyncio.sleep(0.005))
+    records = await drive(target, Limits(concurrency=3, requests=20))
+    assert (target.most_running, len(records)) == (3, 20)
+    assert not any(record.warm_up for record in records)
+
+
+async def test_warm_up_comes_before_the_requests_that_count():
+    limits = Limits(warm_up_s=0.105, requests=10)
+    records = await drive(FakeTarget(), limits, EVERY)
+    assert [record.warm_up for record in records] == [True] * 11 + [False] * 10
+    closed = await drive(FakeTarget(lambda _: asyncio.sleep(0.01)), Limits(warm_up_s=0.05, requests=7, concurrency=2))
+    assert sum(not record.warm_up for record in closed) == 7
+    assert all(record.warm_up == (record.planned < 0.05) for record in closed)
+
+
+async def test_a_duration_ends_both_loops_and_waits_for_what_runs():
+    target = FakeTarget(lambda _: asyncio.sleep(0.03))
+    for limits, arrivals in ((Limits(duration_s=0.1), EVERY), (Limits(duration_s=0.1, concurrency=2), None)):
+        records = await drive(target, limits, arrivals)
+        assert all(record.planned < 0.1 and record.error is None for record in records)
+        assert records
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "message"),
+    [
+        (Failed("429", "too many", 2.0), "429", "too many"),
+        (Failed("UNAVAILABLE", "away"), "UNAVAILABLE", "away"),
+        (ZeroDivisionError("oh"), "client", "ZeroDivisionError: oh"),
+    ],
+)
+async def test_failures_are_records_by_kind(raised, kind, message):
+    async def fail(request):
+        if request.number % 2:
+            raise raised
+
+    records = await drive(FakeTarget(fail), Limits(requests=6), EVERY)
+    assert [record.error for record in records] == [None, kind] * 3
+    assert records[1].message == message
+    assert records[1].retry_after_s == getattr(raised, "retry_after_s", None)
+
+
+async def test_an_answer_that_takes_too_long_is_a_timeout():
+    records = await drive(FakeTarget(lambda _: asyncio.sleep(60)), Limits(requests=3, timeout_s=0.05), EVERY)
+    assert [record.error for record in records] == ["timeout"] * 3
+
+
+async def test_many_errors_stop_the_run():
+    async def fail(request):
+        if request.number >= 10:
+            raise Failed("503")
+
+    stop = Stop()
+    records = await drive(FakeTarget(fail), Limits(stop_on_errors=0.5), Gamma(2000.0), stop)
+    assert "503" in stop.reason
+    assert 20 <= len(records) < 1000
+    stop = Stop()
+    await drive(FakeTarget(fail), Limits(stop_on_errors=1.0, requests=200), Gamma(2000.0), stop)
+    assert stop.reason is None
+
+
+@pytest.mark.parametrize("concurrency", [None, 4])
+async def test_what_runs_when_the_run_is_stopped_is_written_down(concurrency):
+    stop = Stop()
+    asyncio.get_running_loop().call_later(0.1, stop.set, "by hand")
+    target = FakeTarget(lambda _: asyncio.sleep(60))
+    records = await drive(target, Limits(concurrency=concurrency), None if concurrency else Gamma(100.0), stop)
+    assert len(records) == len(target.asked) > 0
+    assert {(record.error, record.message) for record in records} == {("interrupted", "by hand")}
+
+
+class Flood:
+    """All is due at once, without end."""
+
+    def due(self, draw):
+        return itertools.repeat(Due(0.0))
+
+
+async def test_a_request_that_is_stopped_before_it_is_sent_has_a_record_too():
+    """In a flood there is always one whose task has not begun when the run is stopped."""
+    stop = Stop()
+
+    async def stop_all(request):
+        if request.number == 20:
+            stop.set("enough")
+
+    target = FakeTarget(stop_all)
+    driver = Driver(target, plan(Flood()), Limits(), stop, tally := Tally())
+    await driver.run()
+    assert len(driver.records) == tally.sent == tally.ended > len(target.asked)
+    assert all(record.error == "interrupted" for record in driver.records[len(target.asked) :])
+
+
+async def test_a_closed_loop_does_not_storm_a_server_that_refuses():
+    async def fail(request):
+        raise Failed("503", retry_after_s=60.0)
+
+    target = FakeTarget(fail)
+    await drive(target, Limits(concurrency=2, duration_s=0.3, stop_on_errors=1.0))
+    assert len(target.asked) == 2
+
+
+async def test_a_session_tells_how_long_it_measured():
+    target = FakeTarget(lambda _: asyncio.sleep(0.1))
+    run = await Session(target, options={"rate": 1}).run(plan(EVERY), Limits(warm_up_s=0.2), Stop())
+    assert run.seconds == pytest.approx(max(record.ended for record in run.records) - 0.2)
+    assert (run.options, run.target, run.stopped_early) == ({"rate": 1, "seed": 1}, "fake", None)
+    assert 0.0 < run.client_busy < 1.0
