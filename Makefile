@@ -18,8 +18,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval clean
-.PHONY: help serve test test-fast lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval soak clean
+.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval soak clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
