@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1
 # Build:  docker build -t perseid .
-# Run:    docker run --gpus all -p 8000:8000 -p 50051:50051 -v perseid:/var/lib/perseid perseid
+# Run:    docker run --gpus all -p 8000:8000 -p 50051:50051 -v perseid:/var/lib/perseid \
+#             -v ./keys.toml:/keys.toml:ro -e PERSEID_API_KEYS=/keys.toml perseid
+# Without keys it refuses to listen beyond the container; -e PERSEID_INSECURE_LISTEN=true says that all may use it.
 
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS build
 RUN apt-get update \
@@ -14,7 +16,7 @@ COPY kernels kernels
 COPY router router
 COPY server server
 COPY loadtest loadtest
-RUN /opt/perseid/bin/pip install --no-cache-dir -c constraints.txt ".[gpu]"
+RUN /opt/perseid/bin/pip install --no-cache-dir -c constraints.txt ".[gpu,tracing]"
 
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 # A C compiler: Triton builds its launchers and the CPU path its kernels with it, both on first use.

@@ -166,7 +166,7 @@ class ServeConfig:
 
     step_timeout: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0))] = 60.0
     """Seconds that a step may take before the engine is taken for stuck and started again; thirty times as long
-    while it starts or compiles kernels. 0: for ever."""
+    while it starts. 0: for ever."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=OPERATION)] = "info"
     """Least severity that is logged."""
