@@ -7,8 +7,6 @@ change that old readers can pass over raises the version.
 """
 
 import math
-import os
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from perseid_loadtest.analysis.summary import Summary
 from perseid_loadtest.drive import Arrival
 from perseid_loadtest.traffic.record import RequestRecord, Run
 from perseid_server.errors import InvalidRequest
+from perseid_server.training import files
 
 KIND = "perseid loadtest"
 VERSION = 1
@@ -82,19 +81,9 @@ def read(path: Path) -> Saved:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename: a kill leaves the old file or the new one. InvalidRequest where that cannot be."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """The old file or the new one, whatever happens meanwhile. InvalidRequest where that cannot be."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        files.write_whole(Path(path), content)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
 

@@ -47,7 +47,7 @@ class Plan:
 
     drafts: Mapping[str, Draft] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()  # request ids whose heads were asked
-    seconds: float = 0.0  # of asking
+    seconds: float = 0.0  # of asking, and of building drafts from the answers
     num_sequences: int = 0  # that decode
 
 
