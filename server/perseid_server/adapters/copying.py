@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import why_missing
+from perseid_server.adapters.lora_config import MAX_CONFIG_BYTES
 from perseid_server.adapters.source import AdapterFolder
 from perseid_server.errors import AdapterRejected, TooLarge
 
@@ -29,8 +30,9 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
         opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
         if not stat.S_ISREG(status.st_mode) or not (folder.follow_links or opened == str(source)):
             raise AdapterRejected(f"{name} is not a regular file of its folder")
-        if status.st_size > MAX_ADAPTER_BYTES:
-            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {MAX_ADAPTER_BYTES}")
+        limit = MAX_CONFIG_BYTES if name.endswith(".json") else MAX_ADAPTER_BYTES
+        if status.st_size > limit:
+            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {limit}")
         _copy(reader, writer, status.st_size, name)
         writer.flush()
         os.fsync(writer.fileno())
@@ -39,13 +41,21 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
 def _copy(reader: BinaryIO, writer: BinaryIO, size: int, name: str) -> None:
     """As many bytes as the file had when it was opened. One that is written to meanwhile would not end."""
     left = size
-    while chunk := reader.read(min(_CHUNK, left + 1)):
+    while chunk := _read(reader, min(_CHUNK, left + 1), name):
         left -= len(chunk)
         if left < 0:
             raise AdapterRejected(f"{name} grew while it was copied; load it when it is complete")
         writer.write(chunk)
     if left:
         raise AdapterRejected(f"{name} shrank while it was copied; load it when it is complete")
+
+
+def _read(reader: BinaryIO, size: int, name: str) -> bytes:
+    """A source that cannot be read is not the store's fault, as all else that fails here is."""
+    try:
+        return reader.read(size)
+    except OSError as error:
+        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
 
 
 def _why_missing(folder: Path, name: str) -> str:
