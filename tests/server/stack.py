@@ -114,7 +114,7 @@ def make_stack(
     service = GenerationService(
         process, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
-    status = ServerStatus(service, lambda: process.status)
+    status = ServerStatus(service, lambda: process.status, lambda: process.trouble)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
     return Stack(process, store, registry, metrics, service, status, app, root, gate)
 
