@@ -27,6 +27,7 @@ class FakeEngineProcess:
         self.engine = engine or fake_engine()
         self.ready: EngineReady | None = fake_ready(**ready)
         self.status = "ready"
+        self.trouble = ""
         self.adapter_states: dict[str, AdapterState] = {}
         self.gate_sets: dict[str, RegisterGateSet] = {}
         self.heads: dict[str, RegisterHeads] = {}
@@ -50,7 +51,7 @@ class FakeEngineProcess:
 
     def die(self) -> None:
         """As a kill -9 of the engine process: those in flight are told, new ones are refused."""
-        self.status = "restarting"
+        self.status, self.trouble = "restarting", "was ended by SIGKILL"
         for inbox in self._inboxes.values():
             inbox.put_nowait(None)
         self._may_step.set()

@@ -3,17 +3,19 @@
     make soak                                  # ten minutes
     make soak ARGS="--minutes 30 --json soak.json"
 
-Starts a server on loopback with the example adapters, finds its capacity, runs 80 % of it, and checks: no error; every
-request answered once and in full; the memory of each process flat; greedy answers that were given in the middle of it
-the same as those to the same requests alone. Exit status 1 when one of these is not so.
+Starts a server on loopback with the example adapters and some more, which traffic asks for too and which are replaced
+all the time by others that it has never seen. Finds its capacity, runs 80 % of it, and checks: no error; every request
+answered once and in full; the memory of each process flat; greedy answers that were given in the middle of it the same
+as those to the same requests alone. Exit status 1 when one of these is not so.
 """
 
 import argparse
 import asyncio
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
@@ -24,7 +26,7 @@ from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.traffic.arrivals import Gamma
 from perseid_loadtest.traffic.driver import Limits
 from perseid_loadtest.traffic.lengths import Between
-from perseid_loadtest.traffic.memory import Memory, Watched, processes_of
+from perseid_loadtest.traffic.memory import SETTLE_S, Memory, Watched, processes_of
 from perseid_loadtest.traffic.plan import Plan
 from perseid_loadtest.traffic.popularity import zipf
 from perseid_loadtest.traffic.probes import Probes
@@ -33,13 +35,19 @@ from perseid_loadtest.traffic.record import RequestRecord, Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import find_highest_rate
 from perseid_loadtest.traffic.tally import Stop
+from perseid_loadtest.variations import vary
 from perseid_loadtest.workload import TOKEN_RANGE
 
 SHARE_OF_CAPACITY = 0.8
 PROMISED_S = 2.0
-TRIAL = Limits(warm_up_s=2.0, duration_s=10.0)
+TRIAL = Limits(warm_up_s=5.0, duration_s=25.0)
+"""Long enough for a queue to show that grows slowly."""
 MOST_GROWTH = 0.05
-CHURNED = "soak-churn"
+KV_MEMORY = ("--kv-memory", "128")
+"""MiB. Memory of the KV cache is taken as blocks are first used; so small a cache is in use as a whole after seconds,
+and nothing of it is left to grow when measuring begins."""
+NUM_CHURNED = 4
+VERSIONS_OF_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +70,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapters = example_adapters()
     if not adapters:
         parser.error("no example adapters here; run it in a source checkout")
-    root = str(Path(adapters[0].partition("=")[2]).parent.absolute())
-    with perseid(adapters, ["--adapter-root", root, *options.server_args]) as server:
-        sys.exit(uvloop.run(_soak(server, adapters, options)))
+    sources = _folders(adapters)
+    with tempfile.TemporaryDirectory() as folder:
+        churn = _churn([Path(source) for source in sources.values()], Path(folder))
+        first = [f"{name}={versions[0]}" for name, versions in churn.items()]
+        arguments = ["--adapter-root", folder, *KV_MEMORY, *options.server_args]
+        with perseid([*adapters, *first], arguments) as server:
+            sys.exit(uvloop.run(_soak(server, tuple(sources), churn, options)))
 
 
-async def _soak(server: Server, adapters: Sequence[str], options: argparse.Namespace) -> int:
+async def _soak(
+    server: Server, names: tuple[str, ...], churn: Mapping[str, Sequence[str]], options: argparse.Namespace
+) -> int:
+    """`names`: of adapters that stay."""
     from perseid_loadtest.traffic.http_target import HttpTarget  # noqa: PLC0415  needs aiohttp
 
     console, target = Console(), HttpTarget(server.http_url)
-    sources = _folders(adapters)
-    plan = _plan(tuple(sources))
+    plan = _plan((*churn, *names))
     try:
         await target.open()
         session = Session(
             target,
             options={"soak_minutes": options.minutes},
-            churn={CHURNED: tuple(sources.values())},
-            asked_for=frozenset(sources),
+            churn=churn,
+            asked_for=frozenset((*churn, *names)),
             metrics_url=server.http_url,
         )
         rate = options.rate or SHARE_OF_CAPACITY * await _capacity(session, plan, console)
         console.print(f"{options.minutes:g} minutes at {rate:.3g} requests a second")
-        limits = Limits(warm_up_s=20.0, duration_s=60.0 * options.minutes, stop_on_errors=0.5)
-        memory, probes = Memory(processes_of(server.pid)), Probes(server.grpc_address, plan)
+        limits = Limits(warm_up_s=SETTLE_S, duration_s=60.0 * options.minutes, stop_on_errors=0.5)
+        memory, probes = Memory(processes_of(server.pid)), Probes(server.grpc_address, _plan(names))
         beside = [asyncio.create_task(memory.watch()), asyncio.create_task(probes.ask_meanwhile())]
         asked = plan.fresh(99, Gamma(rate))
         run = await session.run(asked, limits, Stop())
@@ -104,17 +118,22 @@ def _folders(adapters: Sequence[str]) -> Mapping[str, str]:
     return {name: str(Path(folder).absolute()) for name, _, folder in named}
 
 
+def _churn(sources: Sequence[Path], folder: Path) -> Mapping[str, Sequence[str]]:
+    """Names that keep getting another version, and the versions of each."""
+    versions = vary(sources, folder, NUM_CHURNED * VERSIONS_OF_EACH)
+    return {f"soak-churn-{number}": versions[number::NUM_CHURNED] for number in range(NUM_CHURNED)}
+
+
 def _plan(names: tuple[str, ...]) -> Plan:
     prompts = RandomPrompts(Between(16, 96), range(*TOKEN_RANGE))
     return Plan(1, zipf(("", *names), 1.0), prompts, Between(8, 48))
 
 
 async def _capacity(session: Session, plan: Plan, console: Console) -> float:
-    """The highest rate at which 95 % of the answers are whole within two seconds, without churn."""
-    steady = replace(session, churn={})
+    """The highest rate at which 95 % of the answers are whole within two seconds."""
 
     async def run_at(rate: float, trial: int) -> Run:
-        return await steady.run(plan.fresh(trial, Gamma(rate)), TRIAL, Stop())
+        return await session.run(plan.fresh(trial, Gamma(rate)), TRIAL, Stop())
 
     def met_by(record: RequestRecord) -> bool:
         return record.error is None and record.latency <= PROMISED_S

@@ -1,5 +1,6 @@
 """A real `perseid serve` in a subprocess, and what the tests ask of it."""
 
+import json
 import os
 import re
 import signal
@@ -40,13 +41,19 @@ class RunningServer:
             raise KeyError(name)
         return sum(values)
 
-    def is_ready(self) -> bool:
-        """What GET /ready says now."""
+    def readiness(self) -> str:
+        """The word of GET /ready now, "ready" or why not; "" when nothing answers."""
         try:
             with urllib.request.urlopen(f"{self.http}/ready", timeout=2) as response:
-                return response.status == 200
+                return str(json.load(response)["status"])
+        except urllib.error.HTTPError as refused:
+            return str(json.load(refused)["status"])
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
+            return ""
+
+    def is_ready(self) -> bool:
+        """Whether it can serve now."""
+        return self.readiness() == "ready"
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return when /ready says yes; TimeoutError with the server's output when it does not in time."""

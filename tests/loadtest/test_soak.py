@@ -1,12 +1,18 @@
 """What a soak run checks, on runs that are known."""
 
+import mmap
 import os
+from pathlib import Path
 
 import pytest
 
-from perseid_loadtest.soak import _flat, _of_requests, _plan
-from perseid_loadtest.traffic.memory import Watched, resident_mib
+from perseid_loadtest.soak import NUM_CHURNED, VERSIONS_OF_EACH, _churn, _flat, _of_requests, _plan
+from perseid_loadtest.traffic.memory import Watched, own_mib
 from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.store import version_of
+from tests.fakes import tiny_spec
+from tests.server.stack import write_adapter
 
 PLAN = _plan(("a",))
 
@@ -38,6 +44,30 @@ def test_memory_is_flat_within_five_percent(mib, flat):
 
 
 def test_memory_of_this_process_and_of_none():
-    assert 5 < resident_mib(os.getpid()) < 100_000
+    assert 5 < own_mib(os.getpid()) < 100_000
     with pytest.raises(ProcessLookupError):
-        resident_mib(2**22 + 1)
+        own_mib(2**22 + 1)
+
+
+def test_memory_of_mapped_files_is_not_a_processs_own(tmp_path):
+    """A process that maps and reads a large file holds no more than before; one that fills memory does."""
+    file = tmp_path / "large"
+    file.write_bytes(b"x" * (64 << 20))
+    before = own_mib(os.getpid())
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[place] == ord("x") for place in range(0, len(mapped), mmap.PAGESIZE)) == 64 << 8
+        assert own_mib(os.getpid()) - before < 32
+    filled = b"y" * (64 << 20)
+    assert own_mib(os.getpid()) - before > 32
+    del filled
+
+
+def test_what_churns_is_new_to_every_server_and_differs_from_name_to_name(tmp_path):
+    sources = [write_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    churn = _churn(sources, tmp_path / "made")
+    assert len(churn) == NUM_CHURNED
+    versions = {version_of(Path(folder)) for folders in churn.values() for folder in folders}
+    assert len(versions) == NUM_CHURNED * VERSIONS_OF_EACH
+    assert versions.isdisjoint({version_of(source) for source in sources})
+    for folders in churn.values():
+        assert check_adapter(Path(folders[0]), tiny_spec()).info.rank == 2

@@ -26,6 +26,7 @@ from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
+from perseid_server.engine.engine import Engine
 from perseid_server.frontend.adaptation import Resolver
 from perseid_server.frontend.admission import Admission, AdmissionLimits
 from perseid_server.frontend.deadline import Timeouts
@@ -93,29 +94,29 @@ def make_stack(
     default_gate_set: str | None = None,
     drafting: Drafting | None = None,
     gate: Gate | None = None,
+    engine: Engine | None = None,
 ) -> Stack:
-    """A server that is not listening."""
-    runner = FakeRunner(512)
-    built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
-    engine = FakeEngineProcess(built, max_model_len=max_model_len)
+    """A server that is not listening, over the fake engine unless another is given."""
+    built = engine or fake_engine(num_blocks=512, max_model_len=max_model_len, runner=FakeRunner(512))
+    process = FakeEngineProcess(built, max_model_len=max_model_len)
     root = folder / "adapters"
     root.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder / "store")
-    registry = AdapterRegistry(store, engine, tiny_spec(), SourcePolicy((root,)), num_pages)
+    registry = AdapterRegistry(store, process, tiny_spec(), SourcePolicy((root,)), num_pages)
     metrics = Metrics(8)
-    engine.on_step = lambda step: metrics.engine_stepped(step, registry.names())
+    process.on_step = lambda step: metrics.engine_stepped(step, registry.names())
     registry.on_load(metrics.adapter_load_ended)
     metrics.watch_adapters(registry.locations, registry.all_names)
     metrics.watch_processes(lambda: None)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)
-    resolver = Resolver(registry, engine, default_gate_set)
+    resolver = Resolver(registry, process, default_gate_set)
     admission = Admission(AdmissionLimits(max_queue, max_queue_tokens), metrics)
     service = GenerationService(
-        engine, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
+        process, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
-    status = ServerStatus(service, lambda: engine.status)
+    status = ServerStatus(service, lambda: process.status, lambda: process.trouble)
     app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
-    return Stack(engine, store, registry, metrics, service, status, app, root, gate)
+    return Stack(process, store, registry, metrics, service, status, app, root, gate)
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""How much memory a server's processes hold while a run lasts."""
+"""How much memory a server's processes hold while a run lasts.
+
+What counts is the memory that is a process's own. Pages of files that it has mapped (code, weights) do not: how many of
+them are in memory is the system's business, it takes them back as it likes, and they would hide growth beside them.
+"""
 
 import asyncio
 import re
@@ -7,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EVERY_S = 1.0
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 """Caches fill, and allocators take what they will keep; after that nothing should grow."""
+
+_OWN = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(slots=True)
 class Watched:
-    """One process and its resident memory, MiB, in order."""
+    """One process and its own memory, MiB, in order."""
 
     name: str
     pid: int
@@ -27,15 +33,15 @@ def processes_of(pid: int) -> tuple[Watched, ...]:
     return (Watched("API process", pid), *(Watched("engine process", engine) for engine in engines))
 
 
-def resident_mib(pid: int) -> float:
+def own_mib(pid: int) -> float:
     """Of one process now. ProcessLookupError when it is gone."""
     try:
-        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        told = _OWN.findall(Path(f"/proc/{pid}/status").read_text())
     except FileNotFoundError:
-        match = None
-    if match is None:
+        told = []
+    if not told:
         raise ProcessLookupError(pid)
-    return int(match[1]) / 1024
+    return sum(map(int, told)) / 1024
 
 
 class Memory:
@@ -44,10 +50,10 @@ class Memory:
     def __init__(self, processes: Sequence[Watched]) -> None:
         self.processes = processes
 
-    async def watch(self) -> None:
-        """Until cancelled, or until a process is gone."""
-        await asyncio.sleep(SETTLE_S)
+    async def watch(self, after_s: float = SETTLE_S) -> None:
+        """From so many seconds on, until cancelled, or until a process is gone."""
+        await asyncio.sleep(after_s)
         while True:
             for process in self.processes:
-                process.mib.append(resident_mib(process.pid))
+                process.mib.append(own_mib(process.pid))
             await asyncio.sleep(EVERY_S)

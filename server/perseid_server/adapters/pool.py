@@ -31,7 +31,7 @@ class AdapterPool:
         )
         self.heads = RankPages.allocate(num_pages, *_head_sizes(spec), device=device, dtype=dtype)
         self._changes_heads: set[int] = set()  # pages
-        self._free = list(range(num_pages))
+        self._free = list(reversed(range(num_pages)))  # next to be taken last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @staticmethod
@@ -50,16 +50,18 @@ class AdapterPool:
         return not self._changes_heads.isdisjoint(pages)
 
     def allocate(self, count: int) -> tuple[int, ...] | None:
-        """Pages for an adapter; None, and nothing taken, when there are too few."""
+        """Pages for an adapter; None, and nothing taken, when there are too few. Those that were given back last come
+        first: a page that was never written takes no memory on a CPU."""
         if count > len(self._free):
             return None
-        taken = tuple(self._free[:count])
-        del self._free[:count]
+        first = len(self._free) - count
+        taken = tuple(reversed(self._free[first:]))
+        del self._free[first:]
         return taken
 
     def free(self, pages: Iterable[int]) -> None:
         """Give pages back. What they hold stays until they are written again; nobody may read it."""
-        self._free.extend(pages)
+        self._free.extend(reversed(tuple(pages)))
 
     def write(self, pages: Sequence[int], linears: Iterable[LoweredLinear]) -> None:
         """Copy an adapter into its pages, zeros where it adapts nothing. Returns when the copy is complete."""

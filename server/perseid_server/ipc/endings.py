@@ -35,9 +35,10 @@ class Ending:
 class StartFailed(Exception):
     """An engine process ended before it was ready."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, stacks: str = "") -> None:
         super().__init__(ending.text)
         self.ending = ending
+        self.stacks = stacks
 
 
 def ending_of(gone: EngineGone, status: int | None, num_oom_kills: int) -> Ending:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
@@ -27,12 +27,12 @@ from perseid_server.engine.messages import (
     ToEngine,
 )
 from perseid_server.errors import InvalidRequest, Unavailable
+from perseid_server.ipc.aftermath import Aftermath, log_stacks
 from perseid_server.ipc.connection import Connection, connect
 from perseid_server.ipc.endings import Ending, EngineGone, StartFailed
 from perseid_server.ipc.inbox import Inbox
 from perseid_server.ipc.pulse import Phase
 from perseid_server.ipc.registrations import Registrations
-from perseid_server.ipc.suspects import Suspects
 from perseid_server.ipc.watchdog import Limits
 from perseid_server.ipc.watching import watched
 
@@ -43,8 +43,6 @@ EngineStatus = Literal["starting", "ready", "restarting", "failed", "stopped"]
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
 STABLE_AFTER_S = 60.0  # an engine that has run so long starts the backoff anew
-MOST_NAMES = 20
-"""Requests and adapters that a log line names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,6 @@ class _Watch:
 
     on_step: list[Callable[[StepOutputs], None]] = field(default_factory=list)
     on_status: list[Callable[[EngineStatus], None]] = field(default_factory=list)
-    on_ending: list[Callable[[Ending], None]] = field(default_factory=list)
 
 
 class EngineProcess(Registrations):
@@ -85,15 +82,18 @@ class EngineProcess(Registrations):
         self._supervisor: asyncio.Task[None] | None = None
         self._in_flight: dict[str, _InFlight] = {}
         self._limits = Limits(step_timeout_s or None)
-        self._suspicion = Suspects()
+        self._aftermath = Aftermath()
         self._start_s = 0.0  # what the last start took
         self._again_at = 0.0  # when the next one begins, monotonic
         self._watch = _Watch()
         self.status: EngineStatus = "starting"
         self.ready: EngineReady | None = None
         self.num_restarts = 0
-        self.trouble = ""
+
+    @property
+    def trouble(self) -> str:
         """How the last engine process ended, while there is no other: `was ended by SIGSEGV`."""
+        return self._aftermath.trouble
 
     @property
     def pid(self) -> int | None:
@@ -108,6 +108,7 @@ class EngineProcess(Registrations):
             connection = await self._launch()
         except StartFailed as error:
             self._set_status("failed")
+            log_stacks(error.stacks)
             raise Unavailable(f"the engine process {error.ending.text} while it started") from error
         except BaseException:
             self._set_status("failed")
@@ -138,7 +139,7 @@ class EngineProcess(Registrations):
 
     def on_ending(self, callback: Callable[[Ending], None]) -> None:
         """Be told how each engine process ended that another is started for."""
-        self._watch.on_ending.append(callback)
+        self._aftermath.on_ending(callback)
 
     def step_age_s(self) -> float | None:
         """How long the step that runs now runs already; None between steps, and while there is no engine."""
@@ -157,7 +158,7 @@ class EngineProcess(Registrations):
         connection = self._connection
         if self.status != "ready" or connection is None:
             raise self._unavailable(f"the engine is {self.status}; try again")
-        self._suspicion.check(request, self._now())
+        self._aftermath.suspects.check(request, self._now())
         flight = self._in_flight[request.request_id] = _InFlight(request)
         ended = False
         try:
@@ -166,7 +167,7 @@ class EngineProcess(Registrations):
                 output = await flight.inbox.get()
                 ended = output.finish_reason is not None
                 if output.finish_reason in ("stop", "length"):
-                    self._suspicion.answered(request)
+                    self._aftermath.suspects.answered(request)
                 yield output
         finally:
             self._in_flight.pop(request.request_id, None)
@@ -190,8 +191,9 @@ class EngineProcess(Registrations):
                 connection.send(message)
         except EngineGone as gone:
             ending = await connection.bury(gone)
+            stacks = connection.vitals.stacks()
             await connection.close()
-            raise StartFailed(ending) from gone
+            raise StartFailed(ending, stacks) from gone
         except BaseException:
             await connection.close()
             raise
@@ -199,7 +201,7 @@ class EngineProcess(Registrations):
         self.num_restarts += self.ready is not None
         self.ready = ready
         self._start_s = self._now() - began
-        self.trouble = ""
+        self._aftermath.trouble = ""
         self._set_status("ready")
         return connection
 
@@ -211,13 +213,13 @@ class EngineProcess(Registrations):
             gone = await self._serve(connection)
             suspects = self._suspects(connection)
             self._connection = None
-            self.trouble = str(gone)
+            self._aftermath.trouble = str(gone)
             self._set_status("restarting")
             self._fail_requests()
             self.adapter_states.clear()
             try:
                 ending = await connection.bury(gone)
-                self._ended(ending, connection.vitals.stacks(), suspects)
+                self._aftermath.ended(ending, connection.vitals.stacks(), suspects, self._now())
             finally:
                 await connection.close()
             if self._now() - started > STABLE_AFTER_S:
@@ -229,7 +231,7 @@ class EngineProcess(Registrations):
                 try:
                     connection = await self._launch()
                 except Exception as error:  # noqa: BLE001  whatever it is, the next try may do better
-                    self._could_not_start(error)
+                    self._aftermath.could_not_start(error)
                 else:
                     break
 
@@ -268,28 +270,6 @@ class EngineProcess(Registrations):
         flights = self._in_flight.values()
         return [one.request for one in flights if running.may_be_one_of(one.request.request_id)]
 
-    def _ended(self, ending: Ending, stacks: str, suspects: list[Submit]) -> None:
-        self.trouble = ending.text
-        logger.error("the engine process %s%s; starting it again", ending.text, _what_ran(suspects))
-        if stacks:
-            logger.error("the engine's stacks when it ended:\n%s", stacks)
-        if ending.by_its_work:
-            self._suspicion.crashed(suspects, self._now())
-        self._tell_ending(ending)
-
-    def _could_not_start(self, error: Exception) -> None:
-        if isinstance(error, StartFailed):
-            ending = error.ending
-        else:
-            ending = Ending("start", f"could not be started: {error or type(error).__name__}", by_its_work=False)
-        self.trouble = ending.text
-        logger.error("the engine could not be started again: it %s", ending.text)
-        self._tell_ending(ending)
-
-    def _tell_ending(self, ending: Ending) -> None:
-        for callback in self._watch.on_ending:
-            callback(ending)
-
     def _fail_requests(self) -> None:
         for flight in self._in_flight.values():
             flight.inbox.fail(self._unavailable("the engine stopped while it worked on this request; try again"))
@@ -315,17 +295,3 @@ async def _first_message(connection: Connection) -> EngineReady:
     if not isinstance(first, EngineReady):
         raise EngineGone(f"began with {type(first).__name__}", "protocol")
     return first
-
-
-def _what_ran(requests: Sequence[Submit]) -> str:
-    """For the log: ids and versions, nothing of what clients wrote."""
-    if not requests:
-        return ""
-    versions = sorted({version[:12] for request in requests for version in request.adaptation.versions})
-    adapted = f", with the adapters {_listed(versions)}" if versions else ""
-    return f" in a step of the requests {_listed([request.request_id for request in requests])}{adapted}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more

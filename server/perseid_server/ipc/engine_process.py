@@ -43,7 +43,7 @@ from perseid_server.engine.messages import (
 from perseid_server.engine.ports import ScheduledStep
 from perseid_server.errors import PerseidError
 from perseid_server.ipc.codec import from_engine, split_frames, to_engine
-from perseid_server.ipc.pulse import Phase, Pulse
+from perseid_server.ipc.pulse import Compiling, Phase, Pulse
 from perseid_server.logs import configure_logging
 
 logger = logging.getLogger("perseid_server.ipc.engine_process")  # started with -m, __name__ would be __main__
@@ -190,8 +190,18 @@ def run(sock: socket.socket, pulse: Pulse, build: Build) -> None:
         logger.exception("the engine could not start")
         link.send(EngineFailed(f"{type(error).__name__}: {error}"))
     else:
+        _mark_compilations(pulse)
         link.send(ready)
         serve(engine, link, pulse)
+
+
+def _mark_compilations(pulse: Pulse) -> None:
+    """A kernel of a kind that the warm-up did not meet is compiled in the middle of a step. Only where the engine has
+    brought Triton in: the CPU's kernels are there before it starts."""
+    if "triton" in sys.modules:
+        compilation = importlib.import_module("perseid_kernels.compilation")
+        compiling = Compiling(pulse)
+        compilation.watch_compilation(compiling.began, compiling.ended)
 
 
 def _prepare_process(stacks: int) -> None:

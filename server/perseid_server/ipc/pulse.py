@@ -11,6 +11,7 @@ share.
 import mmap
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Phase(IntEnum):
     STARTING = 0
     WAITING = 1  # for messages, with nothing to do
     STEPPING = 2
-    COMPILING = 3  # a kernel, in a step
+    COMPILING = 3  # a kernel, usually in a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,28 @@ class Pulse:
         for view in (self._words, self._times, self._view):
             view.release()
         self._page.close()
+
+
+class Compiling:
+    """Marks compilations in the pulse. What other threads compile is not the loop's business."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        """To be made on the loop's thread."""
+        self._pulse = pulse
+        self._thread = threading.get_ident()
+        self._before = Phase.STARTING
+
+    def began(self) -> None:
+        """A kernel is about to be compiled."""
+        if threading.get_ident() == self._thread:
+            phase = self._pulse.read().phase
+            self._before = self._before if phase is Phase.COMPILING else phase
+            self._pulse.beat(Phase.COMPILING)
+
+    def ended(self) -> None:
+        """It has been: the loop is where it was before."""
+        if threading.get_ident() == self._thread:
+            self._pulse.beat(self._before)
 
 
 class Vitals:

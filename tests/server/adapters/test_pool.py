@@ -59,6 +59,21 @@ def test_freed_pages_are_used_again():
     assert pool.allocate(1) == pages[:1]
 
 
+def test_pages_that_were_written_before_are_taken_first():
+    """A page takes memory when it is first written: adapters that come and go must not walk through the whole pool."""
+    pool = new_pool(64)
+    kept = pool.allocate(3)
+    used: set[int] = set()
+    for count in (1, 2, 3, 2, 1) * 20:
+        pages = pool.allocate(count)
+        assert kept is not None
+        assert pages is not None
+        assert not set(pages) & set(kept)
+        used |= set(pages)
+        pool.free(pages)
+    assert len(used) == 3
+
+
 def test_a_page_number_means_the_same_in_every_layer_and_linear():
     for tensor in all_tensors(new_pool(5)):
         assert tensor.shape[0] == 5

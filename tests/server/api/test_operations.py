@@ -33,6 +33,13 @@ async def test_readiness_follows_the_engine_and_health_does_not(live: LiveStack)
     assert (await get(live, "/health")).status_code == 200
 
 
+async def test_readiness_tells_how_the_last_engine_ended_while_there_is_no_other(live: LiveStack) -> None:
+    live.stack.engine.die()
+    assert (await get(live, "/ready")).json() == {"status": "engine restarting: it was ended by SIGKILL"}
+    live.stack.engine.status, live.stack.engine.trouble = "ready", ""
+    assert (await get(live, "/ready")).json() == {"status": "ready"}
+
+
 async def test_a_server_that_drains_is_not_ready(live: LiveStack) -> None:
     await live.stack.service.drain(0)
     assert (await get(live, "/ready")).json() == {"status": "shutting down"}

@@ -1,9 +1,11 @@
 """Engines for the engine process of the tests, named as `module:function`. They need no torch."""
 
+import importlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +112,53 @@ def build_poisoned(config: EngineConfig) -> tuple[Engine, EngineReady]:
     engine, ready = build(config)
     engine._runner = Poisoned(512)
     return engine, ready
+
+
+class Compiler(FakeRunner):
+    """In its first step it compiles a kernel, until a file is there."""
+
+    until = Path()
+
+    def run(self, step):
+        if not self.steps:
+            compiles(lambda: _wait_for(self.until))
+        return super().run(step)
+
+
+def compiles(work: Callable[[], object]) -> None:
+    """What Triton does around a compilation."""
+    runtime = sys.modules["triton"].knobs.runtime
+    assert not runtime.jit_cache_hook(key="k", already_compiled=False)
+    work()
+    runtime.jit_post_compile_hook(key="k", already_compiled=False)
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.005)
+
+
+def build_compiling(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """An engine with Triton, whose first step compiles until the file is there that the configuration names; then some
+    prompts are too much for it."""
+    importlib.import_module("triton")
+    engine, ready = build_poisoned(config)
+
+    class PoisonedCompiler(Compiler, Poisoned):
+        until = Path(config.model)
+
+    engine._runner = PoisonedCompiler(512)
+    return engine, ready
+
+
+def build_aborted(_: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Crashes as it starts."""
+    os.abort()
+
+
+def build_aborted_later(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Crashes as it starts, unless the file that the configuration names is there."""
+    return build(config) if Path(config.model).exists() else build_aborted(config)
 
 
 def build_endless(_: EngineConfig) -> tuple[Engine, EngineReady]:

@@ -1,10 +1,11 @@
 """The judgement alone: no process, no waiting."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from perseid_server.ipc.pulse import Beat, Phase, Pulse, Running, Vitals
+from perseid_server.ipc.pulse import Beat, Compiling, Phase, Pulse, Running, Vitals
 from perseid_server.ipc.watchdog import PATIENCE, Limits, Verdict, Watchdog
 
 LIMITS = Limits(10.0)
@@ -75,4 +76,25 @@ def test_more_requests_than_the_page_has_room_for_may_all_be_running() -> None:
     assert 300 < len(running.request_ids) < 1000
     assert running.num_rows == 1000
     assert running.may_be_one_of("another")
+    vitals.close()
+
+
+def test_compiling_is_marked_on_the_loops_thread_only_and_the_phase_before_comes_back() -> None:
+    vitals = Vitals()
+    pulse, compiling = vitals.pulse, Compiling(vitals.pulse)
+
+    def phases() -> list[Phase]:
+        seen = []
+        for moment in (compiling.began, compiling.began, compiling.ended):  # the first of two failed
+            moment()
+            seen.append(pulse.read().phase)
+        return seen
+
+    for phase in (Phase.STARTING, Phase.STEPPING):
+        pulse.beat(phase)
+        assert phases() == [Phase.COMPILING, Phase.COMPILING, phase]
+    count = pulse.read().count
+    with ThreadPoolExecutor(1) as loader:
+        assert loader.submit(phases).result() == [Phase.STEPPING] * 3
+    assert pulse.read().count == count
     vitals.close()

@@ -77,6 +77,44 @@ async def test_the_age_of_a_step_is_told_while_it_runs() -> None:
             await task
 
 
+async def test_a_kernel_that_is_compiled_in_a_step_is_no_hang_and_what_hangs_after_it_is(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    async with running("build_compiling", step_timeout_s=STEP_TIMEOUT_S, model=str(compiled)) as engine:
+        endings_seen = ends(engine)
+        task = asyncio.create_task(collect(engine, submit()))
+        async with asyncio.timeout(60):
+            while (engine.step_age_s() or 0.0) < 3 * STEP_TIMEOUT_S:  # noqa: ASYNC110  it is another process that moves
+                await asyncio.sleep(0.005)
+        assert (engine.num_restarts, engine.status) == (0, "ready")
+        compiled.touch()
+        assert tokens(await task) == expected(PROMPT, None, 6)
+        await fails(engine, HANG)
+        ending = await endings_seen.get()
+        assert (ending.cause, ending.text) == ("stuck", "did not come to an end with a step for 0.5 s")
+
+
+async def test_what_crashes_as_it_starts_leaves_its_stacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Unavailable, match="was ended by SIGABRT while it started"):
+        async with running("build_aborted"):
+            pass
+    assert "in build_aborted" in caplog.text
+    switch = tmp_path / "start"
+    switch.touch()
+    async with running("build_aborted_later", model=str(switch)) as engine:
+        caplog.clear()
+        endings_seen = ends(engine)
+        switch.unlink()
+        os.kill(pid(engine), signal.SIGKILL)
+        assert (await endings_seen.get()).text == "was ended by SIGKILL"
+        assert "the engine's stacks" not in caplog.text
+        assert (await endings_seen.get()).text == "was ended by SIGABRT"
+        assert engine.trouble == "was ended by SIGABRT"
+        assert "in build_aborted" in caplog.text
+        switch.touch()
+        await ready_again(engine, 1)
+        assert engine.trouble == ""
+
+
 @pytest.mark.parametrize("busy", [False, True])
 async def test_an_engine_that_was_stopped_is_replaced_though_nobody_asks_anything(busy: bool) -> None:
     async with running("build_slow", step_timeout_s=STEP_TIMEOUT_S) as engine:
