@@ -1,5 +1,5 @@
-"""Triton compiles a kernel when it is first launched with arguments of a new kind, which takes seconds: to be told of to
-whoever would take that for a hang.
+"""Triton compiles a kernel when it is first launched with arguments of a new kind, which takes seconds: whoever would
+take that for a hang must be told.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """Which sequences run in the next step, and how many of their tokens.
 
 Decodes come first, then the prefills that have begun, then new sequences, until the token budget is spent: those that
-run in order of priority and arrival, new ones by whose turn it is (`waiting.py`). A sequence gets the blocks of its
+run in order of priority and arrival, new ones by whose turn it is (`waiting.py`). A prompt of many steps leaves a part
+of each to short ones of those who have not been served more, so that they need not wait for its end. A sequence gets the blocks of its
 whole prompt when it is admitted, and one more whenever it grows into it; when none is left, one of whoever has been
 served most gives its blocks up and is computed again later (preemption by recompute: its tokens and its random numbers
-stay). Drafts take what tokens and blocks are left: nobody is preempted or put off for them, and blocks that rejected
-ones needed go back.
+stay). Drafts take what is left (`draft_room.py`).
 
 Who needs more blocks than there are is passed over for a while, then everybody waits for it: places do not stay idle
 for a long prompt, and it does not starve. For one that was preempted everybody waits at once.
@@ -13,10 +13,11 @@ for a long prompt, and it does not starve. For one that was preempted everybody 
 
 from bisect import insort
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from perseid_server.engine.adapter_room import AdapterRoom
+from perseid_server.engine.draft_room import DraftRoom
 from perseid_server.engine.fairness import Shares
 from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
 from perseid_server.engine.ports import Chunk, Residency, ScheduledStep
@@ -35,8 +36,8 @@ MOST_UNFIT = 16
 
 NO_DRAFTS: Mapping[str, Draft] = {}
 
-DRAFTS_SHARE = 4
-"""A step's drafted rows are at most this part of its token budget, so that prefills go on."""
+SHORT_SHARE = 4
+"""While a prompt is read that does not fit into a step, this part of the step is for short ones that come after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Scheduler:
         self._residency = residency
         self._shares = Shares()
         self._adapters = AdapterRoom(residency, self._shares)
+        self._drafts = DraftRoom(blocks, limits.max_batch_tokens)
         self.waiting = Waiting(self._shares)
         self.running: list[Sequence] = []  # sorted by rank
         self.failed: list[Sequence] = []  # waiting ones whose adapter cannot be loaded; the engine takes them away
@@ -95,8 +97,7 @@ class Scheduler:
     @property
     def most_drafts(self) -> int:
         """Drafted rows that the next step has room for."""
-        left = self._limits.max_batch_tokens - len(self.decoding) - self.num_prefill_rows
-        return max(min(left, self._limits.max_batch_tokens // DRAFTS_SHARE), 0)
+        return self._drafts.most(self._limits.max_batch_tokens - len(self.decoding) - self.num_prefill_rows)
 
     @property
     def num_prefill_rows(self) -> int:
@@ -108,33 +109,55 @@ class Scheduler:
         """The next step. Blocks for all its rows are allocated when this returns. `drafts`: by request id, for
         sequences that decode. Unless it `admits`, nobody starts beside those who run."""
         self._num_steps += 1
-        budget = self._limits.max_batch_tokens
         preemptions_before = self.num_preemptions
-        chunks: list[Chunk] = []
+        admits = admits or not self.running
+        counts, behind = self._continued(leaves_some=admits and len(self.waiting) > 0)
+        started: list[Chunk] = []
+        if self.num_preemptions == preemptions_before and admits:
+            started += self._admit(self._limits.max_batch_tokens - sum(counts.values()), behind)
+        left = self._limits.max_batch_tokens - sum(counts.values()) - sum(chunk.count for chunk in started)
+        chunks = [*self._chunks_of(counts, left), *started]
+        if drafts and self.num_preemptions == preemptions_before:
+            rows = sum(chunk.count for chunk in chunks)
+            chunks = list(self._drafts.with_drafts(chunks, drafts, self._limits.max_batch_tokens - rows))
+        self._prefetch()
+        return ScheduledStep(tuple(chunks))
+
+    def _continued(self, *, leaves_some: bool) -> tuple[dict[Sequence, int], Sequence | None]:
+        """How many tokens those who run compute in the next step, and the first whose prompt does not fit into it.
+        `leaves_some`: prompts that were begun leave a part of the step to others."""
+        budget, kept = self._limits.max_batch_tokens, 0
+        counts: dict[Sequence, int] = {}
+        behind: Sequence | None = None
         for sequence in self._by_urgency():
             if sequence not in self.running:
                 continue  # preempted for one before it
-            count = min(sequence.num_to_compute, budget)
-            if count and self._grow(sequence, sequence.num_computed + count):
-                chunks.append(Chunk(sequence, sequence.num_computed, count))
-                self._shares.count(sequence, sequence.num_computed, sequence.num_computed + count)
+            wanted = sequence.num_to_compute
+            if wanted > 1 and kept == 0 and leaves_some:
+                kept = budget // SHORT_SHARE
+            count = min(wanted, budget - kept)
+            behind = sequence if count < wanted and behind is None else behind
+            if self._grow(sequence, sequence.num_computed + count):
+                counts[sequence] = count
                 budget -= count
-        still_running = [chunk for chunk in chunks if chunk.sequence in self.running]
-        if self.num_preemptions == preemptions_before:
-            if admits or not self.running:
-                still_running += self._admit(budget)
-            if drafts:
-                rows = sum(chunk.count for chunk in still_running)
-                still_running = list(self._with_drafts(still_running, drafts, self._limits.max_batch_tokens - rows))
-        self._prefetch()
-        return ScheduledStep(tuple(still_running))
+        return {sequence: count for sequence, count in counts.items() if sequence in self.running}, behind
+
+    def _chunks_of(self, counts: Mapping[Sequence, int], left: int) -> Iterator[Chunk]:
+        """What is left of the step after all goes to prompts that were begun."""
+        for sequence, count in counts.items():
+            more = min(sequence.num_to_compute - count, left)
+            left -= more
+            chunk = Chunk(sequence, sequence.num_computed, count + more)
+            if chunk.count:
+                self._shares.count(sequence, chunk.start, chunk.start + chunk.count)
+                yield chunk
 
     def computed(self, chunk: Chunk, num_accepted: int = 0) -> None:
         """The step is over: the K and V of the chunk, and of so many drafts that were accepted and appended, are in the
         sequence's blocks. Full blocks become findable, what drafts needed beyond goes back."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.start + chunk.count + num_accepted
-        if chunk.count == 1:  # a decode
+        if sequence.num_to_compute <= 1:  # it decodes; a prompt keeps the blocks for its rest
             needed = self._blocks.blocks_for(sequence.num_computed)
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]
@@ -167,28 +190,6 @@ class Scheduler:
         """To the others, where blocks are short: who comes last by priority, service and arrival has most of it."""
         return sequence.request.priority, self._shares[sequence].service, sequence.arrival
 
-    def _with_drafts(self, chunks: list[Chunk], drafts: Mapping[str, Draft], tokens_left: int) -> Iterator[Chunk]:
-        """The chunks, and behind those that have drafts as many of them as there is room for."""
-        budget = min(tokens_left, self._limits.max_batch_tokens // DRAFTS_SHARE)
-        for chunk in chunks:
-            draft = drafts.get(chunk.sequence.id)
-            room = 0 if draft is None else self._make_room(chunk, min(len(draft.tree), budget))
-            if draft is None or room == 0:
-                yield chunk
-                continue
-            budget -= room
-            yield replace(chunk, draft=draft.first(room))
-
-    def _make_room(self, chunk: Chunk, count: int) -> int:
-        """Take free blocks for up to `count` tokens behind a chunk; how many of them have room then. One block may be
-        taken from the prefix cache, as the sequence grows into it soon; more only where nothing is cached."""
-        sequence, end = chunk.sequence, chunk.start + chunk.count
-        missing = self._blocks.blocks_for(end + count) - len(sequence.blocks)
-        if missing > 0 and count > 0:
-            sequence.blocks += self._blocks.allocate(1) or []
-            sequence.blocks += self._blocks.allocate_unkeyed(missing - 1)
-        return min(count, len(sequence.blocks) * self._blocks.block_size - end)
-
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._give_up(sequence)
@@ -206,8 +207,9 @@ class Scheduler:
         sequence.hidden = None
         self._residency.release(*sequence.adaptation.versions)
 
-    def _admit(self, budget: int) -> Iterator[Chunk]:
-        """Start waiting sequences, in their order, as long as tokens, places, blocks and adapters are there."""
+    def _admit(self, budget: int, behind: Sequence | None) -> Iterator[Chunk]:
+        """Start waiting sequences, in their order, as long as tokens, places, blocks and adapters are there. `behind`:
+        one whose prompt does not fit into the step; only whoever may pass it starts."""
         num_unfit = 0
         self._adapters.begin_round()
         for sequence in self.waiting.in_order():
@@ -217,10 +219,24 @@ class Scheduler:
                 num_unfit += 1
                 if self._must_be_next(sequence) or num_unfit == MOST_UNFIT:
                     return
+            elif behind is not None and not self._may_pass(sequence, behind, budget):
+                num_unfit += 1
+                if sequence.was_preempted or num_unfit == MOST_UNFIT:
+                    return
             elif self._take_adapters(sequence):
                 chunk = self._start(sequence, budget)
                 budget -= chunk.count
                 yield chunk
+
+    def _may_pass(self, sequence: Sequence, other: Sequence, budget: int) -> bool:
+        """Whether a waiting sequence may take tokens that one which has begun could use: all its prompt has room, and
+        it has no worse a claim."""
+        rows = len(sequence.token_ids) - len(self._cached_blocks(sequence)) * self._blocks.block_size
+        return rows <= budget and self._claim(sequence) <= self._claim(other)
+
+    def _claim(self, sequence: Sequence) -> tuple[int, tuple[float, float]]:
+        """Least goes first, whoever has arrived first."""
+        return sequence.request.priority, self._shares[sequence].service
 
     def _must_be_next(self, sequence: Sequence) -> bool:
         """Whether nobody may take blocks before a sequence for which there are too few."""

@@ -1,4 +1,4 @@
-"""When an engine process has ended: why, and what it ran, is logged and told, and what may have ended it is remembered."""
+"""When an engine process has ended: why, and what it ran, is logged and told; what may have ended it is remembered."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,0 +1,97 @@
+"""A prompt that takes many steps leaves something of each to short ones, and nobody loses by it."""
+
+from perseid_server.engine.engine import Engine
+from tests.fakes import FakeRunner, expected, fake_engine
+from tests.server.engine.test_engine import prompt_of, run, tokens
+from tests.server.engine.test_fairness import job
+
+STEP = 32  # tokens
+PART = STEP - STEP // 4
+LONG = 400  # tokens: thirteen steps
+
+
+def new_engine(**limits: int) -> tuple[Engine, FakeRunner]:
+    runner = FakeRunner(512)
+    return fake_engine(num_blocks=512, runner=runner, **{"max_batch_tokens": STEP, "max_num_seqs": 8, **limits}), runner
+
+
+def rows(runner: FakeRunner, step: int = -1) -> dict[str, int]:
+    return dict(runner.rows_of_steps[step])
+
+
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one():
+    engine, runner = new_engine()
+    engine.submit(job("long", length=LONG))
+    engine.step()
+    assert rows(runner) == {"long": STEP}
+    engine.submit(job("short", length=6, num_tokens=3))
+    (answer,) = engine.step().outputs
+    assert answer.request_id == "short", "in the very next step"
+    assert rows(runner) == {"long": STEP - 6, "short": 6}
+    outputs = run(engine)
+    assert tokens([answer, *outputs["short"]]) == expected(prompt_of(6, sum(b"short")), None, 3)
+    assert tokens(outputs["long"]) == expected(prompt_of(LONG, sum(b"long")), None, 8)
+
+
+def test_a_flood_of_short_ones_leaves_a_long_one_the_larger_part():
+    engine, runner = new_engine(max_num_seqs=STEP)
+    engine.submit(job("long", length=LONG))
+    engine.step()
+    for number in range(200):
+        engine.submit(job(f"s{number}", length=4, num_tokens=1))
+    for _ in range((LONG - STEP) // PART):
+        engine.step()
+        assert rows(runner)["long"] == PART
+        assert len(rows(runner)) > 1
+
+
+def test_what_nobody_may_take_stays_with_the_prompt_that_was_begun():
+    engine, runner = new_engine()
+    for name in ("first", "second"):
+        engine.submit(job(name, length=LONG))
+    for _ in range(LONG // STEP):
+        engine.step()
+        assert rows(runner) == {"first": STEP}
+    engine.step()
+    assert rows(runner) == {"first": LONG % STEP, "second": STEP - LONG % STEP}
+
+
+def test_who_has_been_served_more_does_not_pass():
+    engine, runner = new_engine()
+    engine.submit(job("before", length=8, num_tokens=40, tenant="greedy"))
+    engine.submit(job("long", length=LONG, tenant="modest", weight=1000.0))
+    engine.step()
+    engine.submit(job("short", length=4, tenant="greedy"))
+    engine.step()
+    assert rows(runner) == {"before": 1, "long": STEP - 1}
+    engine.submit(job("urgent", length=4, tenant="greedy", priority=-1))
+    engine.step()
+    assert rows(runner) == {"before": 1, "long": STEP - 5, "urgent": 4}
+
+
+def test_one_that_was_preempted_is_not_passed():
+    engine, runner = new_engine()
+    engine.submit(job("victim", length=100))
+    for _ in range(5):
+        engine.step()
+    engine.submit(job("long", length=LONG))
+    engine.step()
+    assert set(rows(runner)) == {"victim", "long"}
+    engine._scheduler._preempt(engine._sequences["victim"])
+    engine._blocks._block_of.clear()  # all of it is to be computed again
+    engine.submit(job("short", length=4))
+    engine.step()
+    assert rows(runner) == {"long": STEP}
+    assert set(run(engine)) == {"victim", "long", "short"}
+
+
+def test_a_prompt_keeps_its_blocks_through_a_step_that_had_room_for_one_of_its_tokens():
+    engine, runner = new_engine(max_batch_tokens=8)
+    for number in range(7):
+        engine.submit(job(f"d{number}", length=1, num_tokens=50))
+        engine.step()
+    engine.submit(job("long", length=40))
+    for _ in range(3):
+        engine.step()
+        assert rows(runner)["long"] == 1
+        assert len(engine._sequences["long"].blocks) == engine._blocks.blocks_for(40)
