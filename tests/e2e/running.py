@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +64,12 @@ class RunningServer:
         raise ProcessLookupError("the server has no engine process")
 
 
-def start_server(*arguments: str, store: Path, **environment: str) -> RunningServer:
+def start_server(
+    *arguments: str, store: Path, command: Sequence[str] = SERVE, **environment: str
+) -> RunningServer:
     """Start `perseid serve` on free ports and read its output in the background."""
     process = subprocess.Popen(
-        [*SERVE, "--store", str(store), *arguments],
+        [*command, "--store", str(store), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

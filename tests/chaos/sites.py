@@ -1,0 +1,84 @@
+"""What a test of faults is run against: the fake model at once, or the real small one with its examples in the long
+forms. Either is a real server in processes of its own.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from perseid_server.adapters.store import version_of
+from tests.chaos.serve_under_test import BASE
+from tests.e2e.prompts import TEXTS
+from tests.e2e.running import RunningServer, start_server, stop_server
+from tests.server.stack import write_adapter, write_gate_set
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "tests.chaos.serve_under_test", "serve", "--http-port", "0", "--grpc-port", "0")
+EXAMPLES = ("german-words", "iso-date", "staff-sql")
+FAKE_ENGINE = "tests.chaos.engines:build"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A base, its adapters and gates, and what to ask them."""
+
+    arguments: tuple[str, ...]
+    engine: str | None  # None: the real one
+    models: tuple[str, ...]  # the base first, `auto` last
+    prompts: tuple[str, ...]
+    max_tokens: int
+    step_timeout_s: float  # far above what a step takes
+    num_faults: int
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those that are loaded."""
+        return self.models[1:-1]
+
+
+def fake_site(folder: Path) -> Site:
+    """The fake model with two adapters and gates over them."""
+    folders = {name: write_adapter(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))}
+    gates = write_gate_set(folder / "gates", {name: version_of(path) for name, path in folders.items()})
+    return Site(
+        arguments=tuple(f"--adapter={name}={path}" for name, path in {**folders, "gates": gates}.items()),
+        engine=FAKE_ENGINE,
+        models=(BASE, *folders, "auto"),
+        prompts=tuple(f"say {number} {'again ' * number}" for number in range(6)),
+        max_tokens=120,
+        step_timeout_s=1.0,
+        num_faults=6,
+    )
+
+
+def real_site() -> Site:
+    """The embedded base with example adapters, their gates and heads: drafts are part of what must not go wrong."""
+    folders = {name: ROOT / "examples/adapters" / name for name in EXAMPLES}
+    others = {"gates": ROOT / "examples/gates/examples", "heads": ROOT / "examples/heads/base"}
+    return Site(
+        arguments=tuple(f"--adapter={name}={path}" for name, path in {**folders, **others}.items()),
+        engine=None,
+        models=("SmolLM2-135M-Instruct", *folders, "auto"),
+        prompts=TEXTS[:8],
+        max_tokens=48,
+        step_timeout_s=10.0,
+        num_faults=20,
+    )
+
+
+@contextmanager
+def running_site(site: Site, store: Path, *arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
+    """Its server, stopped at the end. `wait`: until it is ready."""
+    told = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "PERSEID_TEST_BACKOFF_S": "0.1"}
+    if site.engine is not None:
+        told["PERSEID_TEST_ENGINE"] = site.engine
+    server = start_server(*site.arguments, *arguments, store=store, command=COMMAND, **(told | environment))
+    try:
+        if wait:
+            server.wait_until_ready()
+        yield server
+    finally:
+        stop_server(server)
