@@ -47,10 +47,10 @@ def fake_site(folder: Path) -> Site:
         arguments=tuple(f"--adapter={name}={path}" for name, path in {**folders, "gates": gates}.items()),
         engine=FAKE_ENGINE,
         models=(BASE, *folders, "auto"),
-        prompts=tuple(f"say {number} {'again ' * number}" for number in range(6)),
-        max_tokens=120,
+        prompts=tuple(f"say {number} {'again ' * number}" for number in range(3)),
+        max_tokens=60,
         step_timeout_s=1.0,
-        num_faults=6,
+        num_faults=3,
     )
 
 
@@ -65,7 +65,7 @@ def real_site() -> Site:
         prompts=TEXTS[:8],
         max_tokens=48,
         step_timeout_s=10.0,
-        num_faults=20,
+        num_faults=24,
     )
 
 
