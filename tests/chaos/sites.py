@@ -69,10 +69,15 @@ def real_site() -> Site:
     )
 
 
+def import_path() -> list[str]:
+    """The children find the tests' engines, and the same packages as the tests."""
+    return [str(ROOT), *filter(None, sys.path)]
+
+
 @contextmanager
 def running_site(site: Site, store: Path, *arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
     """Its server, stopped at the end. `wait`: until it is ready."""
-    told = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "PERSEID_TEST_BACKOFF_S": "0.1"}
+    told = {"PYTHONPATH": os.pathsep.join(import_path()), "PERSEID_TEST_BACKOFF_S": "0.1"}
     if site.engine is not None:
         told["PERSEID_TEST_ENGINE"] = site.engine
     server = start_server(*site.arguments, *arguments, store=store, command=COMMAND, **(told | environment))

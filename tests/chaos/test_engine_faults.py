@@ -13,6 +13,7 @@ import httpx
 
 from tests.chaos.asking import Clients, clients_of
 from tests.chaos.load import HANG_S, answers_alone, asks_of, under_load
+from tests.chaos.processes import descriptors_of
 from tests.chaos.scraping import Scrapes, scraping
 from tests.chaos.sites import Site, running_site
 from tests.e2e.running import RunningServer
@@ -27,7 +28,7 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
         asks = asks_of(site)
         async with clients_of(server.http, server.grpc) as clients:
             alone = await answers_alone(clients, asks)
-        before = _descriptors(server)
+        before = descriptors_of(server)
         async with scraping(server.http) as scrapes, under_load(server, asks, alone) as load:
             for number in range(site.num_faults):
                 await load.completes(moments.randrange(1, 8))
@@ -43,7 +44,7 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
         assert causes["stopped"] == len(range(1, site.num_faults, 4))
         assert sum(causes.values()) >= site.num_faults
         assert set(causes) <= {"signal", "stopped"}, causes
-        await _becomes(lambda: _descriptors(server) <= before + 1)  # gRPC polls with one more, or not yet
+        await _becomes(lambda: descriptors_of(server) <= before + 1)  # gRPC polls with one more, or not yet
         await _is_as_before(server, site, store)
 
 
@@ -72,10 +73,6 @@ async def _engine(server: RunningServer, other_than: int = 0) -> int:
                 if (pid := server.engine_pid()) != other_than:
                     return pid
             await asyncio.sleep(0.01)
-
-
-def _descriptors(server: RunningServer) -> int:
-    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
 
 def _causes(scrapes: Scrapes) -> Counter[str]:

@@ -123,7 +123,7 @@ class EngineProcess(Registrations):
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._fail_requests()
+        self._fail_requests("the server is shutting down")
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -193,7 +193,7 @@ class EngineProcess(Registrations):
             await connection.close()
             raise StartFailed(ending) from gone
         except BaseException:
-            await connection.close()
+            await connection.close(ask=False)
             raise
         self._connection = connection
         self.num_restarts += self.ready is not None
@@ -213,7 +213,7 @@ class EngineProcess(Registrations):
             self._connection = None
             self.trouble = str(gone)
             self._set_status("restarting")
-            self._fail_requests()
+            self._fail_requests("the engine stopped while it worked on this request; try again")
             self.adapter_states.clear()
             try:
                 ending = await connection.bury(gone)
@@ -290,9 +290,9 @@ class EngineProcess(Registrations):
         for callback in self._watch.on_ending:
             callback(ending)
 
-    def _fail_requests(self) -> None:
+    def _fail_requests(self, why: str) -> None:
         for flight in self._in_flight.values():
-            flight.inbox.fail(self._unavailable("the engine stopped while it worked on this request; try again"))
+            flight.inbox.fail(self._unavailable(why))
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status
