@@ -4,7 +4,7 @@ forms. Either is a real server in processes of its own.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +75,15 @@ def import_path() -> list[str]:
 
 
 @contextmanager
-def running_site(site: Site, store: Path, *arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
-    """Its server, stopped at the end. `wait`: until it is ready."""
+def running_site(
+    site: Site, store: Path, *arguments: str, wait: bool = True, inside: Sequence[str] = (), **environment: str
+) -> Iterator[RunningServer]:
+    """Its server, stopped at the end. `wait`: until it is ready. `inside`: a command that runs it as its last words."""
     told = {"PYTHONPATH": os.pathsep.join(import_path()), "PERSEID_TEST_BACKOFF_S": "0.1"}
     if site.engine is not None:
         told["PERSEID_TEST_ENGINE"] = site.engine
-    server = start_server(*site.arguments, *arguments, store=store, command=COMMAND, **(told | environment))
+    command = (*inside, *COMMAND)
+    server = start_server(*site.arguments, *arguments, store=store, command=command, **(told | environment))
     try:
         if wait:
             server.wait_until_ready()
