@@ -16,7 +16,8 @@ from tests.e2e.running import RunningServer, start_server, stop_server
 from tests.server.stack import write_adapter, write_gate_set
 
 ROOT = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "tests.chaos.serve_under_test", "serve", "--http-port", "0", "--grpc-port", "0")
+COMMAND = (sys.executable, "-m", "tests.chaos.serve_under_test", "serve")
+ENVIRONMENT = {"PERSEID_HTTP_PORT": "0", "PERSEID_GRPC_PORT": "0", "PERSEID_TEST_BACKOFF_S": "0.1"}
 EXAMPLES = ("german-words", "iso-date", "staff-sql")
 FAKE_ENGINE = "tests.chaos.engines:build"
 
@@ -79,7 +80,7 @@ def running_site(
     site: Site, store: Path, *arguments: str, wait: bool = True, inside: Sequence[str] = (), **environment: str
 ) -> Iterator[RunningServer]:
     """Its server, stopped at the end. `wait`: until it is ready. `inside`: a command that runs it as its last words."""
-    told = {"PYTHONPATH": os.pathsep.join(import_path()), "PERSEID_TEST_BACKOFF_S": "0.1"}
+    told = {"PYTHONPATH": os.pathsep.join(import_path()), **ENVIRONMENT}
     if site.engine is not None:
         told["PERSEID_TEST_ENGINE"] = site.engine
     command = (*inside, *COMMAND)
