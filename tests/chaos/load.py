@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -46,6 +47,23 @@ class Load:
     alone: dict[tuple[str, str, int], Answer]
     num_asked: int = 0
     answers: list[tuple[Ask, Answer]] = field(default_factory=list)
+    num_complete: int = 0
+    served_meanwhile: list[int] = field(default_factory=list)  # of each complete one: others, from its start to its end
+
+    async def ask(self, clients: Clients, ask: Ask) -> Answer:
+        """Ask once, and note the answer."""
+        self.num_asked += 1
+        before = self.num_complete
+        answer = await clients.ask(ask)
+        self.answers.append((ask, answer))
+        if answer.kind == "complete":
+            self.served_meanwhile.append(self.num_complete - before)
+            self.num_complete += 1
+        return answer
+
+    def median_served_meanwhile(self) -> float:
+        """How many others an answer usually waits for."""
+        return statistics.median(self.served_meanwhile)
 
     def counts(self) -> Counter[str]:
         """Answers by how they ended."""
@@ -83,11 +101,7 @@ async def under_load(
 
     async def work(clients: Clients) -> None:
         while not stopping.is_set():
-            ask = next(coming)
-            load.num_asked += 1
-            answer = await clients.ask(ask)
-            load.answers.append((ask, answer))
-            if answer.kind != "complete":
+            if (await load.ask(clients, next(coming))).kind != "complete":
                 await asyncio.sleep(_BEFORE_ASKING_AGAIN_S)
 
     async with clients_of(server.http, server.grpc) as clients, asyncio.TaskGroup() as group:
