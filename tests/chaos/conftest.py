@@ -9,6 +9,12 @@ import pytest
 from tests.chaos.sites import Site, fake_site, real_site
 
 
+@pytest.fixture
+def fake(tmp_path: Path) -> Site:
+    """The fake model: what happens between processes, or on a disk, is the same with any."""
+    return fake_site(tmp_path / "site")
+
+
 @pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.chaos, pytest.mark.timeout(900)])])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     """What the fault happens to."""

@@ -1,9 +1,9 @@
 """The whole `perseid` command for tests that need real processes, ports and signals: `python -m … serve …`.
 
 PERSEID_TEST_ENGINE names a function that builds the engine, as module:function; its answers can be computed
-(`tests.fakes.expected`), and no model is loaded. Without it the real engine runs. PERSEID_TEST_BACKOFF_S bounds how long
-a restart waits: tests kill the engine more often than anything else does. As long as the file PERSEID_TEST_SLOW_DISK is
-there, nothing that is written reaches the disk.
+(`tests.fakes.expected`), and no model is loaded. Without it the real engine runs. PERSEID_TEST_BACKOFF_S bounds how
+long a restart waits: tests kill the engine more often than anything else does. As long as the file
+PERSEID_TEST_SLOW_DISK is there, nothing that is written reaches the disk.
 """
 
 import contextlib

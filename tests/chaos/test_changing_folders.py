@@ -1,5 +1,5 @@
-"""An adapter's folder that is deleted, or turns into a link, while it is loaded and after: at every look of the loader's
-at the file system, over both transports.
+"""An adapter's folder that is deleted, or turns into a link, while it is loaded and after: at every look that the
+loader takes at the file system, over both transports.
 """
 
 import asyncio
@@ -57,10 +57,10 @@ class Changing:
 
     def _changing(self, call: Callable[..., object]) -> Callable[..., object]:
         def run(path: object, *args: object, **kwargs: object) -> object:
-            if isinstance(path, str | Path) and str(path).startswith(self._within) and not self.has_changed:
-                if next(self._counter) == self._number:
-                    self.has_changed = True
-                    self._change()
+            is_looked_at = isinstance(path, str | Path) and str(path).startswith(self._within)
+            if is_looked_at and not self.has_changed and next(self._counter) == self._number:
+                self.has_changed = True
+                self._change()
             return call(path, *args, **kwargs)
 
         return run

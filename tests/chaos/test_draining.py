@@ -18,18 +18,12 @@ from perseid_server.adapters.store import AdapterStore
 from tests.chaos.engines import BEGINS_WHEN_TOLD
 from tests.chaos.processes import engine_of, has_ended, is_alive, wait_for
 from tests.chaos.serve_under_test import BASE
-from tests.chaos.sites import Site, fake_site, import_path, running_site
+from tests.chaos.sites import Site, import_path, running_site
 from tests.e2e.running import RunningServer
 from tests.server.stack import write_adapter
 
 SHORT, LONG, ENDLESS = 50, 300, 1400  # tokens, of which a thousand take a second
 WHEN_TOLD = "tests.chaos.engines:build_when_told"
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Site:
-    """The fake model: what happens between processes is the same with any."""
-    return fake_site(tmp_path / "site")
 
 
 class Callers:
@@ -60,10 +54,8 @@ class Callers:
         try:
             chunks = list(call(pb.GenerateRequest(prompt="say", sampling=sampling), timeout=120))
         except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE, error
-            return error.details()
-        assert chunks[-1].finish_reason == pb.FINISH_REASON_LENGTH
-        return "finished"
+            return error.details() if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code()}"
+        return "finished" if chunks[-1].finish_reason == pb.FINISH_REASON_LENGTH else "cut off"
 
 
 def test_what_runs_is_finished_and_what_comes_is_refused(fake: Site, tmp_path: Path) -> None:
@@ -91,6 +83,7 @@ def test_what_has_no_end_within_the_grace_is_told(fake: Site, tmp_path: Path) ->
         assert has_ended(server, engine) == 0
 
 
+@pytest.mark.chaos
 def test_while_it_starts(fake: Site, tmp_path: Path) -> None:
     told = {"PERSEID_TEST_ENGINE": WHEN_TOLD, "PERSEID_TEST_GATE": str(tmp_path / "gate")}
     with running_site(fake, tmp_path / "store", wait=False, **told) as server:
@@ -154,7 +147,7 @@ def test_while_the_engine_starts_again(fake: Site, tmp_path: Path) -> None:
         assert has_ended(server, first, second) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.chaos)])
 def test_a_second_signal_ends_it_at_once(fake: Site, tmp_path: Path, number: signal.Signals) -> None:
     with running_site(fake, tmp_path / "store", "--grace", "60") as server:
         engine, callers = engine_of(server), Callers(server)

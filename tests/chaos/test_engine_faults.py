@@ -38,7 +38,7 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
 
         load.check()
         causes = _causes(scrapes)
-        print(f"{dict(load.counts())} scrapes={scrapes.count} restarts={dict(causes)}")  # noqa: T201  for the note
+        print(f"{dict(load.counts())} scrapes={scrapes.count} restarts={dict(causes)}")
         assert load.counts()["unavailable"] > 0, "the faults met no request: the test proves nothing"
         assert scrapes.seen_up == {0.0, 1.0}, "no scrape fell into a restart: the test proves nothing"
         assert causes["stopped"] == len(range(1, site.num_faults, 4))

@@ -76,9 +76,13 @@ def _versions(server: RunningServer, disk: Path) -> set[str]:
 
 
 def _fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(4096))
+    def write_for_ever() -> None:
+        with ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_for_ever()
 
 
 def _run_inside(server: RunningServer, script: str, folder: Path) -> None:

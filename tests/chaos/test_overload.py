@@ -5,6 +5,8 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.asking import Answer, Ask, clients_of
 from tests.chaos.load import answers_alone, asks_of, under_load
 from tests.chaos.sites import Site, running_site
@@ -50,6 +52,7 @@ async def _refused(waiting: set[asyncio.Task[Answer]], count: int) -> tuple[list
     return refused, waiting
 
 
+@pytest.mark.chaos
 async def test_clients_that_come_back_at_once_ten_times_too_many(site: Site, tmp_path: Path) -> None:
     """Who is let in waits for those who were in before, not for all who knock: how many are served meanwhile follows
     from the queue. Where everybody is let in, it is as many as there are clients."""
@@ -62,7 +65,7 @@ async def test_clients_that_come_back_at_once_ten_times_too_many(site: Site, tmp
             await load.completes(10 * site.num_faults)
         load.check()
         counts = load.counts()
-        print(f"{dict(counts)} served while one waited: {load.median_served_meanwhile()}")  # noqa: T201  for the note
+        print(f"{dict(counts)} served while one waited: {load.median_served_meanwhile()}")
         assert set(counts) == {"complete", "refused"}
         assert counts["refused"] > counts["complete"], "it was not too much: the test proves nothing"
         assert load.median_served_meanwhile() <= queue * FACTOR / 2

@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.processes import engine_of, has_ended, wait_for
-from tests.chaos.sites import Site, fake_site, running_site
+from tests.chaos.sites import Site, running_site
 
 WHEN_TOLD = "tests.chaos.engines:build_when_told"
 
 
-@pytest.fixture
-def fake(tmp_path: Path) -> Site:
-    return fake_site(tmp_path / "site")
-
-
+@pytest.mark.chaos  # its short form is in tests/server/cli/test_serve.py
 @pytest.mark.parametrize("transport", ["HTTP", "gRPC"])
 def test_a_port_that_is_taken_before(fake: Site, tmp_path: Path, transport: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

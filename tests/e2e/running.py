@@ -23,6 +23,7 @@ class RunningServer:
     """Addresses and process of a server that answers /ready."""
 
     process: subprocess.Popen[str]
+    store: Path
     http: str = ""
     grpc: str = ""
     lines: list[str] = field(default_factory=list)
@@ -64,9 +65,7 @@ class RunningServer:
         raise ProcessLookupError("the server has no engine process")
 
 
-def start_server(
-    *arguments: str, store: Path, command: Sequence[str] = SERVE, **environment: str
-) -> RunningServer:
+def start_server(*arguments: str, store: Path, command: Sequence[str] = SERVE, **environment: str) -> RunningServer:
     """Start `perseid serve` on free ports and read its output in the background."""
     process = subprocess.Popen(
         [*command, "--store", str(store), *arguments],
@@ -75,7 +74,7 @@ def start_server(
         text=True,
         env=os.environ | environment,
     )
-    server = RunningServer(process)
+    server = RunningServer(process, store)
     threading.Thread(target=_read_output, args=(server,), daemon=True).start()
     return server
 
