@@ -51,3 +51,9 @@ def has_ended(server: RunningServer, *engines: int) -> int:
 def descriptors_of(server: RunningServer) -> int:
     """Open files of the API process."""
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+
+def num_children(server: RunningServer) -> int:
+    """Processes that the API process has started and not reaped."""
+    pid = server.process.pid
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

@@ -13,7 +13,7 @@ import httpx
 
 from tests.chaos.asking import Clients, clients_of
 from tests.chaos.load import HANG_S, answers_alone, asks_of, under_load
-from tests.chaos.processes import descriptors_of
+from tests.chaos.processes import descriptors_of, num_children
 from tests.chaos.scraping import Scrapes, scraping
 from tests.chaos.sites import Site, running_site
 from tests.e2e.running import RunningServer
@@ -95,7 +95,7 @@ async def _becomes(condition) -> None:
 async def _is_as_before(server: RunningServer, site: Site, store: Path) -> None:
     """Everything is loaded still, nothing runs, the whole queue is free, and nobody holds on to an adapter."""
     await _becomes(server.is_ready)
-    assert await _children(server) == 1
+    assert num_children(server) == 1
     async with clients_of(server.http, server.grpc) as clients:
         for name in ("perseid_num_requests_running", "perseid_num_requests_waiting", "perseid_kv_cache_usage_perc"):
             await _becomes(lambda name=name: server.metric(name) == 0)
@@ -103,11 +103,6 @@ async def _is_as_before(server: RunningServer, site: Site, store: Path) -> None:
         assert set(site.adapters) <= {model["id"] for model in models}
         await _fills_the_queue(clients, site)
         await _unloads(clients.http, site.adapters[0], store)
-
-
-async def _children(server: RunningServer) -> int:
-    pid = server.process.pid
-    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 async def _fills_the_queue(clients: Clients, site: Site) -> None:

@@ -29,15 +29,11 @@ def fragile(adapter_folders: dict[str, Path], server: RunningServer) -> Iterator
     folder.mkdir()
     module = "base_model.model.model.layers.3.self_attn.v_proj"
     random = np.random.default_rng(5)
-    shapes = {f"{module}.lora_A.weight": (1, 576), f"{module}.lora_B.weight": (192, 1)}
-    save_file(
-        {name: random.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}, folder / WEIGHTS
-    )
-    (folder / CONFIG).write_text(
-        json.dumps(
-            {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["v_proj"], "layers_to_transform": [3]}
-        )
-    )
+    shapes = {"lora_A": (1, 576), "lora_B": (192, 1)}
+    tensors = {f"{module}.{part}.weight": random.standard_normal(shape) for part, shape in shapes.items()}
+    save_file({name: tensor.astype(np.float16) for name, tensor in tensors.items()}, folder / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["v_proj"], "layers_to_transform": [3]}
+    (folder / CONFIG).write_text(json.dumps(config))
     yield folder
     shutil.rmtree(folder)
     Admin(server.http, server.grpc).unload("http", "fragile")

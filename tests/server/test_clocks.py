@@ -1,4 +1,4 @@
-"""What measures time does so with clocks that never jump. The wall clock is for dates, and each use of it stands here."""
+"""What measures time does so with clocks that never jump. The wall clock is for dates, each use of it stands here."""
 
 import ast
 from pathlib import Path
