@@ -15,7 +15,7 @@ from tests.e2e.running import RunningServer
 
 WORKERS = 8
 HANG_S = 120
-_BEFORE_ASKING_AGAIN_S = 0.02
+_BEFORE_ASKING_AGAIN_S = 0.1
 
 
 def asks_of(site: Site, seed: int = 0) -> list[Ask]:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 _GROWING = {"counter", "histogram"}
-_EVERY_S = 0.02
+_EVERY_S = 0.1
 
 
 @dataclass

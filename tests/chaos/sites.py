@@ -33,6 +33,7 @@ class Site:
     max_tokens: int
     step_timeout_s: float  # far above what a step takes
     num_faults: int
+    passing: tuple[Path, Path]  # adapters that are not loaded, from below an --adapter-root
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -45,29 +46,36 @@ def fake_site(folder: Path) -> Site:
     folders = {name: write_adapter(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))}
     gates = write_gate_set(folder / "gates", {name: version_of(path) for name, path in folders.items()})
     return Site(
-        arguments=tuple(f"--adapter={name}={path}" for name, path in {**folders, "gates": gates}.items()),
+        arguments=_arguments({**folders, "gates": gates}, folder),
         engine=FAKE_ENGINE,
         models=(BASE, *folders, "auto"),
         prompts=tuple(f"say {number} {'again ' * number}" for number in range(3)),
         max_tokens=60,
         step_timeout_s=1.0,
         num_faults=3,
+        passing=(write_adapter(folder / "a", seed=21), write_adapter(folder / "b", seed=22)),
     )
 
 
 def real_site() -> Site:
     """The embedded base with example adapters, their gates and heads: drafts are part of what must not go wrong."""
-    folders = {name: ROOT / "examples/adapters" / name for name in EXAMPLES}
+    examples = ROOT / "examples/adapters"
+    folders = {name: examples / name for name in EXAMPLES}
     others = {"gates": ROOT / "examples/gates/examples", "heads": ROOT / "examples/heads/base"}
     return Site(
-        arguments=tuple(f"--adapter={name}={path}" for name, path in {**folders, **others}.items()),
+        arguments=_arguments({**folders, **others}, examples),
         engine=None,
         models=("SmolLM2-135M-Instruct", *folders, "auto"),
         prompts=TEXTS[:8],
         max_tokens=48,
         step_timeout_s=10.0,
         num_faults=24,
+        passing=(examples / "roman-numeral", examples / "country-code"),
     )
+
+
+def _arguments(named: dict[str, Path], root: Path) -> tuple[str, ...]:
+    return (*(f"--adapter={name}={path}" for name, path in named.items()), "--adapter-root", str(root))
 
 
 def import_path() -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.chaos.asking import Clients, clients_of
+from tests.chaos.churn import churning
 from tests.chaos.load import HANG_S, answers_alone, asks_of, under_load
 from tests.chaos.processes import descriptors_of, num_children
 from tests.chaos.scraping import Scrapes, scraping
@@ -29,7 +30,11 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
         async with clients_of(server.http, server.grpc) as clients:
             alone = await answers_alone(clients, asks)
         before = descriptors_of(server)
-        async with scraping(server.http) as scrapes, under_load(server, asks, alone) as load:
+        async with (
+            scraping(server.http) as scrapes,
+            churning(server, site) as churn,
+            under_load(server, asks, alone) as load,
+        ):
             for number in range(site.num_faults):
                 await load.completes(moments.randrange(1, 8))
                 await asyncio.sleep(moments.uniform(0, 0.1))  # the moment is the point: nothing to wait for
@@ -38,8 +43,9 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
 
         load.check()
         causes = _causes(scrapes)
-        print(f"{dict(load.counts())} scrapes={scrapes.count} restarts={dict(causes)}")
+        print(f"{dict(load.counts())} {churn} scrapes={scrapes.count} restarts={dict(causes)}")
         assert load.counts()["unavailable"] > 0, "the faults met no request: the test proves nothing"
+        assert churn.num_complete > 0
         assert scrapes.seen_up == {0.0, 1.0}, "no scrape fell into a restart: the test proves nothing"
         assert causes["stopped"] == len(range(1, site.num_faults, 4))
         assert sum(causes.values()) >= site.num_faults
