@@ -69,7 +69,7 @@ def real_site() -> Site:
         prompts=TEXTS[:8],
         max_tokens=48,
         step_timeout_s=10.0,
-        num_faults=24,
+        num_faults=16,
         passing=(examples / "roman-numeral", examples / "country-code"),
     )
 

@@ -46,6 +46,7 @@ async def test_an_engine_killed_or_stopped_at_any_moment(site: Site, tmp_path: P
         print(f"{dict(load.counts())} {churn} scrapes={scrapes.count} restarts={dict(causes)}")
         assert load.counts()["unavailable"] > 0, "the faults met no request: the test proves nothing"
         assert churn.num_complete > 0
+        assert not [line for line in server.lines if "Traceback" in line], "a bug on the way"
         assert scrapes.seen_up == {0.0, 1.0}, "no scrape fell into a restart: the test proves nothing"
         assert causes["stopped"] == len(range(1, site.num_faults, 4))
         assert sum(causes.values()) >= site.num_faults

@@ -32,9 +32,7 @@ def test_clients_killed_amid_their_answers(site: Site, tmp_path: Path) -> None:
         wait_for(lambda: _held(server)[0] == 0, "the end of what nobody reads")
         assert _held(server) == (0, 0, 0), "blocks are free in the step that ends them"
         wait_for(lambda: descriptors_of(server) <= before, "the connections' end")
-        computed, steps = server.metric("perseid_generation_tokens_total"), _steps(server)
-        assert computed < len(clients) * NUM_TOKENS, "they were answered to the end: the test proves nothing"
-        assert _steps(server) == steps
+        assert _num_rows(server) < len(clients) * NUM_TOKENS, "they were computed to the end"
         assert server.metric("perseid_engine_restarts_total") == 0
 
 
@@ -50,5 +48,6 @@ def _held(server: RunningServer) -> tuple[float, float, float]:
     return running, waiting, kv
 
 
-def _steps(server: RunningServer) -> float:
-    return server.metric("perseid_iteration_tokens_count")
+def _num_rows(server: RunningServer) -> float:
+    """Tokens that the engine has computed, whoever got them."""
+    return server.metric("perseid_iteration_tokens_sum")
