@@ -66,10 +66,10 @@ def real_site() -> Site:
         arguments=_arguments({**folders, **others}, examples),
         engine=None,
         models=("SmolLM2-135M-Instruct", *folders, "auto"),
-        prompts=TEXTS[:8],
-        max_tokens=48,
+        prompts=TEXTS[:4],
+        max_tokens=32,
         step_timeout_s=10.0,
-        num_faults=16,
+        num_faults=12,
         passing=(examples / "roman-numeral", examples / "country-code"),
     )
 
