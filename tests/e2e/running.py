@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ class RunningServer:
     """Addresses and process of a server that answers /ready."""
 
     process: subprocess.Popen[str]
+    store: Path
     http: str = ""
     grpc: str = ""
     lines: list[str] = field(default_factory=list)
@@ -71,16 +72,16 @@ class RunningServer:
         raise ProcessLookupError("the server has no engine process")
 
 
-def start_server(*arguments: str, store: Path, **environment: str) -> RunningServer:
+def start_server(*arguments: str, store: Path, command: Sequence[str] = SERVE, **environment: str) -> RunningServer:
     """Start `perseid serve` on free ports and read its output in the background."""
     process = subprocess.Popen(
-        [*SERVE, "--store", str(store), *arguments],
+        [*command, "--store", str(store), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | environment,
     )
-    server = RunningServer(process)
+    server = RunningServer(process, store)
     threading.Thread(target=_read_output, args=(server,), daemon=True).start()
     return server
 

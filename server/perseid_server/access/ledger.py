@@ -55,12 +55,14 @@ class Ledger:
         self.save()
 
     def used(self, key: str) -> Used:
-        """As of now. A clock that is set back stays on the last day it has seen."""
+        """As of now. Where the clock is set back, what was used on the later day counts for this one: a clock that was
+        a year ahead for a moment locks nobody out for a year."""
         with self._lock:
             used = self._used.setdefault(key, Used())
             day = int(self._wall() // DAY_S)
             if day > used.day:
-                used.day, used.today = day, 0
+                used.today = 0
+            used.day = day
             return used
 
     def until_tomorrow_s(self, key: str) -> float:

@@ -69,7 +69,7 @@ async def _serve(config: ServeConfig) -> int:
         sys.stdout.flush()
         await stopping.wait()
         logger.info("shutting down; running requests get %g s", config.grace)
-        await running.service.drain(config.grace)
+        await asyncio.gather(running.service.drain(config.grace), running.registry.drain(config.grace))
     return 0
 
 

@@ -94,6 +94,7 @@ class AdapterRegistry(LoadedNames):
         self._versions: dict[str, Loaded] = {}  # all that the engine knows: named, or leased still
         self._background = Background()
         self._writing = asyncio.Lock()  # one change of names at a time
+        self._draining = False
         self._on_load: list[Callable[[str, float], None]] = []
         self._on_change: list[Callable[[], None]] = []
         self.leases = Leases(self._freed)
@@ -134,6 +135,7 @@ class AdapterRegistry(LoadedNames):
 
         `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
         """
+        self._refuse_when_draining()
         check_name(name, taken=self.reserved_names)
         _refuse_unseen(name)
         if not replace:
@@ -152,11 +154,19 @@ class AdapterRegistry(LoadedNames):
 
     async def unload(self, name: str) -> None:
         """Take a name away. NotFound when there is none."""
+        self._refuse_when_draining()
         await self._background.whole(self._unload(name))
 
     async def pin(self, name: str, *, pinned: bool) -> Loaded:
         """Keep an adapter or a gate set on the device, or let it go. Heads are always there."""
+        self._refuse_when_draining()
         return await self._background.whole(self._pin(name, pinned))
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more changes; return when those that have begun are made, or the grace time is over."""
+        self._draining = True
+        if self._background.tasks:
+            await asyncio.wait(self._background.tasks, timeout=grace_s)
 
     def on_load(self, callback: Callable[[str, float], None]) -> None:
         """Be told how every load ended, "loaded" or "refused", and after how many seconds."""
@@ -234,6 +244,10 @@ class AdapterRegistry(LoadedNames):
     def _load_ended(self, outcome: str, started: float) -> None:
         for callback in self._on_load:
             callback(outcome, time.perf_counter() - started)
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Unavailable("the server is shutting down", retry_after_s=5.0)
 
     def _refuse_taken(self, *names: str) -> None:
         for name in names:

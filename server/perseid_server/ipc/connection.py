@@ -80,10 +80,12 @@ class Connection:
             status = None
         return ending_of(gone, status, num_oom_kills() - self._num_oom_kills)
 
-    async def close(self) -> None:
-        """End the process in any case, also when the caller is cancelled meanwhile, and give everything back."""
+    async def close(self, *, ask: bool = True) -> None:
+        """End the process in any case, also when the caller is cancelled meanwhile, and give everything back.
+        `ask`: give it a moment to end by itself; while it starts it would not listen."""
         try:
-            await self.end()
+            if ask:
+                await self.end()
         finally:
             try:
                 await _kill(self.process)

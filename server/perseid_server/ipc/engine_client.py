@@ -124,7 +124,7 @@ class EngineProcess(Registrations):
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._fail_requests()
+        self._fail_requests("the server is shutting down")
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -195,7 +195,7 @@ class EngineProcess(Registrations):
             await connection.close()
             raise StartFailed(ending, stacks) from gone
         except BaseException:
-            await connection.close()
+            await connection.close(ask=False)
             raise
         self._connection = connection
         self.num_restarts += self.ready is not None
@@ -215,7 +215,7 @@ class EngineProcess(Registrations):
             self._connection = None
             self._aftermath.trouble = str(gone)
             self._set_status("restarting")
-            self._fail_requests()
+            self._fail_requests("the engine stopped while it worked on this request; try again")
             self.adapter_states.clear()
             try:
                 ending = await connection.bury(gone)
@@ -270,9 +270,9 @@ class EngineProcess(Registrations):
         flights = self._in_flight.values()
         return [one.request for one in flights if running.may_be_one_of(one.request.request_id)]
 
-    def _fail_requests(self) -> None:
+    def _fail_requests(self, why: str) -> None:
         for flight in self._in_flight.values():
-            flight.inbox.fail(self._unavailable("the engine stopped while it worked on this request; try again"))
+            flight.inbox.fail(self._unavailable(why))
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status

@@ -79,6 +79,12 @@ class EngineSocket:
                 self._read()
         return list(split_frames(self._received))
 
+    def other_end_is_gone(self) -> bool:
+        """Whether nobody will read what is sent, though there may be something to receive."""
+        hang_up = select.poll()
+        hang_up.register(self._socket, 0)  # told unasked
+        return any(found & select.POLLHUP for _, found in hang_up.poll(0))
+
     def send(self, message: FromEngine) -> None:
         """Send as much as the other end takes now, the rest later."""
         self._unsent += from_engine.encode(message)
@@ -177,6 +183,8 @@ def build_real_engine(config: EngineConfig) -> tuple[Engine, EngineReady]:
 def run(sock: socket.socket, pulse: Pulse, build: Build) -> None:
     """Read the configuration, build, say so, serve."""
     link = EngineSocket(sock)
+    if link.other_end_is_gone():  # the parent ended before this process could ask to end with it
+        return
     frames: list[bytes] = []
     while not frames:
         frames = link.receive(None)

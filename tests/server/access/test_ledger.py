@@ -151,7 +151,7 @@ def test_days_are_those_of_utc() -> None:
     ledger.add("a", 2)
     now[0] -= DAY_S / 2  # a clock that is set back does not bring yesterday's count, nor forget today's
     assert ledger.used("a").today == 2
-    assert ledger.until_tomorrow_s("a") == 1.5 * DAY_S
+    assert ledger.until_tomorrow_s("a") == 0.5 * DAY_S
     now[0] = 100 * DAY_S - 0.0001
     assert ledger.until_tomorrow_s("a") == 0.001
 

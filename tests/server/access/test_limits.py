@@ -108,6 +108,26 @@ def test_a_day_ends_and_a_total_does_not(clock: Clock) -> None:
         pass
 
 
+@pytest.mark.parametrize("ahead_days", [1, 365])
+def test_a_clock_that_was_ahead_for_a_moment_locks_nobody_out(clock: Clock, ahead_days: int) -> None:
+    wall = Clock()
+    wall.now = 10 * DAY_S + 100.0
+    limiter, one = Limiter(Ledger(wall=wall), clock), key("d", allowance=Allowance(tokens_per_day=10))
+    limiter.count_request(one)
+    with limiter.metered(one.caller, 10):
+        pass
+    wall.now += ahead_days * DAY_S
+    with limiter.metered(one.caller, 10):  # another day, as far as anybody can tell
+        pass
+    wall.now -= ahead_days * DAY_S
+    with pytest.raises(QuotaSpent) as caught, limiter.metered(one.caller, 1):
+        pass
+    assert caught.value.retry_after_s == DAY_S - 100
+    wall.now += DAY_S
+    with limiter.metered(one.caller, 10):
+        pass
+
+
 def test_a_limit_that_changes_forgives_nothing(clock: Clock) -> None:
     limiter = Limiter(clock=clock)
     limiter.count_request(key("a", allowance=Allowance(requests_per_minute=1)))

@@ -318,7 +318,7 @@ async def test_stopping_fails_what_is_in_flight_and_ends_the_process() -> None:
         await anext(stream)
         process = engine._connection.process
         await engine.stop()
-        with pytest.raises(Unavailable, match="the engine stopped"):
+        with pytest.raises(Unavailable, match="the server is shutting down"):
             async for _ in stream:
                 pass
         assert process.returncode == 0

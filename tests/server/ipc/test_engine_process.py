@@ -73,3 +73,12 @@ def test_a_parent_that_is_gone_closes_the_link(unread: bool) -> None:
         parent.close()
         assert link.receive(None) == []
         assert link.closed
+
+
+def test_a_parent_that_is_gone_is_found_out_before_what_it_sent_is_taken() -> None:
+    with connected() as (parent, link):
+        parent.sendall(to_engine.encode(Abort("r")))
+        assert not link.other_end_is_gone()
+        parent.close()
+        assert link.other_end_is_gone()
+        assert [to_engine.decode(frame) for frame in link.receive(None)] == [Abort("r")]
