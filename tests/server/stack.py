@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from perseid_router.request_router import RequestRouter, count_buckets
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -54,6 +55,7 @@ class Stack:
     app: FastAPI
     root: Path  # adapters below it may be loaded by clients
     gate: Gate | None = None
+    budget: BodyBudget = field(default_factory=BodyBudget)
 
     def says(self, text: str) -> None:
         """Every answer is this text from now on."""
@@ -93,11 +95,13 @@ def make_stack(
     default_gate_set: str | None = None,
     drafting: Drafting | None = None,
     gate: Gate | None = None,
+    engine: FakeEngineProcess | None = None,
+    budget: BodyBudget | None = None,
 ) -> Stack:
-    """A server that is not listening."""
-    runner = FakeRunner(512)
-    built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
-    engine = FakeEngineProcess(built, max_model_len=max_model_len)
+    """A server that is not listening. `engine`: the fake one, or what behaves like it."""
+    if engine is None:
+        built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=FakeRunner(512))
+        engine = FakeEngineProcess(built, max_model_len=max_model_len)
     root = folder / "adapters"
     root.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder / "store")
@@ -114,8 +118,9 @@ def make_stack(
         engine, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
     status = ServerStatus(service, lambda: engine.status)
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
-    return Stack(engine, store, registry, metrics, service, status, app, root, gate)
+    budget = budget or BodyBudget(on_refusal=metrics.rejected)
+    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, budget=budget)
+    return Stack(engine, store, registry, metrics, service, status, app, root, gate, budget)
 
 
 @dataclass
@@ -151,7 +156,7 @@ async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveSta
     api = ApiServer("127.0.0.1", 0, 0, tls)
     try:
         credentials = tls.credentials() if tls is not None else None
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials)
+        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget)
         addresses = await api.start(stack.app, grpc_server, stack.status)
         yield LiveStack(stack, addresses)
     finally:

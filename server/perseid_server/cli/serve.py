@@ -21,6 +21,7 @@ from perseid_server import __version__
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.descriptors import allow_connections
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
@@ -165,8 +166,9 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
+        budget = BodyBudget(on_refusal=metrics.rejected)
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, budget=budget)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, budget)
         addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 

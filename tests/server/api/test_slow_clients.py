@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from perseid_server.api.http import app, protocol
+from perseid_server.api.http import bodies, protocol
 from tests.server.stack import LiveStack
 
 
@@ -73,7 +73,7 @@ async def test_a_request_longer_than_the_time_for_headers_is_answered(
 
 
 async def test_a_body_that_does_not_come(live: LiveStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.1)
     reader, writer = await connect(live)
     writer.write(post({"model": "tiny", "prompt": "say"}, length=10_000))
     answer = await closed(reader)
