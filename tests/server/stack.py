@@ -151,12 +151,16 @@ class LiveStack:
 
 
 @asynccontextmanager
-async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveStack]:
+async def serving(
+    stack: Stack, tls: Tls | None = None, most_connections: int | None = None
+) -> AsyncIterator[LiveStack]:
     """Both transports on loopback, ports of the system's choice."""
-    api = ApiServer("127.0.0.1", 0, 0, tls)
+    api = ApiServer("127.0.0.1", 0, 0, tls, most_connections)
     try:
         credentials = tls.credentials() if tls is not None else None
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget)
+        grpc_server = GrpcServer(
+            stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget, most_connections
+        )
         addresses = await api.start(stack.app, grpc_server, stack.status)
         yield LiveStack(stack, addresses)
     finally:

@@ -22,7 +22,7 @@ from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.body_budget import BodyBudget
-from perseid_server.api.descriptors import allow_connections
+from perseid_server.api.descriptors import allow_connections, connections_of_each
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -55,14 +55,14 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
-    allow_connections()
-    return uvloop.run(_serve(config))
+    most_connections = connections_of_each(allow_connections())
+    return uvloop.run(_serve(config, most_connections))
 
 
-async def _serve(config: ServeConfig) -> int:
+async def _serve(config: ServeConfig, most_connections: int | None) -> int:
     stopping = _stop_signals()
     async with contextlib.AsyncExitStack() as stack:
-        running = await _unless_stopped(stopping, stack.enter_async_context(_server(config)))
+        running = await _unless_stopped(stopping, stack.enter_async_context(_server(config, most_connections)))
         if running is None:
             logger.info("stopped while starting")
             return 0
@@ -114,12 +114,12 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
+async def _server(config: ServeConfig, most_connections: int | None) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
-        api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls)
+        api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls, most_connections)
         stack.push_async_callback(api.stop)
         source = await asyncio.to_thread(resolve_model, config.model)
         store_folder = config.store or _default_store(source.name)
@@ -168,7 +168,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         budget = BodyBudget(on_refusal=metrics.rejected)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, budget=budget)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, budget)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, budget, most_connections)
         addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 

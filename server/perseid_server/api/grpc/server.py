@@ -46,12 +46,14 @@ class GrpcServer:
         gate: Gate | None = None,
         credentials: grpc.ServerCredentials | None = None,
         budget: BodyBudget | None = None,
+        most_connections: int | None = None,
     ) -> None:
         """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `budget`: of messages, None:
-        one of its own."""
+        one of its own; `most_connections`: beyond them a client is turned away at once."""
+        connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
         self._server = grpc.aio.server(
             interceptors=[Patience(budget or BodyBudget()), Access(gate or Gate())],
-            options=_OPTIONS,
+            options=(*_OPTIONS, *connections),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._credentials = credentials
