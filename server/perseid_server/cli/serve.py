@@ -55,14 +55,13 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
-    most_connections = connections_of_each(allow_connections())
-    return uvloop.run(_serve(config, most_connections))
+    return uvloop.run(_serve(config))
 
 
-async def _serve(config: ServeConfig, most_connections: int | None) -> int:
+async def _serve(config: ServeConfig) -> int:
     stopping = _stop_signals()
     async with contextlib.AsyncExitStack() as stack:
-        running = await _unless_stopped(stopping, stack.enter_async_context(_server(config, most_connections)))
+        running = await _unless_stopped(stopping, stack.enter_async_context(_server(config)))
         if running is None:
             logger.info("stopped while starting")
             return 0
@@ -114,9 +113,10 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def _server(config: ServeConfig, most_connections: int | None) -> AsyncGenerator[RunningServer]:
+async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
+    most_connections = connections_of_each(allow_connections())
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
         api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls, most_connections)
