@@ -22,6 +22,7 @@ from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.body_budget import BodyBudget
+from perseid_server.api.grpc.patience import Patience
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -129,6 +130,7 @@ class LiveStack:
 
     stack: Stack
     addresses: Addresses
+    patience: Patience
     stop: Callable[[], object] = lambda: None
 
     @property
@@ -162,7 +164,7 @@ async def serving(
             stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget, most_connections
         )
         addresses = await api.start(stack.app, grpc_server, stack.status)
-        yield LiveStack(stack, addresses)
+        yield LiveStack(stack, addresses, grpc_server.patience)
     finally:
         stack.engine.go_on()
         await api.stop()
@@ -253,6 +255,13 @@ async def settle() -> None:
     """Let everything that can run now, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds, looking again and again."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  what is looked at tells nobody when it changes
+            await asyncio.sleep(0.005)
 
 
 def stored(stack: Stack) -> set[str]:

@@ -51,8 +51,9 @@ class GrpcServer:
         """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `budget`: of messages, None:
         one of its own; `most_connections`: beyond them a client is turned away at once."""
         connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
+        self.patience = Patience(budget or BodyBudget())
         self._server = grpc.aio.server(
-            interceptors=[Patience(budget or BodyBudget()), Access(gate or Gate())],
+            interceptors=[self.patience, Access(gate or Gate())],
             options=(*_OPTIONS, *connections),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
