@@ -156,3 +156,19 @@ async def test_who_leaves_before_the_message_is_forgotten(
         call.cancel()
         await late(live, 0)
     assert not caplog.records
+
+
+async def test_few_messages_are_read_at_once_and_those_who_leave_make_room(
+    live: LiveStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "AT_ONCE_S", 60.0)
+    reading = live.patience._reading
+    async with grpc.aio.insecure_channel(live.grpc) as channel:
+        calls = [begin(channel, asyncio.Event()) for _ in range(2 * patience.MOST_READING)]
+        await until(lambda: len(reading._waiters or ()) == patience.MOST_READING)
+        asking = asyncio.create_task(answer(channel))
+        await until(lambda: len(reading._waiters) == patience.MOST_READING + 1)
+        for call in calls:
+            call.cancel()
+        assert await asking == expected(tuple(b"say"), None, 12)
+    await until(lambda: reading._value == patience.MOST_READING)

@@ -22,9 +22,10 @@ from perseid_server.frontend.shared_limit import SharedLimit
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE_S = 0.25  # in which most messages have come
+MOST_READING = 16  # calls whose message is read now; of the others' nothing is taken beyond a first window
+AT_ONCE_S = 0.1  # in which most messages have come
+MOST_LATE = 16  # calls whose message has not, and is still read
 MESSAGE_TIMEOUT_S = 60.0  # in which all have
-MOST_LATE = 16  # calls whose message did not come at once; the network bounds what the others can have sent so far
 STALL_TIMEOUT_S = 30.0  # in which a client must take what lies before the next part of its answer
 _RETRY_AFTER_S = 2.0
 
@@ -38,6 +39,7 @@ class Patience(grpc.aio.ServerInterceptor):
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
+        self._reading = asyncio.Semaphore(MOST_READING)
         self._late = SharedLimit(MOST_LATE)
 
     async def intercept_service(
@@ -79,26 +81,31 @@ class Patience(grpc.aio.ServerInterceptor):
         """The call's message, which counts in the budget meanwhile. Errors of ours end the call when all is let go:
         a client that does not read takes its time with them too."""
         try:
-            raw = await self._message(context, current_caller())
-            with self._budget.hold(current_caller(), len(raw)):
+            message = await self._message(context, current_caller())
+            with self._budget.hold(current_caller(), len(message)):
                 decode = handler.request_deserializer
-                yield raw if decode is None else decode(raw)
+                message = message if decode is None else decode(message)  # what it was made of is not kept
+                yield message
         except PerseidError as error:
             await abort(context, error)
 
-    async def _message(self, context: _Context, caller: Caller) -> bytes:
+    async def _message(self, context: _Context, caller: Caller) -> Any:
+        await self._reading.acquire()
         reading = asyncio.ensure_future(context.read())
         try:
-            await asyncio.wait({reading}, timeout=AT_ONCE_S)
+            try:
+                await asyncio.wait({reading}, timeout=AT_ONCE_S)
+            finally:
+                self._reading.release()
             await asyncio.sleep(0)  # on a loop that is late it may have come, and not been looked at
             if not reading.done():
                 await self._wait_for_late(reading, caller)
-            raw = await reading
+            message = await reading
         finally:
             reading.cancel()
-        if raw is grpc.aio.EOF:
+        if message is grpc.aio.EOF:
             raise InvalidRequest("the call has no message")
-        return raw  # type: ignore[no-any-return]  # there is no deserializer
+        return message
 
     async def _wait_for_late(self, reading: asyncio.Future[Any], caller: Caller) -> None:
         if not (self._late.fits(1) and self._late.is_fair(caller, 1)):

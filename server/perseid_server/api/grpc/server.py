@@ -24,6 +24,7 @@ SERVICES = (
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # on by default: a second server would share the port, and the requests, silently
     ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing, or speaks no TLS, is let go
+    ("grpc.http2.bdp_probe", 0),  # a call's first window stays at 64 KiB: what may come before its message is read
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
     ("grpc.max_send_message_length", MAX_BODY_BYTES),
     ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word is found out,
