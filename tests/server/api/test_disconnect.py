@@ -53,8 +53,10 @@ async def test_leaving_before_the_headers_of_a_stream(live: LiveStack) -> None:
     about = {"type": "http", "asgi": {"spec_version": "2.4"}, "http_version": "1.1", "method": "POST"}
     scope = about | {"path": "/v1/completions", "query_string": b"", "headers": headers}
 
+    messages = iter([{"type": "http.request", "body": body}])
+
     async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": body}
+        return next(messages, None) or await asyncio.Event().wait()
 
     async def send(_: object) -> None:
         raise OSError("the connection is closed")
