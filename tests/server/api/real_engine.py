@@ -20,10 +20,12 @@ class Watched(EngineProcess):
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.stats = EngineStats()
+        self.num_steps = 0
         self.on_step(self._saw)
 
     def _saw(self, step: StepOutputs) -> None:
         self.stats = step.stats
+        self.num_steps += 1
 
     def go_on(self) -> None:
         """It always does."""
