@@ -131,6 +131,7 @@ class LiveStack:
     stack: Stack
     addresses: Addresses
     patience: Patience
+    api: ApiServer
     stop: Callable[[], object] = lambda: None
 
     @property
@@ -164,7 +165,7 @@ async def serving(
             stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget, most_connections
         )
         addresses = await api.start(stack.app, grpc_server, stack.status)
-        yield LiveStack(stack, addresses, grpc_server.patience)
+        yield LiveStack(stack, addresses, grpc_server.patience, api)
     finally:
         stack.engine.go_on()
         await api.stop()

@@ -104,7 +104,9 @@ async def test_a_grpc_deadline_ends_the_request(live: LiveStack) -> None:
     live.stack.engine.hold()
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         message = pb.GenerateRequest(prompt="say", adapter="one", sampling=pb.SamplingParams(max_tokens=200))
+        asking = asyncio.ensure_future(stubs.GenerationStub(channel).Generate(message, timeout=1))
+        await live.stack.engine.submissions(1)
         with pytest.raises(grpc.aio.AioRpcError) as late:
-            await stubs.GenerationStub(channel).Generate(message, timeout=0.2)
+            await asking
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await freed(live, 1)

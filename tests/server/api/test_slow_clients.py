@@ -117,13 +117,3 @@ async def test_a_half_closed_client_still_gets_its_answer_or_is_freed(live: Live
     async with asyncio.timeout(20):
         await live.stack.service._idle.wait()
     assert live.stack.engine.engine.stats().kv_blocks_used == 0
-
-
-async def test_thousands_of_idle_connections_are_harmless(live: LiveStack) -> None:
-    idle = [await connect(live) for _ in range(500)]
-    port = live.addresses.grpc_port
-    idle += [await asyncio.open_connection(live.addresses.host, port) for _ in range(500)]
-    await alive(live)
-    for _, writer in idle:
-        writer.close()
-    await alive(live)
