@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -29,6 +29,7 @@ MESSAGE_TIMEOUT_S = 60.0  # in which all have
 STALL_TIMEOUT_S = 30.0  # in which a client must take what lies before the next part of its answer
 _RETRY_AFTER_S = 2.0
 
+Check: TypeAlias = Callable[[Caller], None]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -37,8 +38,10 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Patience(grpc.aio.ServerInterceptor):
     """The outermost: it reads what the others' handlers are given, and sends what they yield."""
 
-    def __init__(self, budget: BodyBudget) -> None:
+    def __init__(self, budget: BodyBudget, doors: Mapping[str, Check]) -> None:
+        """`doors`, by service: raises what a caller is told for whom there is no room; nothing is read then."""
         self._budget = budget
+        self._doors = doors
         self._reading = asyncio.Semaphore(MOST_READING)
         self._late = SharedLimit(MOST_LATE)
 
@@ -51,23 +54,25 @@ class Patience(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        return self._streaming(handler) if handler.response_streaming else self._single(handler)
+        service = handler_call_details.method.rpartition("/")[0].lstrip("/")
+        check = self._doors.get(service, lambda _: None)
+        return self._streaming(handler, check) if handler.response_streaming else self._single(handler, check)
 
-    def _single(self, handler: _Handler) -> _Handler:
+    def _single(self, handler: _Handler, check: Check) -> _Handler:
         behave: Any = handler.unary_unary
 
         async def answer(_: object, context: _Context) -> Any:
-            async with self._request(handler, context) as request:
+            async with self._request(handler, check, context) as request:
                 return await behave(request, context)
 
         made: _Handler = grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
         return made
 
-    def _streaming(self, handler: _Handler) -> _Handler:
+    def _streaming(self, handler: _Handler, check: Check) -> _Handler:
         behave: Any = handler.unary_stream
 
         async def answer(_: object, context: _Context) -> None:
-            async with self._request(handler, context) as request:
+            async with self._request(handler, check, context) as request:
                 if inspect.isasyncgenfunction(behave):
                     await _send(behave(request, context), context)
                 else:
@@ -77,12 +82,14 @@ class Patience(grpc.aio.ServerInterceptor):
         return made
 
     @contextlib.asynccontextmanager
-    async def _request(self, handler: _Handler, context: _Context) -> AsyncIterator[Any]:
+    async def _request(self, handler: _Handler, check: Check, context: _Context) -> AsyncIterator[Any]:
         """The call's message, which counts in the budget meanwhile. Errors of ours end the call when all is let go:
         a client that does not read takes its time with them too."""
         try:
-            message = await self._message(context, current_caller())
-            with self._budget.hold(current_caller(), len(message)):
+            caller = current_caller()
+            check(caller)
+            message = await self._message(context, caller)
+            with self._budget.hold(caller, len(message)):
                 decode = handler.request_deserializer
                 message = message if decode is None else decode(message)  # what it was made of is not kept
                 yield message

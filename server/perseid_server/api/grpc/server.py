@@ -32,6 +32,8 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.server.max_pending_requests", 1 << 14),  # calls that nobody has looked at; what is beyond them is cancelled
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 15),  # without a word, from the first number on by chance
     ("grpc.max_concurrent_streams", 1024),  # of one connection; more wait at the client
 )
 
@@ -52,7 +54,7 @@ class GrpcServer:
         """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `budget`: of messages, None:
         one of its own; `most_connections`: beyond them a client is turned away at once."""
         connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
-        self.patience = Patience(budget or BodyBudget())
+        self.patience = Patience(budget or BodyBudget(), {SERVICES[0]: service.check_room})
         self._server = grpc.aio.server(
             interceptors=[self.patience, Access(gate or Gate())],
             options=(*_OPTIONS, *connections),

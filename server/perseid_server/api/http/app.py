@@ -14,6 +14,7 @@ from perseid_server.api.http import errors
 from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
 from perseid_server.api.http.bodies import Bodies
+from perseid_server.api.http.door import Door
 from perseid_server.api.http.generate import GenerationRoutes
 from perseid_server.api.http.operations import OperationRoutes
 from perseid_server.api.status import ServerStatus
@@ -44,6 +45,7 @@ def build_app(
     app.include_router(AdapterRoutes(registry, service, base, root).router)
     app.include_router(OperationRoutes(service, metrics, status).router)
     app.add_middleware(Bodies, budget=budget or BodyBudget())
+    app.add_middleware(Door, check=service.check_room)
     app.add_middleware(Access, gate=gate or Gate())
     app.add_middleware(RequestIds)  # the outermost: refusals have request ids too
     return app
