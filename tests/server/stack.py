@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,8 @@ from perseid_router.request_router import RequestRouter, count_buckets
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
+from perseid_server.api.body_budget import BodyBudget
+from perseid_server.api.grpc.patience import Patience
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -55,6 +57,7 @@ class Stack:
     app: FastAPI
     root: Path  # adapters below it may be loaded by clients
     gate: Gate | None = None
+    budget: BodyBudget = field(default_factory=BodyBudget)
 
     def says(self, text: str) -> None:
         """Every answer is this text from now on."""
@@ -95,10 +98,13 @@ def make_stack(
     drafting: Drafting | None = None,
     gate: Gate | None = None,
     engine: Engine | None = None,
+    process: FakeEngineProcess | None = None,
+    budget: BodyBudget | None = None,
 ) -> Stack:
-    """A server that is not listening, over the fake engine unless another is given."""
-    built = engine or fake_engine(num_blocks=512, max_model_len=max_model_len, runner=FakeRunner(512))
-    process = FakeEngineProcess(built, max_model_len=max_model_len)
+    """A server that is not listening, over the fake engine unless another, or its process, is given."""
+    if process is None:
+        built = engine or fake_engine(num_blocks=512, max_model_len=max_model_len, runner=FakeRunner(512))
+        process = FakeEngineProcess(built, max_model_len=max_model_len)
     root = folder / "adapters"
     root.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder / "store")
@@ -115,8 +121,9 @@ def make_stack(
         process, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
     status = ServerStatus(service, lambda: process.status, lambda: process.trouble)
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
-    return Stack(process, store, registry, metrics, service, status, app, root, gate)
+    budget = budget or BodyBudget(on_refusal=metrics.rejected)
+    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, budget=budget)
+    return Stack(process, store, registry, metrics, service, status, app, root, gate, budget)
 
 
 @dataclass
@@ -125,6 +132,8 @@ class LiveStack:
 
     stack: Stack
     addresses: Addresses
+    patience: Patience
+    api: ApiServer
     stop: Callable[[], object] = lambda: None
 
     @property
@@ -147,14 +156,18 @@ class LiveStack:
 
 
 @asynccontextmanager
-async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveStack]:
+async def serving(
+    stack: Stack, tls: Tls | None = None, most_connections: int | None = None
+) -> AsyncIterator[LiveStack]:
     """Both transports on loopback, ports of the system's choice."""
-    api = ApiServer("127.0.0.1", 0, 0, tls)
+    api = ApiServer("127.0.0.1", 0, 0, tls, most_connections)
     try:
         credentials = tls.credentials() if tls is not None else None
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials)
+        grpc_server = GrpcServer(
+            stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget, most_connections
+        )
         addresses = await api.start(stack.app, grpc_server, stack.status)
-        yield LiveStack(stack, addresses)
+        yield LiveStack(stack, addresses, grpc_server.patience, api)
     finally:
         stack.engine.go_on()
         await api.stop()
@@ -245,6 +258,13 @@ async def settle() -> None:
     """Let everything that can run now, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds, looking again and again."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  what is looked at tells nobody when it changes
+            await asyncio.sleep(0.005)
 
 
 def stored(stack: Stack) -> set[str]:

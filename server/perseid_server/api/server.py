@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,8 @@ _WATCH_INTERVAL_S = 0.05
 LAST_WORDS_S = 2.0
 _SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
 
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # s, s, times; as gRPC's own
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -31,9 +34,17 @@ class Addresses:
 class ApiServer:
     """Binds first, so that a taken port is an error before anything is loaded; serves after."""
 
-    def __init__(self, host: str, http_port: int, grpc_port: int, tls: Tls | None = None) -> None:
-        """`tls`: None for plain text. Conflict when a port is not free."""
+    def __init__(
+        self,
+        host: str,
+        http_port: int,
+        grpc_port: int,
+        tls: Tls | None = None,
+        most_connections: int | None = None,
+    ) -> None:
+        """`tls`: None for plain text; `most_connections`: of HTTP. Conflict when a port is not free."""
         self._tls = tls
+        self._protocol = partial(PatientProtocol, most_connections=most_connections)
         self._socket = _listen(host, http_port, "HTTP")
         _listen(host, grpc_port, "gRPC").close()  # gRPC takes its port itself, when it starts
         self._host = host
@@ -49,7 +60,7 @@ class ApiServer:
         self._grpc = grpc_server
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=self._protocol,  # type: ignore[arg-type]  # it makes protocols, as the class does
             ws="none",
             loop="none",
             log_config=None,
@@ -103,6 +114,7 @@ def _listen(host: str, port: int, transport: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # its connections inherit it
+        _notice_who_is_gone(listener)
         listener.bind((host, port))
         listener.listen(1024)
     except OSError as error:
@@ -110,3 +122,12 @@ def _listen(host: str, port: int, transport: str) -> socket.socket:
         field = f"{transport.lower()}_port"
         raise Conflict(f"{transport} cannot listen on {host}:{port}: {error.strerror}", field=field) from error
     return listener
+
+
+def _notice_who_is_gone(listener: socket.socket) -> None:
+    """Let the system ask clients that are silent whether they are there; connections inherit it. Else a request of
+    one that has vanished without a word is computed to its end."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -21,7 +21,8 @@ from perseid_server import __version__
 from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import OPERATOR, SourcePolicy
 from perseid_server.adapters.store import AdapterStore
-from perseid_server.api.descriptors import allow_connections
+from perseid_server.api.body_budget import BodyBudget
+from perseid_server.api.descriptors import allow_connections, connections_of_each
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
 from perseid_server.api.server import Addresses, ApiServer
@@ -54,7 +55,6 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
-    allow_connections()
     return uvloop.run(_serve(config))
 
 
@@ -116,9 +116,10 @@ class RunningServer:
 async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
+    most_connections = connections_of_each(allow_connections())
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
-        api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls)
+        api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls, most_connections)
         stack.push_async_callback(api.stop)
         source = await asyncio.to_thread(resolve_model, config.model)
         store_folder = config.store or _default_store(source.name)
@@ -165,8 +166,9 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
+        budget = BodyBudget(on_refusal=metrics.rejected)
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, budget=budget)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, budget, most_connections)
         addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 

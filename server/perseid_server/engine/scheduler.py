@@ -2,10 +2,10 @@
 
 Decodes come first, then the prefills that have begun, then new sequences, until the token budget is spent: those that
 run in order of priority and arrival, new ones by whose turn it is (`waiting.py`). A prompt of many steps leaves a part
-of each to short ones of those who have not been served more, so that they need not wait for its end. A sequence gets the blocks of its
-whole prompt when it is admitted, and one more whenever it grows into it; when none is left, one of whoever has been
-served most gives its blocks up and is computed again later (preemption by recompute: its tokens and its random numbers
-stay). Drafts take what is left (`draft_room.py`).
+of each to short ones of those who have not been served more, so that they need not wait for its end. A sequence gets
+the blocks of its whole prompt when it is admitted, and one more whenever it grows into it; when none is left, one of
+whoever has been served most gives its blocks up and is computed again later (preemption by recompute: its tokens and
+its random numbers stay). Drafts take what is left (`draft_room.py`).
 
 Who needs more blocks than there are is passed over for a while, then everybody waits for it: places do not stay idle
 for a long prompt, and it does not starve. For one that was preempted everybody waits at once.

@@ -70,8 +70,7 @@ class Admission:
     @contextmanager
     def enter(self, caller: Caller, num_choices: int) -> Iterator[Place]:
         """A place for as long as the request lasts. QueueFull when there is none."""
-        self._check(self._requests, caller, num_choices, "queue_full")
-        self._check(self._tokens, caller, 1, "tokens")
+        self.check(caller, num_choices)
         self._requests.take(caller, num_choices)
         place = Place(self, caller)
         try:
@@ -80,6 +79,11 @@ class Admission:
             self._requests.give_back(caller, num_choices)
             self._tokens.give_back(caller, place.tokens)
             self._rate.left(place.tokens)
+
+    def check(self, caller: Caller, num_choices: int = 1) -> None:
+        """QueueFull when no request could come in now, however short; it counts as refused."""
+        self._check(self._requests, caller, num_choices, "queue_full")
+        self._check(self._tokens, caller, 1, "tokens")
 
     def take_tokens(self, place: Place, tokens: int) -> None:
         """Count a request's tokens. QueueFull when they are too many now."""

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from perseid_server.access.caller import Caller
 from perseid_server.access.limits import Limiter
 from perseid_server.engine.adaptation import BASE_COLUMN
 from perseid_server.engine.messages import EngineReady, SequenceOutput, Submit
@@ -103,6 +104,11 @@ class GenerationService:
             stack.push_async_callback(deltas.aclose)
             yield generation
 
+    def check_room(self, caller: Caller) -> None:
+        """QueueFull or Unavailable when no request of the caller's could come in now: it need not be read."""
+        self._check_draining()
+        self._admission.check(caller)
+
     async def drain(self, grace_s: float) -> None:
         """Take no more requests; return when those in progress have ended, or the grace time has."""
         self.draining = True
@@ -113,9 +119,7 @@ class GenerationService:
 
     @contextlib.contextmanager
     def _place_in_queue(self, request: GenerationRequest) -> Iterator[Place]:
-        if self.draining:
-            self._metrics.rejected("draining")
-            raise Unavailable("the server is shutting down", retry_after_s=5.0)
+        self._check_draining()
         try:
             with self._admission.enter(request.caller, request.sampling.n) as place:
                 self._idle.clear()
@@ -123,6 +127,11 @@ class GenerationService:
         finally:
             if self._admission.in_progress == 0:
                 self._idle.set()
+
+    def _check_draining(self) -> None:
+        if self.draining:
+            self._metrics.rejected("draining")
+            raise Unavailable("the server is shutting down", retry_after_s=5.0)
 
     async def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         try:

@@ -53,8 +53,10 @@ async def test_leaving_before_the_headers_of_a_stream(live: LiveStack) -> None:
     about = {"type": "http", "asgi": {"spec_version": "2.4"}, "http_version": "1.1", "method": "POST"}
     scope = about | {"path": "/v1/completions", "query_string": b"", "headers": headers}
 
+    messages = iter([{"type": "http.request", "body": body}])
+
     async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": body}
+        return next(messages, None) or await asyncio.Event().wait()
 
     async def send(_: object) -> None:
         raise OSError("the connection is closed")
@@ -102,7 +104,9 @@ async def test_a_grpc_deadline_ends_the_request(live: LiveStack) -> None:
     live.stack.engine.hold()
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         message = pb.GenerateRequest(prompt="say", adapter="one", sampling=pb.SamplingParams(max_tokens=200))
+        asking = asyncio.ensure_future(stubs.GenerationStub(channel).Generate(message, timeout=1))
+        await live.stack.engine.submissions(1)
         with pytest.raises(grpc.aio.AioRpcError) as late:
-            await stubs.GenerationStub(channel).Generate(message, timeout=0.2)
+            await asking
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await freed(live, 1)

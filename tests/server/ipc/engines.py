@@ -181,3 +181,23 @@ class Talkative(Engine):
         if self.has_work:
             os.write(int(sys.argv[1]), from_engine.encode(fake_ready()))
         return super().step()
+
+
+class Forgetful(FakeRunner):
+    """Looks back as far as any test compares answers, and no further: long answers cost little."""
+
+    def _context(self, sequence, places):
+        return super()._context(sequence, places) if len(places) < 64 else (len(places),)
+
+
+def build_long(config: EngineConfig) -> tuple[Engine, EngineReady]:
+    """Room for many answers of thousands of tokens, quickly made."""
+    num_blocks = 40_000
+    engine = fake_engine(
+        num_blocks=num_blocks,
+        max_model_len=4000,
+        max_num_seqs=config.max_num_seqs,
+        max_batch_tokens=config.max_batch_tokens,
+        runner=Forgetful(num_blocks),
+    )
+    return engine, fake_ready(max_model_len=4000)

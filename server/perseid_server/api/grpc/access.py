@@ -55,16 +55,12 @@ def _values(details: grpc.HandlerCallDetails, name: str) -> list[str]:
 
 
 def _refusing(handler: _Handler, error: PerseidError) -> _Handler:
-    """A handler of the same shape that reads no message and ends every call."""
+    """A handler that ends every call. It takes a stream of messages, whatever the method has, and so none is read."""
 
     async def refuse(_: Any, context: Any) -> None:
         await abort(context, error)
 
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
+    streaming = handler.response_streaming
+    make = grpc.stream_stream_rpc_method_handler if streaming else grpc.stream_unary_rpc_method_handler
     refusing: _Handler = make(refuse)
     return refusing

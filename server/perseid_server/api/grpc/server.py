@@ -6,14 +6,17 @@ from grpc_reflection.v1alpha import reflection
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2, generation_pb2_grpc
 from perseid_server.access.gate import Gate
+from perseid_server.api.body_budget import MAX_BODY_BYTES, BodyBudget
 from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.api.grpc.patience import Patience
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
-MAX_MESSAGE_BYTES = 16 << 20
+MAX_CALLS = 1 << 14
+"""At once, of all clients, those included whose answers lie here unread: some 100 KiB each."""
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
     adapter_admin_pb2.DESCRIPTOR.services_by_name["AdapterAdmin"].full_name,
@@ -21,13 +24,16 @@ SERVICES = (
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # on by default: a second server would share the port, and the requests, silently
     ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing, or speaks no TLS, is let go
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # a call's first window stays at 64 KiB: what may come before its message is read
+    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+    ("grpc.max_send_message_length", MAX_BODY_BYTES),
     ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word is found out,
     ("grpc.keepalive_timeout_ms", 20_000),  # and what it asked for is freed
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.server.max_pending_requests", 1 << 14),  # calls that nobody has looked at; what is beyond them is cancelled
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 15),  # without a word, from the first number on by chance
     ("grpc.max_concurrent_streams", 1024),  # of one connection; more wait at the client
 )
 
@@ -42,9 +48,18 @@ class GrpcServer:
         base: str,
         gate: Gate | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        budget: BodyBudget | None = None,
+        most_connections: int | None = None,
     ) -> None:
-        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text."""
-        self._server = grpc.aio.server(interceptors=[Access(gate or Gate())], options=_OPTIONS)
+        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `budget`: of messages, None:
+        one of its own; `most_connections`: beyond them a client is turned away at once."""
+        connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
+        self.patience = Patience(budget or BodyBudget(), {SERVICES[0]: service.check_room})
+        self._server = grpc.aio.server(
+            interceptors=[self.patience, Access(gate or Gate())],
+            options=(*_OPTIONS, *connections),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
         self._credentials = credentials
         self._health = health.aio.HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)

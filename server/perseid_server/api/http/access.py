@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perseid_server.access.caller import Caller, calling
 from perseid_server.access.gate import Gate, Need, secret_of
-from perseid_server.api.http.errors import body_of, headers_of, status_of
+from perseid_server.api.http.bodies import refuse
 from perseid_server.errors import NotFound, PerseidError
 
 NEEDS: Mapping[str, Need] = {
@@ -52,14 +51,14 @@ class Access:
             return
         if not scope["path"].isprintable():
             # A line break at the end would lead to a route all the same, past what that route needs.
-            await _refuse(NotFound("no such route"), send)
+            await refuse(NotFound("no such route"), send)
             return
         headers = Headers(scope=scope)
         secret = secret_of(headers.getlist("authorization"), headers.getlist("x-api-key"))
         try:
             caller = self._gate.enter(secret, need_of(scope["path"], self._gate))
         except PerseidError as error:
-            await _refuse(error, send)
+            await refuse(error, send)
             return
         with calling(caller):
             await self._app(scope, receive, self._telling(caller, send))
@@ -74,11 +73,3 @@ class Access:
             await send(message)
 
         return tell
-
-
-async def _refuse(error: PerseidError, send: Send) -> None:
-    body = msgspec.json.encode(body_of(error))
-    told = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
-    headers = [(name.lower().encode(), value.encode()) for name, value in told.items()]
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": body})

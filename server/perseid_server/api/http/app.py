@@ -1,34 +1,27 @@
-"""The HTTP application: routes, request ids, limits."""
+"""The HTTP application: routes and what lies around them."""
 
-import asyncio
 import re
-import time
 import uuid
-from typing import Any
 
-import msgspec
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perseid_server import __version__
 from perseid_server.access.gate import Gate
+from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.http import errors
 from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
+from perseid_server.api.http.bodies import Bodies
+from perseid_server.api.http.door import Door
 from perseid_server.api.http.generate import GenerationRoutes
 from perseid_server.api.http.operations import OperationRoutes
 from perseid_server.api.status import ServerStatus
-from perseid_server.errors import TooLarge
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
 
-MAX_BODY_BYTES = 16 << 20
-BODY_TIMEOUT_S = 20.0
-SLOWEST_BODY = 16 << 10  # bytes a second that a long body must come at, after that time
-_TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -41,21 +34,25 @@ def build_app(
     base: str,
     root: str,
     gate: Gate | None = None,
+    budget: BodyBudget | None = None,
 ) -> FastAPI:
-    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody."""
+    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody;
+    `budget`: of bodies, None: one of its own."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
     app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(GenerationRoutes(service, base).router)
     app.include_router(AdapterRoutes(registry, service, base, root).router)
     app.include_router(OperationRoutes(service, metrics, status).router)
+    app.add_middleware(Bodies, budget=budget or BodyBudget())
+    app.add_middleware(Door, check=service.check_room)
     app.add_middleware(Access, gate=gate or Gate())
-    app.add_middleware(Limits)  # the outermost: refusals have request ids too
+    app.add_middleware(RequestIds)  # the outermost: refusals have request ids too
     return app
 
 
-class Limits:
-    """Gives each request an id and refuses bodies that are too large, before and while they are read."""
+class RequestIds:
+    """Gives each request an id, and its answer too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -75,38 +72,4 @@ class Limits:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            await _refuse(tag)
-            return
-        await self._app(scope, _counted(receive), tag)
-
-
-def _counted(receive: Receive) -> Receive:
-    """Bodies that are too large or come too slowly end with an error. Behind the body, no time is counted."""
-    total, is_complete = 0, False
-    started = time.monotonic()
-
-    async def counted() -> Message:
-        nonlocal total, is_complete
-        if is_complete:
-            return await receive()
-        try:
-            async with asyncio.timeout(started + BODY_TIMEOUT_S + total / SLOWEST_BODY - time.monotonic()):
-                message = await receive()
-        except TimeoutError as error:
-            raise HTTPException(408, "the body comes too slowly", {"Connection": "close"}) from error
-        is_complete = not message.get("more_body", False)
-        total += len(message.get("body", b""))
-        if total > MAX_BODY_BYTES:
-            raise HTTPException(413, _TOO_LARGE)
-        return message
-
-    return counted
-
-
-async def _refuse(send: Any) -> None:
-    body = msgspec.json.encode(errors.body_of(TooLarge(_TOO_LARGE)))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        await self._app(scope, receive, tag)

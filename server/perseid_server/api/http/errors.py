@@ -100,7 +100,7 @@ def _validation_error(_: Request, error: RequestValidationError) -> Response:
 
 
 def _http_exception(_: Request, error: HTTPException) -> Response:
-    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+    kind = next((kind for _, status, kind in _STATUS if status == error.status_code), "invalid_request_error")
     return JSONResponse(_body(str(error.detail), kind), error.status_code, error.headers)
 
 

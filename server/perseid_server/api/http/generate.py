@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -29,6 +29,8 @@ from perseid_server.frontend.generation import Delta, Generation, Usage
 from perseid_server.frontend.requests import GenerationRequest, Input, SamplingOptions
 from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.streams import merge
+
+T = TypeVar("T")
 
 MAX_PROMPTS = 256
 _DONE = b"data: [DONE]\n\n"
@@ -81,14 +83,18 @@ class GenerationRoutes:
         ]
         stack = AsyncExitStack()
         try:
-            generations = [await self._start(stack, one) for one in requests]
+            generations = await _unless_left(request, self._start_all(stack, requests))
         except BaseException:
             await stack.aclose()
             raise
-        if body.stream:
+        if body.stream and generations is not None:
             return _Stream(_stream(shape, body, generations), stack)
         async with stack:
-            return await _unless_left(request, _whole(shape, generations))
+            whole = None if generations is None else await _unless_left(request, _whole(shape, generations))
+            return Response(status_code=499) if whole is None else whole  # nobody reads that
+
+    async def _start_all(self, stack: AsyncExitStack, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        return [await self._start(stack, one) for one in requests]
 
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
         try:
@@ -139,12 +145,12 @@ async def _whole(shape: Shape, generations: Sequence[Generation]) -> Response:
     return JSONResponse(answer)
 
 
-async def _unless_left(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """What the work brings. When the client leaves first the work ends at once, whatever it waits for."""
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work brings. When the client leaves first, None: the work ends at once, whatever it waits for."""
     working, leaving = asyncio.create_task(work), asyncio.create_task(_has_left(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else Response(status_code=499)  # nobody reads that
+        return await working if working.done() else None
     finally:
         working.cancel()
         leaving.cancel()

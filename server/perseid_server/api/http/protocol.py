@@ -19,8 +19,10 @@ STALL_TIMEOUT_S = 30.0  # in which a client that has 64 KiB of its answer to rea
 class PatientProtocol(H11Protocol):
     """Patient, but not for ever."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, most_connections: int | None = None, **options: Any) -> None:
+        """`most_connections`: beyond them a client is turned away at once."""
         super().__init__(*arguments, **options)
+        self._most_connections = most_connections
         self._has_begun = False  # whether a request's first bytes have come, but not all of its headers
         self._headers_due: asyncio.TimerHandle | None = None
         self._reading_due: asyncio.TimerHandle | None = None
@@ -28,6 +30,9 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
+        if self._most_connections is not None and len(self.connections) > self._most_connections:
+            self._cut(f"is one too many, {self._most_connections} are there")
+            return
         self._headers_due = self.loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._cut, "sent no request")
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -11,7 +11,7 @@ from perseid_server.frontend.metrics.families import BETWEEN_TOKENS_S, LATENCY_S
 if TYPE_CHECKING:
     from perseid_server.frontend.generation import Generation
 
-RejectionReason = Literal["queue_full", "tokens", "rate_limit", "quota", "draining"]
+RejectionReason = Literal["queue_full", "tokens", "bytes", "rate_limit", "quota", "draining"]
 DeadlineStage = Literal["queue", "running"]
 FailureKind = Literal["aborted", "deadline", "failed", "unavailable"]
 
