@@ -8,6 +8,7 @@ from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc,
 from perseid_server.access.gate import Gate
 from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
+from perseid_server.api.grpc.decoding import Decoding
 from perseid_server.api.grpc.generation import GenerationServicer
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
@@ -44,7 +45,7 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text."""
-        self._server = grpc.aio.server(interceptors=[Access(gate or Gate())], options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[Access(gate or Gate()), Decoding()], options=_OPTIONS)
         self._credentials = credentials
         self._health = health.aio.HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
