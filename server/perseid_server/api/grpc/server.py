@@ -10,6 +10,7 @@ from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.decoding import Decoding
 from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.api.grpc.health import HealthServicer
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -47,7 +48,7 @@ class GrpcServer:
         """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text."""
         self._server = grpc.aio.server(interceptors=[Access(gate or Gate()), Decoding()], options=_OPTIONS)
         self._credentials = credentials
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
