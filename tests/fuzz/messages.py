@@ -15,7 +15,22 @@ TEXTS = (
     "a\nb", "\0", "語", "🦙" * 40, "../../etc/passwd", "/dev/zero", "x" * 3000, "<end>", "{{ 1 }}", "%s", "é" * 129,
     "perseid.v1.Generation", "perseid/v1/generation.proto", "grpc.health.v1.Health", ".", "..", "://",
 )  # fmt: skip
-FLOATS = (0.0, -0.0, 1.0, 0.5, -1.0, 2.0, 1e-38, 3.4e38, -3.4e38, float("nan"), float("inf"), float("-inf"), 100.0, 16.5)
+FLOATS = (
+    0.0,
+    -0.0,
+    1.0,
+    0.5,
+    -1.0,
+    2.0,
+    1e-38,
+    3.4e38,
+    -3.4e38,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    100.0,
+    16.5,
+)
 EDGES = (0, 1, 2, 3, 4, 9, 20, 21, 127, 128, 255, 256, 257, 258, 1 << 16, (1 << 31) - 1)
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (*EDGES, -1, -(1 << 31)),

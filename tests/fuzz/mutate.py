@@ -143,4 +143,3 @@ def _number(random: Random, raw: bytes, end: int) -> bytes:
 
 
 _WAYS = (_flip, _byte, _cut, _drop, _repeat, _insert, _number)
-
