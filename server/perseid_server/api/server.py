@@ -16,6 +16,7 @@ from perseid_server.errors import Conflict
 
 _WATCH_INTERVAL_S = 0.05
 LAST_WORDS_S = 2.0
+KEEP_ALIVE_S = 75  # of a connection on which nothing comes after an answer
 _SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
 
 
@@ -55,7 +56,7 @@ class ApiServer:
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         if self._tls is not None:
             config.load()

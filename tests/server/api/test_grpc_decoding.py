@@ -1,7 +1,5 @@
-"""Calls whose bytes are no message, or that bring none: every service answers them, and says whose mistake it was.
-
-grpc.aio ended the former with UNKNOWN and a Python exception's text, and never answered the latter.
-"""
+"""Calls whose bytes are no message: every service answers them, and says whose mistake it was. grpc.aio ended them with
+UNKNOWN and a Python exception's text, and logged a traceback for each."""
 
 import grpc
 import pytest
@@ -40,12 +38,6 @@ async def test_bytes_that_are_no_message(live: LiveStack, method: str, raw: byte
     assert f"the {len(raw)} bytes sent are no message of {method}" in error.details()
 
 
-@pytest.mark.parametrize("method", UNARY)
-async def test_a_call_without_a_message(live: LiveStack, method: str) -> None:
-    error = await refused(live, method)
-    assert (error.code(), "closed without a message" in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-
-
 async def test_a_broken_message_behind_good_ones(live: LiveStack) -> None:
     """A stream of questions is answered up to there."""
     error = await refused(live, REFLECTION, b"\x3a\x01*", b"\xff")
@@ -66,4 +58,4 @@ async def test_health_names_the_service_that_is_not_known(live: LiveStack) -> No
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=20)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "'nobody' is not known; expected one of '', 'perseid.v1.Generation'" in error.value.details()
+    assert "'nobody' is not known" in error.value.details()

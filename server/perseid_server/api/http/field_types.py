@@ -3,7 +3,7 @@ same words. A keyword counts for values of its own type only, so null and lists 
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from perseid_server.frontend.requests import (
     MAX_CHOICES,
@@ -43,3 +43,10 @@ Timeout: TypeAlias = Annotated[float | None, _told(exclusiveMinimum=0)]
 SpeculationMode: TypeAlias = Annotated[str | None, _told(enum=[*MODES, None])]
 Acceptance: TypeAlias = Annotated[str | None, _told(enum=[*ACCEPTANCES, None])]
 Share: TypeAlias = Annotated[float | None, _told(exclusiveMinimum=0, maximum=1)]
+ChatMessage: TypeAlias = Annotated[
+    dict[str, JsonValue],
+    _told(
+        required=["role"],
+        properties={"role": {"type": "string", "minLength": 1}, "content": {"type": ["string", "array", "null"]}},
+    ),
+]

@@ -34,6 +34,12 @@ from perseid_server.frontend.streams import merge
 
 MAX_PROMPTS = 256
 _DONE = b"data: [DONE]\n\n"
+_EVENT = {
+    "type": "object",
+    "description": "An event, with `stream`.",
+    "properties": {"data": {"type": "string", "description": "A chunk or an error as JSON; at last [DONE]."}},
+    "required": ["data"],
+}
 
 
 class GenerationRoutes:
@@ -46,7 +52,7 @@ class GenerationRoutes:
         add = self.router.add_api_route
         told, chat = (answers(model, 404, 429, 500, 503) for model in (Completion, ChatCompletion))
         for responses in (told, chat):
-            responses[200]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+            responses[200]["content"] = {"text/event-stream": {"schema": _EVENT}}
         add("/v1/completions", self.completions, methods=["POST"], response_model=None, responses=told)
         add("/v1/chat/completions", self.chat, methods=["POST"], response_model=None, responses=chat)
 

@@ -195,7 +195,7 @@ class CompletionBody(SamplingFields):
 class ChatBody(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, JsonValue]]
+    messages: list[told.ChatMessage]
     max_completion_tokens: told.NumTokens = None
     logprobs: bool | None = None
     top_logprobs: told.NumLogprobs = None
@@ -276,7 +276,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, JsonValue]] | None = None
+    messages: list[told.ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False
