@@ -29,10 +29,9 @@ async def said(live: LiveStack, *pieces: bytes) -> bytes:
         b"GET / HTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",  # without a host
         b"GET /health HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 80_000 + b"\r\n\r\n",
         BEGUN + b"zz\r\n",
     ],
-    ids=["words", "version", "host", "header", "bomb", "chunk"],
+    ids=["words", "version", "host", "header", "chunk"],
 )
 async def test_an_error_of_the_usual_form(live: LiveStack, raw: bytes) -> None:
     head, _, body = (await said(live, raw)).partition(b"\r\n\r\n")
