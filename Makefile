@@ -18,7 +18,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval capacity soak clean
+.PHONY: help serve test test-fast chaos fuzz lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval capacity soak clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ test-fast: $(DEV_READY)  ## only the tests that need no base model
 
 chaos: $(DEV_READY)  ## faults against the real small model under load: kills, hangs, full disks, overload (minutes)
 	$(BIN)/python -m pytest -m chaos $(TESTS)
+
+fuzz: $(DEV_READY)  ## ten thousand hostile calls and files, counted; FUZZ_SEED=… FUZZ_SCALE=… for others and more
+	$(BIN)/python -m pytest -m fuzz $(ARGS) tests/fuzz
 
 lint: $(DEV_READY)  ## style, types, import layers, protos
 	$(BIN)/ruff check .

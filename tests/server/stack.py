@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -174,8 +174,10 @@ async def serving(
 
 
 @contextmanager
-def serving_in_thread(folder: Path, *adapters: str) -> Iterator[LiveStack]:
-    """The same on a loop of its own, for clients that block."""
+def serving_in_thread(
+    folder: Path, *adapters: str, prepare: Callable[[Stack], Awaitable[object]] | None = None
+) -> Iterator[LiveStack]:
+    """The same on a loop of its own, for clients that block. `prepare` is done before it listens."""
     started: Future[LiveStack] = Future()
 
     async def main() -> None:
@@ -183,6 +185,8 @@ def serving_in_thread(folder: Path, *adapters: str) -> Iterator[LiveStack]:
         stack = make_stack(folder)
         for seed, name in enumerate(adapters):
             await stack.load(name, seed=seed)
+        if prepare is not None:
+            await prepare(stack)
         async with serving(stack) as live:
             live.stop = lambda: loop.call_soon_threadsafe(stopping.set)
             started.set_result(live)

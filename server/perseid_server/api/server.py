@@ -17,6 +17,7 @@ from perseid_server.errors import Conflict
 
 _WATCH_INTERVAL_S = 0.05
 LAST_WORDS_S = 2.0
+KEEP_ALIVE_S = 75  # of a connection on which nothing comes after an answer
 _SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # s, s, times; as gRPC's own
@@ -66,7 +67,7 @@ class ApiServer:
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         if self._tls is not None:
             config.load()

@@ -107,6 +107,8 @@ FAMILIES: Mapping[str, Family] = {
 """Supported architectures, with transformers' defaults. SmolLM2 is a LlamaForCausalLM, Qwen2.5 a Qwen2ForCausalLM."""
 
 DEFAULT_ROPE_THETA = 10000.0
+MAX_LAYERS = 4096
+"""Names are made for every layer that a file claims, before its tensors are looked for."""
 
 
 def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
@@ -218,4 +220,6 @@ def checked(config: DecoderConfig) -> DecoderConfig:
         )
     if config.head_dim % 2:
         raise UnsupportedModel(f"head_dim: {config.head_dim} is odd; rotation needs pairs", field="head_dim")
+    if config.num_layers > MAX_LAYERS:
+        raise UnsupportedModel(f"{config.num_layers} layers; expected at most {MAX_LAYERS}", field="num_layers")
     return config

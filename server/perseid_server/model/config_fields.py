@@ -2,6 +2,7 @@
 asked for is refused by name. Imports no torch.
 """
 
+import reprlib
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -9,6 +10,15 @@ from typing import Any
 from perseid_server.errors import UnsupportedModel
 
 Config = Mapping[str, Any]
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlong = 40
+_REPR.maxlevel = 3
+
+
+def quoted(value: Any) -> str:
+    """A value as an error message shows it: its repr, cut where it is long or deep."""
+    return _REPR.repr(value)
 
 
 def positive_int(config: Config, key: str, default: int | None = None, within: str = "") -> int:
@@ -24,6 +34,14 @@ def positive_number(config: Config, key: str, default: float | None = None, with
     value = _stated(config, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and isfinite(value)):
         raise wrong(config, key, "a positive number", within)
+    return float(value)
+
+
+def number(config: Config, key: str, default: float, within: str = "") -> float:
+    """Any finite number."""
+    value = _stated(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise wrong(config, key, "a finite number", within)
     return float(value)
 
 
@@ -71,7 +89,7 @@ def token_ids(config: Config, key: str) -> tuple[int, ...]:
 def wrong(config: Config, key: str, expected: str, within: str = "") -> UnsupportedModel:
     """The refusal of a field."""
     name = f"{within}.{key}" if within else key
-    return UnsupportedModel(f"{name}: expected {expected}, got {config.get(key)!r}", field=within or key)
+    return UnsupportedModel(f"{name}: expected {expected}, got {quoted(config.get(key))}", field=within or key)
 
 
 def _stated(config: Config, key: str, default: Any) -> Any:

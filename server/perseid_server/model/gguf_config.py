@@ -8,6 +8,7 @@ from typing import Any
 
 from perseid_server.errors import UnsupportedModel
 from perseid_server.model.config import FAMILIES, DecoderConfig, checked, unsupported_architecture
+from perseid_server.model.config_fields import number, quoted, token_ids
 from perseid_server.model.headers.gguf import GgufHeader
 from perseid_server.model.rope_scaling import RopeScaling
 
@@ -65,7 +66,7 @@ def from_gguf(header: GgufHeader, frequency_factors: tuple[float, ...] = ()) -> 
             head_dim=head_dim,
             vocab_size=_vocab_size(header),
             max_position_embeddings=min(context, window or context),
-            rms_norm_eps=float(header.get("attention.layer_norm_rms_epsilon", 1e-6)),
+            rms_norm_eps=_number(header, "attention.layer_norm_rms_epsilon", 1e-6),
             rope=_rope(header, context, frequency_factors),
             tie_word_embeddings="output.weight" not in header.tensors,
             qkv_bias="blk.0.attn_q.bias" in header.tensors,
@@ -73,7 +74,7 @@ def from_gguf(header: GgufHeader, frequency_factors: tuple[float, ...] = ()) -> 
             mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
             qk_norm=FAMILIES[architecture].qk_norm,
             sliding_window=window or None,
-            bos_token_id=header.metadata.get("tokenizer.ggml.bos_token_id"),
+            bos_token_id=next(iter(token_ids(header.metadata, "tokenizer.ggml.bos_token_id")), None),
             eos_token_ids=end_token_ids(header),
             dtype="float32",
         )
@@ -82,8 +83,8 @@ def from_gguf(header: GgufHeader, frequency_factors: tuple[float, ...] = ()) -> 
 
 def end_token_ids(header: GgufHeader) -> tuple[int, ...]:
     """End of text, of turn and of message, without repeats."""
-    stated = (header.metadata.get(f"tokenizer.ggml.{key}") for key in _END_TOKENS)
-    return tuple(dict.fromkeys(token for token in stated if token is not None))
+    stated = (token_ids(header.metadata, f"tokenizer.ggml.{key}") for key in _END_TOKENS)
+    return tuple(dict.fromkeys(token for tokens in stated for token in tokens))
 
 
 def _refuse_relatives(header: GgufHeader) -> None:
@@ -112,17 +113,19 @@ def _vocab_size(header: GgufHeader) -> int:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise UnsupportedModel("tensor 'token_embd.weight' is missing")
+    if len(embedding.shape) != 2:
+        raise UnsupportedModel(f"tensor 'token_embd.weight' has the shape {list(embedding.shape)}; expected a matrix")
     return embedding.shape[0]
 
 
 def _rope(header: GgufHeader, context: int, frequency_factors: tuple[float, ...]) -> RopeScaling:
-    theta = float(header.get("rope.freq_base", _DEFAULT_ROPE_THETA))
+    theta = _number(header, "rope.freq_base", _DEFAULT_ROPE_THETA)
     kind = header.get("rope.scaling.type", "none")
     if frequency_factors:
         if kind not in {"none", "linear"} or header.get("rope.scaling.factor", 1.0) != 1.0:
             raise UnsupportedModel(f"rope.scaling.type {kind!r} together with {ROPE_FACTORS} is not supported")
         return RopeScaling(theta, "factors", frequency_factors=frequency_factors)
-    factor = float(header.get("rope.scaling.factor", header.get("rope.scale_linear", 1.0)))
+    factor = _number(header, "rope.scaling.factor", _number(header, "rope.scale_linear", 1.0))
     match kind:
         case "none" | "linear":
             return RopeScaling(theta) if factor in {0.0, 1.0} else RopeScaling(theta, "linear", factor)
@@ -143,16 +146,20 @@ def _yarn(header: GgufHeader, theta: float, factor: float, context: int) -> Rope
         theta,
         "yarn",
         factor,
-        int(header.get("rope.scaling.original_context_length", context)),
-        beta_fast=float(header.get("rope.scaling.yarn_beta_fast", 32.0)),
-        beta_slow=float(header.get("rope.scaling.yarn_beta_slow", 1.0)),
-        attention_scaling=plain * float(header.get("rope.scaling.yarn_attn_factor", 1.0)),
+        _size(header, "rope.scaling.original_context_length", context),
+        beta_fast=_number(header, "rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=_number(header, "rope.scaling.yarn_beta_slow", 1.0),
+        attention_scaling=plain * _number(header, "rope.scaling.yarn_attn_factor", 1.0),
     )
+
+
+def _number(header: GgufHeader, key: str, default: float) -> float:
+    return number(header.metadata, f"{header.architecture}.{key}", default)
 
 
 def _size(header: GgufHeader, key: str, default: int | None = None) -> int:
     value = header.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         name = f"{header.architecture}.{key}"
-        raise UnsupportedModel(f"{name}: expected one positive integer, got {header.get(key)!r}", field=name)
+        raise UnsupportedModel(f"{name}: expected one positive integer, got {quoted(header.get(key))}", field=name)
     return value

@@ -4,14 +4,29 @@ GGUF stores tokens, merges or scores, token types, and the name of a pre-tokeniz
 known by that name alone. Facts: llama.cpp's llama-vocab.cpp, and the tokenizer.json of the models the names stand for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.config_fields import integer, names, quoted, token_ids, wrong
 from perseid_server.model.headers.gguf import GgufHeader
+
+
+@contextmanager
+def library_errors(field: str) -> Iterator[None]:
+    """What the tokenizers library says of a vocabulary, which it raises as a bare Exception, is said of the file."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # the library has no type of its own
+        raise UnsupportedModel(
+            f"{field}: the tokenizer cannot be made of it: {quoted(str(error))}", field=field
+        ) from error
 
 
 class TokenType(IntEnum):
@@ -82,16 +97,22 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer:
     _add_marked_tokens(tokenizer, header)
     bos = _bos_to_add(header)
     if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
+        with library_errors("tokenizer.ggml.bos_token_id"):
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+            )
     return tokenizer
 
 
 def token_text(header: GgufHeader, key: str) -> str | None:
     """The text of a token the metadata names by id, `bos_token_id` for example."""
-    index = header.metadata.get(f"tokenizer.ggml.{key}")
-    return None if index is None else str(_tokens(header)[index])
+    name = f"tokenizer.ggml.{key}"
+    if header.metadata.get(name) is None:
+        return None
+    index, tokens = integer(header.metadata, name, 0), _tokens(header)
+    if not 0 <= index < len(tokens):
+        raise wrong(header.metadata, name, f"a token of the {len(tokens)} in the file")
+    return tokens[index]
 
 
 def _bos_to_add(header: GgufHeader) -> str | None:
@@ -113,8 +134,12 @@ def _splitting(header: GgufHeader) -> Splitting:
 
 
 def _byte_level(header: GgufHeader, splitting: Splitting) -> Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in header.metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(_vocabulary(header), merges, ignore_merges=splitting.whole_words))
+    key = "tokenizer.ggml.merges"
+    if header.metadata.get(key) is None:
+        raise wrong(header.metadata, key, "the merges of a byte-level vocabulary")
+    merges = [_pair(merge) for merge in names(header.metadata, key)]
+    with library_errors(key):
+        tokenizer = Tokenizer(models.BPE(_vocabulary(header), merges, ignore_merges=splitting.whole_words))
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()
     steps: list[pre_tokenizers.PreTokenizer] = []
@@ -132,9 +157,10 @@ def _sentence_piece(header: GgufHeader) -> Tokenizer:
     """SentencePiece BPE: spaces become ▁, unknown characters fall back to bytes, the best-scored pair merges first."""
     vocabulary = _vocabulary(header)
     prefix_space = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
-    merges = _merges_from_scores(vocabulary, header.metadata["tokenizer.ggml.scores"])
+    merges = _merges_from_scores(vocabulary, _scores(header))
     unknown = token_text(header, "unknown_token_id")
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    with library_errors("tokenizer.ggml.tokens"):
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     scheme = "first" if prefix_space else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -142,6 +168,24 @@ def _sentence_piece(header: GgufHeader) -> Tokenizer:
         steps.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, separator, right = merge.partition(" ")
+    if not separator or " " in right:
+        raise UnsupportedModel(
+            f"tokenizer.ggml.merges: expected two pieces with a space between them, got {quoted(merge)}",
+            field="tokenizer.ggml.merges",
+        )
+    return left, right
+
+
+def _scores(header: GgufHeader) -> list[float]:
+    key, num_tokens = "tokenizer.ggml.scores", len(_tokens(header))
+    found = header.metadata.get(key)
+    if not isinstance(found, list) or len(found) != num_tokens or not all(type(item) is float for item in found):
+        raise wrong(header.metadata, key, f"a number for each of the {num_tokens} tokens")
+    return found
 
 
 def _merges_from_scores(vocabulary: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
@@ -158,7 +202,7 @@ def _merges_from_scores(vocabulary: Mapping[str, int], scores: list[float]) -> l
 
 def _add_marked_tokens(tokenizer: Tokenizer, header: GgufHeader) -> None:
     """Control tokens are special; user-defined ones are ordinary text that is never cut."""
-    types = header.metadata.get("tokenizer.ggml.token_type") or []
+    types = token_ids(header.metadata, "tokenizer.ggml.token_type")  # whole numbers too, one for each token
     marked = list(zip(_tokens(header), types, strict=False))
     control = [text for text, kind in marked if kind == TokenType.CONTROL]
     whole = [text for text, kind in marked if kind == TokenType.USER_DEFINED]
@@ -167,7 +211,7 @@ def _add_marked_tokens(tokenizer: Tokenizer, header: GgufHeader) -> None:
 
 
 def _tokens(header: GgufHeader) -> list[str]:
-    tokens: list[str] | None = header.metadata.get("tokenizer.ggml.tokens")
+    tokens = names(header.metadata, "tokenizer.ggml.tokens")
     if not tokens:
         raise UnsupportedModel(f"{header.path.name} holds no vocabulary (tokenizer.ggml.tokens)")
     return tokens

@@ -8,9 +8,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from perseid_server.errors import UnsupportedModel
-from perseid_server.model.config_fields import token_ids
+from perseid_server.model.config_fields import quoted, token_ids
 from perseid_server.model.gguf_config import end_token_ids
-from perseid_server.model.gguf_tokenizer import token_text, tokenizer_from_gguf
+from perseid_server.model.gguf_tokenizer import library_errors, token_text, tokenizer_from_gguf
 from perseid_server.model.headers.gguf import GgufHeader, read_gguf_header
 from perseid_server.model.headers.safetensors import read_json
 from perseid_server.model.source import ModelSource
@@ -60,10 +60,15 @@ def bundle_from_gguf(header: GgufHeader) -> TokenizerBundle:
     texts = {name: token_text(header, key) for name, key in _GGUF_KEYS.items()}
     return _bundle(
         tokenizer_from_gguf(header),
-        header.metadata.get("tokenizer.chat_template"),
+        _template_of(header),
         {name: text for name, text in texts.items() if text is not None},
         end_token_ids(header),
     )
+
+
+def _template_of(header: GgufHeader) -> str | None:
+    stated = header.metadata.get("tokenizer.chat_template")
+    return None if stated is None else _text("tokenizer.chat_template", stated)
 
 
 def bundle_from_folder(folder: Path) -> TokenizerBundle:
@@ -75,7 +80,8 @@ def bundle_from_folder(folder: Path) -> TokenizerBundle:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
             field="tokenizer.json",
         )
-    tokenizer = Tokenizer.from_file(str(path))
+    with library_errors("tokenizer.json"):
+        tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     settings = _optional_json(folder / "tokenizer_config.json")
@@ -108,8 +114,8 @@ def _bundle(
 def _token_texts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens are stated as text, or as an object whose `content` is the text."""
     stated = {name: settings.get(name) for name in _NAMED_TOKENS}
-    texts = {name: value["content"] if isinstance(value, dict) else value for name, value in stated.items()}
-    return {name: text for name, text in texts.items() if text is not None}
+    found = {name: value.get("content") if isinstance(value, dict) else value for name, value in stated.items()}
+    return {name: _text(name, text) for name, text in found.items() if text is not None}
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -119,8 +125,20 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         return file.read_text("utf-8")
     stated = _optional_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
     if isinstance(stated, list):
-        stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
-    return stated
+        named = (entry for entry in stated if isinstance(entry, dict) and entry.get("name") == "default")
+        stated = next((entry.get("template") for entry in named), None)
+    return None if stated is None else _text("chat_template", stated)
+
+
+def _text(name: str, value: Any) -> str:
+    """A text that can be written down: JSON can hold half a character."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise UnsupportedModel(f"{name}: expected a text, got {quoted(value)}", field=name)
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

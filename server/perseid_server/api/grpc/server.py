@@ -9,7 +9,9 @@ from perseid_server.access.gate import Gate
 from perseid_server.api.body_budget import MAX_BODY_BYTES, BodyBudget
 from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
+from perseid_server.api.grpc.decoding import Decoding
 from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.api.grpc.health import HealthServicer
 from perseid_server.api.grpc.patience import Patience
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
@@ -56,12 +58,12 @@ class GrpcServer:
         connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
         self.patience = Patience(budget or BodyBudget(), {SERVICES[0]: service.check_room})
         self._server = grpc.aio.server(
-            interceptors=[self.patience, Access(gate or Gate())],
+            interceptors=[self.patience, Access(gate or Gate()), Decoding()],
             options=(*_OPTIONS, *connections),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._credentials = credentials
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from perseid_server.adapters.names import MAX_LENGTH
+from perseid_server.api.http.answer_schemas import Card, Cards
+from perseid_server.api.http.document import answers, errors
 from perseid_server.api.http.errors import model_not_found
 from perseid_server.api.http.schemas import LoadAdapterBody, UnloadAdapterBody
 from perseid_server.errors import NotFound
@@ -32,12 +34,14 @@ class AdapterRoutes:
         self._created = 0
         self.router = APIRouter()
         add = self.router.add_api_route
-        add("/v1/models", self.models, methods=["GET"])
-        add("/v1/models/{model:path}", self.model, methods=["GET"])
-        add("/v1/medusa_heads", self.all_heads, methods=["GET"])
-        add("/v1/medusa_heads/{name:path}", self.heads, methods=["GET"])
-        add("/v1/load_lora_adapter", self.load, methods=["POST"], response_model=None)
-        add("/v1/unload_lora_adapter", self.unload, methods=["POST"], response_model=None)
+        cards, card = answers(Cards), answers(Card, 404)
+        add("/v1/models", self.models, methods=["GET"], response_model=None, responses=cards)
+        add("/v1/models/{model:path}", self.model, methods=["GET"], response_model=None, responses=card)
+        add("/v1/medusa_heads", self.all_heads, methods=["GET"], response_model=None, responses=cards)
+        add("/v1/medusa_heads/{name:path}", self.heads, methods=["GET"], response_model=None, responses=card)
+        text, load, unload = PlainTextResponse, errors(404, 409, 503), errors(404)
+        add("/v1/load_lora_adapter", self.load, methods=["POST"], response_class=text, responses=load)
+        add("/v1/unload_lora_adapter", self.unload, methods=["POST"], response_class=text, responses=unload)
 
     async def models(self) -> dict[str, Any]:
         """The base first, then adapters and gate sets in the order they were loaded, then what `auto` alone means."""

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from perseid_server import __version__
 from perseid_server.access.gate import Gate
 from perseid_server.api.body_budget import BodyBudget
-from perseid_server.api.http import errors
+from perseid_server.api.http import document, errors
 from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
 from perseid_server.api.http.bodies import Bodies
@@ -39,8 +39,9 @@ def build_app(
     """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody;
     `budget`: of bodies, None: one of its own."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
-    app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
+    document.install(app)
     app.include_router(GenerationRoutes(service, base).router)
     app.include_router(AdapterRoutes(registry, service, base, root).router)
     app.include_router(OperationRoutes(service, metrics, status).router)

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from perseid_server.access.caller import current_caller
+from perseid_server.api.http.answer_schemas import ChatCompletion, Completion
 from perseid_server.api.http.answers import (
     ChatShape,
     CompletionShape,
@@ -21,6 +22,7 @@ from perseid_server.api.http.answers import (
     token_routing_json,
     usage_json,
 )
+from perseid_server.api.http.document import answers
 from perseid_server.api.http.errors import ModelNotFound, body_of, model_not_found
 from perseid_server.api.http.schemas import ChatBody, CompletionBody, SamplingFields
 from perseid_server.errors import InvalidRequest, NotFound, PerseidError
@@ -34,6 +36,12 @@ T = TypeVar("T")
 
 MAX_PROMPTS = 256
 _DONE = b"data: [DONE]\n\n"
+_EVENT = {
+    "type": "object",
+    "description": "An event, with `stream`.",
+    "properties": {"data": {"type": "string", "description": "A chunk or an error as JSON; at last [DONE]."}},
+    "required": ["data"],
+}
 
 
 class GenerationRoutes:
@@ -43,8 +51,12 @@ class GenerationRoutes:
         self._service = service
         self._base = base
         self.router = APIRouter()
-        self.router.add_api_route("/v1/completions", self.completions, methods=["POST"], response_model=None)
-        self.router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        add = self.router.add_api_route
+        told, chat = (answers(model, 404, 429, 500, 503) for model in (Completion, ChatCompletion))
+        for responses in (told, chat):
+            responses[200]["content"] = {"text/event-stream": {"schema": _EVENT}}
+        add("/v1/completions", self.completions, methods=["POST"], response_model=None, responses=told)
+        add("/v1/chat/completions", self.chat, methods=["POST"], response_model=None, responses=chat)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue a prompt, or several."""

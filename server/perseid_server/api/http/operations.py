@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from perseid_server import __version__
+from perseid_server.api.http.answer_schemas import Prompt, Status, Tokens, VersionAnswer
+from perseid_server.api.http.document import answers
 from perseid_server.api.http.schemas import DetokenizeBody, TokenizeBody
 from perseid_server.api.status import ServerStatus
 from perseid_server.frontend.metrics import CONTENT_TYPE, Metrics
@@ -25,12 +27,13 @@ class OperationRoutes:
         metrics.watch_ready(lambda: status.is_ready)
         self.router = APIRouter()
         add = self.router.add_api_route
-        add("/health", self.health, methods=["GET"], response_model=None)
-        add("/ready", self.ready, methods=["GET"], response_model=None)
-        add("/metrics", self.metrics, methods=["GET"], response_model=None)
-        add("/version", self.version, methods=["GET"])
-        add("/tokenize", self.tokenize, methods=["POST"], response_model=None)
-        add("/detokenize", self.detokenize, methods=["POST"])
+        ready = answers(Status) | {503: {"model": Status, "description": "Not now; it says why."}}
+        add("/health", self.health, methods=["GET"], response_model=None, responses=answers(Status))
+        add("/ready", self.ready, methods=["GET"], response_model=None, responses=ready)
+        add("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
+        add("/version", self.version, methods=["GET"], response_model=None, responses=answers(VersionAnswer))
+        add("/tokenize", self.tokenize, methods=["POST"], response_model=None, responses=answers(Tokens))
+        add("/detokenize", self.detokenize, methods=["POST"], response_model=None, responses=answers(Prompt))
 
     async def health(self) -> Response:
         """The server is alive."""

@@ -5,9 +5,14 @@ uvicorn itself waits without end for the headers of a request and for a client t
 
 import asyncio
 import logging
+import uuid
 from typing import Any
 
+import h11
+import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from perseid_server.api.http.errors import body_of
+from perseid_server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +74,29 @@ class PatientProtocol(H11Protocol):
         if self._reading_due is not None:
             self._reading_due.cancel()
             self._reading_due = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets an answer as other mistakes do, and the connection ends.
+
+        uvicorn's own fails, with a traceback, where the request was a HEAD or has its answer already.
+        """
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            body = msgspec.json.encode(body_of(InvalidRequest("the request is not valid HTTP/1.1")))
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("X-Request-Id", uuid.uuid4().hex),
+                ("Connection", "close"),
+            ]
+            events = [h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.EndOfMessage()]
+            if not is_head:
+                events.insert(1, h11.Data(data=body))
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if self.cycle is not None:  # whoever works on a request whose body broke off has nobody to answer any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
 
     @property
     def _is_between_requests(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from perseid_server.api.http import field_types as told
 from perseid_server.api.http.adaptation import AutoBody, WeightedAdapterBody, adaptation_of
 from perseid_server.api.http.speculation import TypicalBody, speculation_of
 from perseid_server.errors import InvalidRequest
@@ -85,29 +86,29 @@ class SamplingFields(Body):
     adapters: list[WeightedAdapterBody] | None = None
     auto: AutoBody | None = None
     routing: Report | None = None
-    speculation: str | None = None
-    acceptance: str | None = None
+    speculation: told.SpeculationMode = None
+    acceptance: told.Acceptance = None
     typical: TypicalBody | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    max_tokens: told.NumTokens = None
+    temperature: told.Temperature = None
+    top_p: told.TopP = None
+    top_k: told.TopK = None
+    min_p: told.MinP = None
+    repetition_penalty: told.RepetitionPenalty = None
+    presence_penalty: told.Penalty = None
+    frequency_penalty: told.Penalty = None
+    logit_bias: told.LogitBias = None
+    seed: told.Seed = None
+    stop: told.Stop = None
+    stop_token_ids: list[told.TokenId] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    min_tokens: int = 0
-    n: int | None = None
+    min_tokens: told.LeastTokens = 0
+    n: told.NumChoices = None
     skip_special_tokens: bool = True
-    timeout: float | None = None  # seconds, from the arrival of the request
+    timeout: told.Timeout = None  # seconds, from the arrival of the request
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest names the first unknown field that asks for something."""
@@ -163,7 +164,7 @@ class CompletionBody(SamplingFields):
     """POST /v1/completions."""
 
     prompt: str | Tokens | list[str] | list[Tokens]
-    logprobs: int | None = None
+    logprobs: told.NumLogprobs = None
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
@@ -194,10 +195,10 @@ class CompletionBody(SamplingFields):
 class ChatBody(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, JsonValue]]
-    max_completion_tokens: int | None = None
+    messages: list[told.ChatMessage]
+    max_completion_tokens: told.NumTokens = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: told.NumLogprobs = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, JsonValue] | None = None
@@ -275,7 +276,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, JsonValue]] | None = None
+    messages: list[told.ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False

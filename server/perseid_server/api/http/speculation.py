@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from perseid_server.api.http.field_types import Share
 from perseid_server.frontend.speculation_options import SpeculationOptions, TypicalOptions
 
 
@@ -10,8 +11,8 @@ class TypicalBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    epsilon: float | None = None
-    delta: float | None = None
+    epsilon: Share = None
+    delta: Share = None
 
     def options(self) -> TypicalOptions:
         """With the defaults for what is left out."""

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.config_fields import integer, positive_int, quoted
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 8  # the format knows four
 _STRING, _ARRAY = 8, 9
 _SCALARS: Mapping[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -116,7 +118,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 header = _parse(path, data)
-            except (struct.error, UnicodeDecodeError, IndexError) as error:
+            except (struct.error, UnicodeDecodeError, IndexError, RecursionError) as error:
                 raise UnsupportedModel(f"{path.name}: the GGUF header is damaged or cut short ({error})") from error
             _check_bounds(header, len(data))
     return header
@@ -133,21 +135,28 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     metadata = {}
     for _ in range(num_keys):
         key = cursor.string()
+        if key in metadata:
+            raise IndexError(f"the key {quoted(key)} appears twice")
         metadata[key] = cursor.value(cursor.scalar("I"))
     entries = [_entry(cursor, path) for _ in range(num_tensors)]
-    if metadata.get("split.count", 1) > 1:
+    if integer(metadata, "split.count", 1) > 1:
         raise UnsupportedModel(
             f"{path.name} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge"
         )
-    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    alignment = positive_int(metadata, "general.alignment", _DEFAULT_ALIGNMENT)
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: GgufTensor(name, type_, shape, start + offset) for name, type_, shape, offset in entries}
+    if len(tensors) != len(entries):
+        raise IndexError("two tensors have the same name")
     return GgufHeader(path, metadata, tensors)
 
 
 def _entry(cursor: "_Cursor", path: Path) -> tuple[str, GgmlType, tuple[int, ...], int]:
     name = cursor.string()
-    dimensions = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
+    count = cursor.scalar("I")
+    if count > _MAX_DIMENSIONS:
+        raise IndexError(f"tensor {quoted(name)} has {count} dimensions")
+    dimensions = [cursor.scalar("Q") for _ in range(count)]
     number = cursor.scalar("I")
     if number not in GGML_TYPES:
         raise UnsupportedModel(f"{path.name}: tensor {name!r} has the unknown type number {number}")

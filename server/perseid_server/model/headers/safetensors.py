@@ -12,6 +12,7 @@ from perseid_server.errors import UnsupportedModel
 from perseid_server.model.config_fields import section
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_NAME = 200
 _INDEX = "model.safetensors.index.json"
 
 
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UnsupportedModel(f"{path.parent} has no {path.name}")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UnsupportedModel(f"{path.name}: expected an object, got {type(content).__name__}")
@@ -85,7 +86,7 @@ def read_safetensors_header(path: Path) -> list[SafeTensor]:
     try:
         table = json.loads(raw)
         tensors = [_tensor(path, name, entry) for name, entry in table.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsupportedModel(f"{path.name}: the safetensors header is damaged ({error})") from error
     end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
     if 8 + length + end != size:
@@ -97,14 +98,17 @@ def read_safetensors_header(path: Path) -> list[SafeTensor]:
 
 def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> SafeTensor:
     begin, end = entry["data_offsets"]
+    if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in (begin, end, *entry["shape"])):
+        raise ValueError(f"tensor {name!r} needs a type, a shape and offsets")
     return SafeTensor(name, entry["dtype"], tuple(entry["shape"]), path, end - begin)
 
 
 def _data_files(path: Path) -> tuple[Path, ...]:
     if (path / _INDEX).is_file():
-        names = set(section(read_json(path / _INDEX), "weight_map").values())
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        stated = section(read_json(path / _INDEX), "weight_map").values()
+        if any(not isinstance(name, str) or Path(name).name != name or len(name) > _MAX_NAME for name in stated):
             raise UnsupportedModel(f"{_INDEX}: weight_map must name files beside it")
+        names = set(stated)
         missing = sorted(name for name in names if not (path / name).is_file())
         if missing:
             raise UnsupportedModel(f"{_INDEX} names {missing[0]}, which is not in {path}")
