@@ -157,6 +157,7 @@ class SequenceOutput:
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
+    load_s: float | None = None  # with the first output: of queue_s, while its adapters were not on the device
     routing: RoutingReport | None = None  # when asked for
     drafted_tokens: int = 0  # drafts that this step checked
     accepted_tokens: int = 0  # of token_ids, those that had been drafted

@@ -9,6 +9,7 @@ from perseid_server.access.caller import call_as
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.grpc.errors import abort
 from perseid_server.errors import PerseidError
+from perseid_server.observe.record import current_call
 
 _NEEDS: Mapping[str, Need] = {
     "perseid.v1.Generation": "generate",
@@ -44,7 +45,7 @@ class Access(grpc.aio.ServerInterceptor):
         told = {name: value for name, value in handler_call_details.invocation_metadata or () if isinstance(value, str)}
         secret = secret_of(told.get("authorization"), told.get("x-api-key"))
         try:
-            call_as(self._gate.enter(secret, need_of(handler_call_details.method)))
+            call_as(self._gate.enter(secret, need_of(handler_call_details.method), current_call().recognised))
         except PerseidError as error:
             return _refusing(handler, error)
         return handler

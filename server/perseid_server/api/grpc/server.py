@@ -9,9 +9,11 @@ from perseid_server.access.gate import Gate
 from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.api.grpc.observed import Observed
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
+from perseid_server.observe.calls import Calls
 
 MAX_MESSAGE_BYTES = 16 << 20
 SERVICES = (
@@ -42,9 +44,12 @@ class GrpcServer:
         base: str,
         gate: Gate | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        calls: Calls | None = None,
     ) -> None:
-        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text."""
-        self._server = grpc.aio.server(interceptors=[Access(gate or Gate())], options=_OPTIONS)
+        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `calls`: where each call is
+        written down."""
+        interceptors = [Observed(calls or Calls()), Access(gate or Gate())]
+        self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         self._credentials = credentials
         self._health = health.aio.HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)

@@ -10,6 +10,7 @@ from perseid_server.access.caller import Caller, calling
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.http.errors import body_of, headers_of, status_of
 from perseid_server.errors import PerseidError
+from perseid_server.observe.record import current_call
 
 NEEDS: Mapping[str, Need] = {
     "/health": "open",
@@ -53,7 +54,7 @@ class Access:
         headers = Headers(scope=scope)
         secret = secret_of(headers.get("authorization"), headers.get("x-api-key"))
         try:
-            caller = self._gate.enter(secret, need_of(scope["path"], self._gate))
+            caller = self._gate.enter(secret, need_of(scope["path"], self._gate), current_call().recognised)
         except PerseidError as error:
             await _refuse(error, send)
             return
@@ -73,6 +74,7 @@ class Access:
 
 
 async def _refuse(error: PerseidError, send: Send) -> None:
+    current_call().failed(error)
     body = msgspec.json.encode(body_of(error))
     told = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
     headers = [(name.lower().encode(), value.encode()) for name, value in told.items()]

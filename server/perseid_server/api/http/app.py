@@ -1,14 +1,12 @@
-"""The HTTP application: routes, request ids, limits."""
+"""The HTTP application: routes, limits."""
 
 import asyncio
-import re
 import time
-import uuid
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,18 +16,20 @@ from perseid_server.api.http import errors
 from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
 from perseid_server.api.http.generate import GenerationRoutes
+from perseid_server.api.http.observed import Observed
 from perseid_server.api.http.operations import OperationRoutes
 from perseid_server.api.status import ServerStatus
 from perseid_server.errors import TooLarge
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
+from perseid_server.observe.calls import Calls
+from perseid_server.observe.record import current_call
 
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 20.0
 SLOWEST_BODY = 16 << 10  # bytes a second that a long body must come at, after that time
 _TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def build_app(
@@ -41,8 +41,10 @@ def build_app(
     base: str,
     root: str,
     gate: Gate | None = None,
+    calls: Calls | None = None,
 ) -> FastAPI:
-    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody."""
+    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody;
+    `calls`: where each call is written down."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
     app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
@@ -50,12 +52,13 @@ def build_app(
     app.include_router(AdapterRoutes(registry, service, base, root).router)
     app.include_router(OperationRoutes(service, metrics, status).router)
     app.add_middleware(Access, gate=gate or Gate())
-    app.add_middleware(Limits)  # the outermost: refusals have request ids too
+    app.add_middleware(Limits)
+    app.add_middleware(Observed, calls=calls or Calls())  # the outermost: refusals are told of too
     return app
 
 
 class Limits:
-    """Gives each request an id and refuses bodies that are too large, before and while they are read."""
+    """Refuses bodies that are too large, before and while they are read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,21 +68,11 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        stated = headers.get("x-request-id", "")
-        request_id = stated if _REQUEST_ID.fullmatch(stated) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def tag(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        length = headers.get("content-length", "0")
+        length = Headers(scope=scope).get("content-length", "0")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            await _refuse(tag)
+            await _refuse(send)
             return
-        await self._app(scope, _counted(receive), tag)
+        await self._app(scope, _counted(receive), send)
 
 
 def _counted(receive: Receive) -> Receive:
@@ -106,7 +99,9 @@ def _counted(receive: Receive) -> Receive:
 
 
 async def _refuse(send: Any) -> None:
-    body = msgspec.json.encode(errors.body_of(TooLarge(_TOO_LARGE)))
+    error = TooLarge(_TOO_LARGE)
+    current_call().failed(error)
+    body = msgspec.json.encode(errors.body_of(error))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": body})
