@@ -173,3 +173,7 @@ class ServeConfig:
 
     log_format: Annotated[Literal["human", "json"], Parameter(group=OPERATION)] = "human"
     """How log lines look."""
+
+    log_prompts: Annotated[bool, Parameter(group=OPERATION)] = False
+    """Write prompts and answers into the log line of each request. They are your users' private data: whoever reads the
+    log reads them."""

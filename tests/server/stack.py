@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -35,6 +35,7 @@ from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.spec import BaseSpec
+from perseid_server.observe.calls import Calls
 from tests.fake_process import FakeEngineProcess
 from tests.fakes import FakeRunner, byte_bundle, fake_engine, tiny_spec
 
@@ -54,6 +55,7 @@ class Stack:
     app: FastAPI
     root: Path  # adapters below it may be loaded by clients
     gate: Gate | None = None
+    calls: Calls = field(default_factory=Calls)
 
     def says(self, text: str) -> None:
         """Every answer is this text from now on."""
@@ -93,8 +95,10 @@ def make_stack(
     default_gate_set: str | None = None,
     drafting: Drafting | None = None,
     gate: Gate | None = None,
+    calls: Calls | None = None,
 ) -> Stack:
     """A server that is not listening."""
+    calls = calls or Calls()
     runner = FakeRunner(512)
     built = fake_engine(num_blocks=512, max_model_len=max_model_len, runner=runner)
     engine = FakeEngineProcess(built, max_model_len=max_model_len)
@@ -114,8 +118,8 @@ def make_stack(
         engine, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
     status = ServerStatus(service, lambda: engine.status)
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate)
-    return Stack(engine, store, registry, metrics, service, status, app, root, gate)
+    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, calls=calls)
+    return Stack(engine, store, registry, metrics, service, status, app, root, gate, calls)
 
 
 @dataclass
@@ -151,7 +155,7 @@ async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveSta
     api = ApiServer("127.0.0.1", 0, 0, tls)
     try:
         credentials = tls.credentials() if tls is not None else None
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials)
+        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials, stack.calls)
         addresses = await api.start(stack.app, grpc_server, stack.status)
         yield LiveStack(stack, addresses)
     finally:

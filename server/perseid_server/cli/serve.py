@@ -45,6 +45,7 @@ from perseid_server.ipc.engine_client import EngineProcess
 from perseid_server.logs import configure_logging
 from perseid_server.model.source import resolve_model
 from perseid_server.model.tokenizer import export_tokenizer
+from perseid_server.observe.calls import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +166,9 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
+        calls = Calls(log_prompts=config.log_prompts)
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, calls=calls)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, calls)
         addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry)
 

@@ -1,7 +1,7 @@
 """What is written down of a request for the operator (`perseid_server.observe`)."""
 
 from perseid_server.frontend.adaptation import Resolved
-from perseid_server.frontend.adaptation_options import AdaptationOptions, AutoOptions, BlendOf, Named
+from perseid_server.frontend.adaptation_options import MAX_BLEND, AdaptationOptions, AutoOptions, BlendOf, Named
 from perseid_server.frontend.loaded import Loaded
 from perseid_server.frontend.requests import ChatInput, GenerationRequest, Input, TextInput, TokenInput
 from perseid_server.observe.record import GenerationRecord
@@ -41,7 +41,7 @@ def _asked(options: AdaptationOptions | None, base: str) -> str:
         case Named(name):
             return name
         case BlendOf(adapters):
-            return " + ".join(f"{weight:g} {name}" for name, weight in adapters)
+            return " + ".join(f"{weight:g} {name}" for name, weight in adapters[:MAX_BLEND])
         case AutoOptions(gate_set):
             return f"auto:{gate_set}" if gate_set else "auto"
 

@@ -47,11 +47,7 @@ class Calls:
             stated if _REQUEST_ID.fullmatch(stated) else uuid.uuid4().hex,
             is_probe,
             self._log_prompts,
-            {
-                name: headers[name]
-                for name in TRACE_HEADERS
-                if len(headers.get(name, "")) in range(1, _MOST_TRACE_HEADER)
-            },
+            {name: headers[name] for name in TRACE_HEADERS if 0 < len(headers.get(name, "")) <= _MOST_TRACE_HEADER},
         )
         self._open[id(call)] = call
         structlog.contextvars.bind_contextvars(request_id=call.request_id)

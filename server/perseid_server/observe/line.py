@@ -21,7 +21,7 @@ def log_line(call: CallRecord, more: Mapping[str, object]) -> None:
     """Write the line of a call that is over; `more` ends it. Health checks and scrapes are for those who debug."""
     level = logging.DEBUG if call.is_probe else logging.INFO
     if logger.isEnabledFor(level):
-        logger.log(level, "call", extra={"fields": fields_of(call) | more})
+        logger.log(level, "call", extra={"fields": {**fields_of(call), **more}})
 
 
 def fields_of(call: CallRecord) -> dict[str, object]:

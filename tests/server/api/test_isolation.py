@@ -124,7 +124,8 @@ async def walk_grpc(live: LiveStack) -> list[tuple]:
                 answers = [one async for one in call] if hasattr(call, "__aiter__") else [await call]
                 told.append((str(message), plain("".join(map(str, answers)))))
             except grpc.aio.AioRpcError as error:
-                told.append((str(message), error.code(), error.details(), list(error.trailing_metadata() or ())))
+                kept = [(name, value) for name, value in error.trailing_metadata() or () if name != "x-request-id"]
+                told.append((str(message), error.code(), error.details(), kept))
     services = (pb.DESCRIPTOR.services_by_name["Generation"], admin.DESCRIPTOR.services_by_name["AdapterAdmin"])
     asked = {type(message).__name__ for _, message in calls}
     assert {method.input_type.name for service in services for method in service.methods} == asked

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
@@ -74,7 +75,7 @@ class _Deadline:
         return (grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED).name
 
 
-def _tagging(handler: Any, call: CallRecord, deadline: _Deadline) -> Any:
+def _tagging(handler: Any, call: CallRecord, deadline: _Deadline) -> _Handler:
     """A handler of the same shape that tells the client the call's id. Streams of requests, which only reflection has,
     stay as they are."""
 
@@ -92,11 +93,16 @@ def _tagging(handler: Any, call: CallRecord, deadline: _Deadline) -> Any:
             async for answer in answers:
                 yield answer
 
+    async def writing(request: Any, context: Context) -> None:  # a stream by `context.write`
+        begin(context)
+        await handler.unary_stream(request, context)
+
     if handler.request_streaming:
-        return handler
-    make, behaviour = (
-        (grpc.unary_stream_rpc_method_handler, stream)
-        if handler.response_streaming
-        else (grpc.unary_unary_rpc_method_handler, whole)
-    )
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        untouched: _Handler = handler
+        return untouched
+    make, behaviour = grpc.unary_unary_rpc_method_handler, whole
+    if handler.response_streaming:
+        yields = inspect.isasyncgenfunction(handler.unary_stream)
+        make, behaviour = grpc.unary_stream_rpc_method_handler, stream if yields else writing
+    tagging: _Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return tagging
