@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
 
 from perseid_server.api.grpc.errors import REQUEST_ID
 from perseid_server.observe.calls import Calls
-from perseid_server.observe.record import CallRecord, record_for_task
+from perseid_server.observe.record import ABORTED, CallRecord, record_for_task
 
 PROBES = "/grpc.health.v1.Health/"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -34,75 +34,92 @@ class Observed(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         told = {name: value for name, value in handler_call_details.invocation_metadata or () if isinstance(value, str)}
         call = self._calls.open("grpc", method.lstrip("/"), told, is_probe=method.startswith(PROBES))
+        running = _Running(call)
         task = asyncio.current_task()
         assert task is not None, "grpc.aio runs each call in a task"
-        deadline = _Deadline()
-        task.add_done_callback(lambda done: self._close(call, done, deadline))
+        task.add_done_callback(lambda _: self._close(running))
         record_for_task(call)
         handler = await continuation(handler_call_details)
         if handler is None:
             call.status = grpc.StatusCode.UNIMPLEMENTED.name
             call.refused("unimplemented")
             return None
-        return _tagging(handler, call, deadline)
+        return _observed(handler, running)
 
-    def _close(self, call: CallRecord, task: "asyncio.Task[Any]", deadline: "_Deadline") -> None:
-        """What has not been told by then was cancelled, or is a success."""
-        error: BaseException | None = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None and call.error is None:
-            call.failed(error)
-            call.status = deadline.status_of(error)
-        call.status = call.status or grpc.StatusCode.OK.name
-        self._calls.close(call)
+    def _close(self, running: "_Running") -> None:
+        running.end()
+        self._calls.close(running.call)
 
 
-class _Deadline:
-    """Of a call, which is cancelled when it has passed."""
+class _Running:
+    """What the task of a call does not tell: whether its handler came to its end, and until when it had time."""
 
-    def __init__(self) -> None:
-        self.at: float | None = None  # monotonic, s
+    def __init__(self, call: CallRecord) -> None:
+        self.call = call
+        self.is_complete = False
+        self._deadline: float | None = None  # monotonic, s
 
-    def read(self, context: Context) -> None:
-        """As soon as it is known."""
+    @contextlib.contextmanager
+    def handling(self, context: Context) -> Iterator[None]:
+        """The handler runs inside."""
         left_s = context.time_remaining()
-        self.at = None if left_s is None else time.monotonic() + left_s
+        self._deadline = None if left_s is None else time.monotonic() + left_s
+        context.set_trailing_metadata(((REQUEST_ID, self.call.request_id),))
+        try:
+            yield
+        except Exception as error:
+            self.call.failed(error)
+            self.call.status = self.call.status or _code_of(context)
+            raise
+        self.is_complete = True
 
-    def status_of(self, error: BaseException) -> str:
-        """Of a call that ended with what is none of ours."""
-        if not isinstance(error, asyncio.CancelledError):
-            return grpc.StatusCode.UNKNOWN.name
-        passed = self.at is not None and time.monotonic() >= self.at
-        return (grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED).name
+    def end(self) -> None:
+        """A handler that did not come to its end, and did not fail, was cancelled: its client left, or would not wait
+        longer."""
+        if self.call.status is not None:
+            return
+        if self.is_complete:
+            self.call.status = grpc.StatusCode.OK.name
+            return
+        passed = self._deadline is not None and time.monotonic() >= self._deadline
+        self.call.status = (grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED).name
+        self.call.refused("deadline_exceeded" if passed else ABORTED)
 
 
-def _tagging(handler: Any, call: CallRecord, deadline: _Deadline) -> _Handler:
-    """A handler of the same shape that tells the client the call's id. Streams of requests, which only reflection has,
-    stay as they are."""
+def _code_of(context: Context) -> str:
+    """Of a call that was aborted, by whomever."""
+    found = context.code()
+    codes = (code.name for code in grpc.StatusCode if found in (code, code.value[0]) and code is not grpc.StatusCode.OK)
+    return next(codes, grpc.StatusCode.UNKNOWN.name)
 
-    def begin(context: Context) -> None:
-        deadline.read(context)
-        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+
+def _observed(handler: Any, running: _Running) -> _Handler:
+    """A handler of the same shape. Streams of requests, which only reflection has, are left as they are."""
 
     async def whole(request: Any, context: Context) -> Any:
-        begin(context)
-        return await handler.unary_unary(request, context)
+        with running.handling(context):
+            return await handler.unary_unary(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        begin(context)
-        async with contextlib.aclosing(handler.unary_stream(request, context)) as answers:
-            async for answer in answers:
-                yield answer
+        with running.handling(context):
+            async with contextlib.aclosing(handler.unary_stream(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
     async def writing(request: Any, context: Context) -> None:  # a stream by `context.write`
-        begin(context)
-        await handler.unary_stream(request, context)
+        with running.handling(context):
+            await handler.unary_stream(request, context)
 
     if handler.request_streaming:
+        running.is_complete = True
         untouched: _Handler = handler
         return untouched
-    make, behaviour = grpc.unary_unary_rpc_method_handler, whole
-    if handler.response_streaming:
-        yields = inspect.isasyncgenfunction(handler.unary_stream)
-        make, behaviour = grpc.unary_stream_rpc_method_handler, stream if yields else writing
-    tagging: _Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
-    return tagging
+    coders = handler.request_deserializer, handler.response_serializer
+    observed: _Handler
+    if not handler.response_streaming:
+        observed = grpc.unary_unary_rpc_method_handler(whole, *coders)
+    elif inspect.isasyncgenfunction(handler.unary_stream):
+        observed = grpc.unary_stream_rpc_method_handler(stream, *coders)
+    else:
+        observed = grpc.unary_stream_rpc_method_handler(writing, *coders)
+    return observed
