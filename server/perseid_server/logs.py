@@ -4,7 +4,6 @@ An event may be text of several lines, such as stacks. All that stands beside it
 and paths are what clients sent, and must be able neither to begin a line of their own nor to look like another field.
 """
 
-import json
 import logging
 import re
 import sys
@@ -12,8 +11,8 @@ from typing import Literal
 
 import structlog
 
-_PLAIN = re.compile(r"[\w.,:;/@#*+()<>-]+", re.ASCII)
-_UNQUOTED = frozenset({"timestamp", "level", "logger", "event", "exception", "exc_info", "stack_info", "stack"})
+_PLAIN = re.compile(r"[\w.,:;/@#*+()<>{}-]+", re.ASCII)
+_OWN = frozenset({"timestamp", "level", "logger", "event", "exception", "exc_info", "stack_info", "stack"})
 """structlog's own."""
 
 
@@ -56,9 +55,19 @@ def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.
     for name, value in event.items():
         if name == "event":
             event[name] = "".join(map(_printable, str(value)))
-        elif name not in _UNQUOTED and isinstance(value, str) and not _PLAIN.fullmatch(value):
-            event[name] = json.dumps(value, ensure_ascii=not value.isprintable())
+        elif name not in _OWN and isinstance(value, str):
+            event[name] = _Quoted(value)
     return event
+
+
+class _Quoted:
+    """A text that is shown as it is where nothing in it could be taken for something else, and else in quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text if _PLAIN.fullmatch(self._text) else repr(self._text)
 
 
 def _printable(character: str) -> str:

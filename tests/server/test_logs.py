@@ -65,7 +65,7 @@ def test_a_call_is_one_line_for_people(capsys) -> None:
     call_with(HOSTILE)
     (line,) = capsys.readouterr().err.split("\n")[:-1]
     assert line.isprintable()
-    assert ' model="x\\n2026' in line
+    assert " model='x\\n2026" in line
     assert " status=" not in line.replace("status=200 ", "")  # only inside of quotes
 
 
