@@ -26,7 +26,9 @@ class FakeEngineProcess:
     def __init__(self, engine: Engine | None = None, **ready: object) -> None:
         self.engine = engine or fake_engine()
         self.ready: EngineReady | None = fake_ready(**ready)
-        self.status = "ready"
+        self._status = "ready"
+        self.trouble = ""
+        self.on_status: Callable[[], None] = lambda: None
         self.adapter_states: dict[str, AdapterState] = {}
         self.gate_sets: dict[str, RegisterGateSet] = {}
         self.heads: dict[str, RegisterHeads] = {}
@@ -39,6 +41,15 @@ class FakeEngineProcess:
         self._may_step.set()
         self._abort_seen = asyncio.Event()
         self._submit_seen = asyncio.Event()
+
+    @property
+    def status(self) -> str:
+        return self._status
+
+    @status.setter
+    def status(self, status: str) -> None:
+        self._status = status
+        self.on_status()
 
     def hold(self) -> None:
         """Take requests, answer none: until `go_on`, all are in flight."""

@@ -117,7 +117,8 @@ def make_stack(
     service = GenerationService(
         engine, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
-    status = ServerStatus(service, lambda: engine.status)
+    status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
+    engine.on_status = status.changed
     app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, calls=calls)
     return Stack(engine, store, registry, metrics, service, status, app, root, gate, calls)
 
@@ -155,8 +156,10 @@ async def serving(stack: Stack, tls: Tls | None = None) -> AsyncIterator[LiveSta
     api = ApiServer("127.0.0.1", 0, 0, tls)
     try:
         credentials = tls.credentials() if tls is not None else None
-        grpc_server = GrpcServer(stack.service, stack.registry, BASE, stack.gate, credentials, stack.calls)
-        addresses = await api.start(stack.app, grpc_server, stack.status)
+        grpc_server = GrpcServer(
+            stack.service, stack.registry, stack.status, BASE, stack.gate, credentials, stack.calls
+        )
+        addresses = await api.start(stack.app, grpc_server)
         yield LiveStack(stack, addresses)
     finally:
         stack.engine.go_on()

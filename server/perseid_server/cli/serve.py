@@ -166,10 +166,11 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
+        engine.on_status(lambda _: status.changed())
         calls = Calls(log_prompts=config.log_prompts)
         app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, calls=calls)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, calls)
-        addresses = await api.start(app, grpc_server, status)
+        grpc_server = GrpcServer(service, registry, status, base.name, gate, security.credentials, calls)
+        addresses = await api.start(app, grpc_server)
         yield RunningServer(ready, addresses, service, registry)
 
 

@@ -8,7 +8,7 @@ generation.usage
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -67,6 +67,7 @@ class GenerationService:
         self._serials = itertools.count()
         self.text = text
         self.draining = False
+        self._on_drain: list[Callable[[], None]] = []
 
     @property
     def max_model_len(self) -> int:
@@ -107,9 +108,15 @@ class GenerationService:
             stack.push_async_callback(deltas.aclose)
             yield generation
 
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Be told when no more requests are taken."""
+        self._on_drain.append(callback)
+
     async def drain(self, grace_s: float) -> None:
         """Take no more requests; return when those in progress have ended, or the grace time has."""
         self.draining = True
+        for callback in self._on_drain:
+            callback()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
 

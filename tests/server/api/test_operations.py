@@ -25,14 +25,6 @@ async def post(live: LiveStack, path: str, body: dict) -> httpx.Response:
         return await client.post(path, json=body)
 
 
-async def test_readiness_follows_the_engine_and_health_does_not(live: LiveStack) -> None:
-    assert (await get(live, "/ready")).status_code == 200
-    live.stack.engine.status = "restarting"
-    down = await get(live, "/ready")
-    assert (down.status_code, down.json(), down.headers["Retry-After"]) == (503, {"status": "engine restarting"}, "1")
-    assert (await get(live, "/health")).status_code == 200
-
-
 async def test_a_server_that_drains_is_not_ready(live: LiveStack) -> None:
     await live.stack.service.drain(0)
     assert (await get(live, "/ready")).json() == {"status": "shutting down"}

@@ -1,7 +1,7 @@
 """The gRPC server: services, health, reflection, limits."""
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -9,7 +9,9 @@ from perseid_server.access.gate import Gate
 from perseid_server.api.grpc.access import Access
 from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.generation import GenerationServicer
+from perseid_server.api.grpc.health import HealthServicer
 from perseid_server.api.grpc.observed import Observed
+from perseid_server.api.status import ServerStatus
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
@@ -41,6 +43,7 @@ class GrpcServer:
         self,
         service: GenerationService,
         registry: AdapterRegistry,
+        status: ServerStatus,
         base: str,
         gate: Gate | None = None,
         credentials: grpc.ServerCredentials | None = None,
@@ -51,10 +54,9 @@ class GrpcServer:
         interceptors = [Observed(calls or Calls()), Access(gate or Gate())]
         self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         self._credentials = credentials
-        self._health = health.aio.HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(status, SERVICES), self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def bind(self, host: str, port: int) -> int:
@@ -70,12 +72,6 @@ class GrpcServer:
     async def start(self) -> None:
         """Answer calls."""
         await self._server.start()
-
-    async def set_ready(self, *, ready: bool) -> None:
-        """What health checks are told, for the server and each service."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *SERVICES):
-            await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; cut off those that run after the grace time."""
