@@ -1,6 +1,7 @@
 """/health, /ready and gRPC health: alive is not ready, and both transports say the same at the same moment."""
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -92,7 +93,7 @@ async def test_what_changes_nothing_is_not_told(live: LiveStack, health) -> None
     told = [await status_of(watch)]
     while told[-1] != NOT_SERVING or (await get(live, "/ready")).status_code == 200:
         told.append(await status_of(watch))
-    assert all(one != other for one, other in zip(told, told[1:], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(told))
 
 
 async def test_a_server_that_drains_is_not_ready_while_it_still_answers(live: LiveStack, channel, health) -> None:

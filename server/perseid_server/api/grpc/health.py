@@ -27,7 +27,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # u
         self._status = status
         self._services = frozenset(services) | {""}
 
-    async def Check(self, request: Any, context: Context) -> Response:  # noqa: N802
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
         """The status now."""
         if request.service not in self._services:
             await abort(context, NotFound(f"service {request.service[:_MOST_SHOWN]!r} is not known here"))
@@ -38,7 +38,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # u
         statuses = {name: Response(status=self._now()) for name in self._services}
         return health_pb2.HealthListResponse(statuses=statuses)
 
-    async def Watch(self, request: Any, _: Context) -> AsyncIterator[Response]:  # noqa: N802
+    async def Watch(self, request: Any, _: Context) -> AsyncIterator[Any]:  # noqa: N802
         """The status now, and each time it changes."""
         told = None
         while True:
