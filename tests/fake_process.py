@@ -15,6 +15,7 @@ from perseid_server.engine.messages import (
     StepOutputs,
     Submit,
 )
+from perseid_server.engine.state import EngineState
 from perseid_server.errors import Unavailable
 from tests.fake_drafting import joined
 from tests.fakes import fake_engine, fake_ready
@@ -28,6 +29,8 @@ class FakeEngineProcess:
         self.ready: EngineReady | None = fake_ready(**ready)
         self._status = "ready"
         self.trouble = ""
+        self.num_restarts = 0
+        self.hangs = False  # does not answer when it is asked what it has at hand
         self.on_status: Callable[[], None] = lambda: None
         self.adapter_states: dict[str, AdapterState] = {}
         self.gate_sets: dict[str, RegisterGateSet] = {}
@@ -50,6 +53,16 @@ class FakeEngineProcess:
     def status(self, status: str) -> None:
         self._status = status
         self.on_status()
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    def step_age_s(self) -> float | None:
+        return None
+
+    async def describe(self, limit: int, timeout_s: float) -> EngineState | None:
+        return self.engine.describe(limit) if self.status == "ready" and not self.hangs else None
 
     def hold(self) -> None:
         """Take requests, answer none: until `go_on`, all are in flight."""

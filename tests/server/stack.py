@@ -23,6 +23,7 @@ from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
+from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
@@ -119,7 +120,8 @@ def make_stack(
     )
     status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
     engine.on_status = status.changed
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, calls=calls)
+    debug = DebugSources(engine, registry, service, admission, status, calls)
+    app = build_app(service, registry, metrics, debug, base=BASE, root="fake", gate=gate)
     return Stack(engine, store, registry, metrics, service, status, app, root, gate, calls)
 
 

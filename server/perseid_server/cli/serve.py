@@ -24,6 +24,7 @@ from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.descriptors import allow_connections
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
+from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.cli.security import limited, secured
@@ -157,9 +158,8 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
         limits = AdmissionLimits.of(config.max_queue, config.max_queue_tokens, ready.kv_tokens or ready.max_model_len)
         timeouts = Timeouts(config.default_timeout, config.max_timeout)
-        service = GenerationService(
-            engine, resolver, text, metrics, Admission(limits, metrics), drafting, limiter, timeouts
-        )
+        admission = Admission(limits, metrics)
+        service = GenerationService(engine, resolver, text, metrics, admission, drafting, limiter, timeouts)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
@@ -168,7 +168,8 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         engine.on_status(lambda _: status.changed())
         calls = Calls(log_prompts=config.log_prompts)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, calls=calls)
+        debug = DebugSources(engine, registry, service, admission, status, calls)
+        app = build_app(service, registry, metrics, debug, base=base.name, root=config.model, gate=gate)
         grpc_server = GrpcServer(service, registry, status, base.name, gate, security.credentials, calls)
         addresses = await api.start(app, grpc_server)
         yield RunningServer(ready, addresses, service, registry)

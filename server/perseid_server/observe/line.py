@@ -30,7 +30,7 @@ def fields_of(call: CallRecord) -> dict[str, object]:
     told = {
         "request_id": call.request_id,
         "transport": call.transport,
-        "route": _short(call.route),
+        "route": shortened(call.route),
         "status": call.status,
         "error": call.error,
         "error_field": _short(call.error_field),
@@ -57,8 +57,8 @@ def fields_of(call: CallRecord) -> dict[str, object]:
 def _texts(call: CallRecord) -> dict[str, object]:
     if not call.keeps_text:
         return {}
-    prompts = [_short(one.prompt, MOST_TEXT) for one in call.generations if one.prompt is not None]
-    answers = [_short("".join(one.texts), MOST_TEXT) for one in call.answers if one.texts is not None]
+    prompts = [shortened(one.prompt, MOST_TEXT) for one in call.generations if one.prompt is not None]
+    answers = [shortened("".join(one.texts), MOST_TEXT) for one in call.answers if one.texts is not None]
     return {"prompts": prompts or None, "answers": answers or None}
 
 
@@ -66,11 +66,16 @@ def _joined(names: Iterable[str | None], most: int = MOST_NAMES) -> str | None:
     """Each name once."""
     found = list(dict.fromkeys(name for name in names if name))
     more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(str(_short(name)) for name in found[:most]) + more or None
+    return ", ".join(shortened(name) for name in found[:most]) + more or None
 
 
-def _short(text: str | None, most: int = MOST_CHARACTERS) -> str | None:
-    return text if text is None or len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text of a client, as much of it as an operator needs."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else shortened(text)
 
 
 def _rounded(seconds: float | None) -> float | None:

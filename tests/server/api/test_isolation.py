@@ -50,7 +50,16 @@ def http_calls() -> list[tuple[str, str, dict | None]]:
     """What B asks over HTTP: every route, every name in every place."""
     calls: list[tuple[str, str, dict | None]] = [
         ("GET", path, None)
-        for path in ("/openapi.json", "/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/medusa_heads")
+        for path in (
+            "/openapi.json",
+            "/health",
+            "/ready",
+            "/version",
+            "/metrics",
+            "/debug/state",
+            "/v1/models",
+            "/v1/medusa_heads",
+        )
     ]
     calls += [("POST", "/tokenize", {"prompt": "say"}), ("POST", "/detokenize", {"tokens": [104]})]
     for name in NAMES:

@@ -16,6 +16,7 @@ NEEDS: Mapping[str, Need] = {
     "/health": "open",
     "/ready": "open",
     "/version": "open",
+    "/debug/state": "operator",
     "/openapi.json": "any",
     "/tokenize": "generate",
     "/detokenize": "generate",

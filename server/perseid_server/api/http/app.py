@@ -15,15 +15,14 @@ from perseid_server.access.gate import Gate
 from perseid_server.api.http import errors
 from perseid_server.api.http.access import Access
 from perseid_server.api.http.adapters import AdapterRoutes
+from perseid_server.api.http.debug import DebugRoutes, DebugSources
 from perseid_server.api.http.generate import GenerationRoutes
 from perseid_server.api.http.observed import Observed
 from perseid_server.api.http.operations import OperationRoutes
-from perseid_server.api.status import ServerStatus
 from perseid_server.errors import TooLarge
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
-from perseid_server.observe.calls import Calls
 from perseid_server.observe.record import current_call
 
 MAX_BODY_BYTES = 16 << 20
@@ -36,24 +35,24 @@ def build_app(
     service: GenerationService,
     registry: AdapterRegistry,
     metrics: Metrics,
-    status: ServerStatus,
+    debug: DebugSources,
     *,
     base: str,
     root: str,
     gate: Gate | None = None,
-    calls: Calls | None = None,
 ) -> FastAPI:
-    """`base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody;
-    `calls`: where each call is written down."""
+    """`debug`: what an operator may look at, also where each call is written down and whether the server is ready;
+    `base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
     app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(GenerationRoutes(service, base).router)
     app.include_router(AdapterRoutes(registry, service, base, root).router)
-    app.include_router(OperationRoutes(service, metrics, status).router)
+    app.include_router(OperationRoutes(service, metrics, debug.status).router)
+    app.include_router(DebugRoutes(debug).router)
     app.add_middleware(Access, gate=gate or Gate())
     app.add_middleware(Limits)
-    app.add_middleware(Observed, calls=calls or Calls())  # the outermost: refusals are told of too
+    app.add_middleware(Observed, calls=debug.calls)  # the outermost: refusals are told of too
     return app
 
 
