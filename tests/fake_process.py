@@ -40,6 +40,7 @@ class FakeEngineProcess:
         self.sizes: tuple[int, ...] = (1,)  # so many outputs of a sequence come as one, over and over
         self.on_step: Callable[[StepOutputs], None] = lambda _: None
         self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
+        self._steps_left: int | None = None
         self._may_step = asyncio.Event()
         self._may_step.set()
         self._abort_seen = asyncio.Event()
@@ -67,6 +68,11 @@ class FakeEngineProcess:
     def hold(self) -> None:
         """Take requests, answer none: until `go_on`, all are in flight."""
         self._may_step.clear()
+
+    def hold_after(self, num_steps: int) -> None:
+        """Go on for so many steps, then hold."""
+        self._steps_left = num_steps
+        self.go_on()
 
     def go_on(self) -> None:
         """Answer again."""
@@ -131,6 +137,11 @@ class FakeEngineProcess:
 
     def _step(self) -> None:
         step = self.engine.step()
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left == 0:
+                self._steps_left = None
+                self.hold()
         for output in step.outputs:
             if output.request_id in self._inboxes:
                 self._inboxes[output.request_id].put_nowait(output)

@@ -213,12 +213,12 @@ async def test_a_server_that_drains_or_has_no_engine(live: LiveStack, channel, l
 
 async def test_an_engine_that_dies_amid_answers(live: LiveStack, channel, lines) -> None:
     engine = live.stack.engine
+    engine.hold_after(4)
     async with live.http() as client:
         body = BODY | {"stream": True, "max_tokens": 200}
         async with client.stream("POST", "/v1/completions", json=body, headers=bearer("user")) as answer:
             pieces = answer.aiter_lines()
             await anext(pieces)
-            engine.hold()
             call = stubs.GenerationStub(channel).GenerateStream(message(), metadata=metadata())
             await engine.submissions(2)
             engine.die()
@@ -243,9 +243,9 @@ async def test_a_client_that_leaves_over_http(live: LiveStack, lines, stream: bo
 async def test_a_client_that_leaves_amid_an_answer_over_http(live: LiveStack, lines) -> None:
     body = BODY | {"stream": True, "max_tokens": 200}
     posted = {"json": body, "headers": bearer("user")}
+    live.stack.engine.hold_after(4)
     async with live.http() as client, client.stream("POST", "/v1/completions", **posted) as answer:
         await anext(answer.aiter_lines())
-        live.stack.engine.hold()
     (line,) = await lines()
     assert (line["status"], line["error"]) == (200, "aborted")
     assert line["generated_tokens"] >= 1
@@ -253,12 +253,13 @@ async def test_a_client_that_leaves_amid_an_answer_over_http(live: LiveStack, li
 
 @pytest.mark.parametrize("read_first", [False, True])
 async def test_a_client_that_leaves_over_grpc(live: LiveStack, channel, lines, read_first: bool) -> None:
-    if not read_first:
+    if read_first:
+        live.stack.engine.hold_after(4)
+    else:
         live.stack.engine.hold()
     call = stubs.GenerationStub(channel).GenerateStream(message(max_tokens=200), metadata=metadata())
     if read_first:
         await call.read()
-        live.stack.engine.hold()
     await live.stack.engine.submissions(1)
     call.cancel()
     (line,) = await lines()
