@@ -28,6 +28,7 @@ from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.cli.security import limited, secured
+from perseid_server.cli.tracing import check_tracing, traced
 from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
@@ -118,6 +119,7 @@ class RunningServer:
 async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
+    check_tracing(config)
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
         api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls)
@@ -167,7 +169,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         engine.on_status(lambda _: status.changed())
-        calls = Calls(log_prompts=config.log_prompts)
+        calls = Calls(log_prompts=config.log_prompts, on_close=stack.enter_context(traced(config)))
         debug = DebugSources(engine, registry, service, admission, status, calls)
         app = build_app(service, registry, metrics, debug, base=base.name, root=config.model, gate=gate)
         grpc_server = GrpcServer(service, registry, status, base.name, gate, security.credentials, calls)

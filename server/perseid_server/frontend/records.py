@@ -3,7 +3,7 @@
 from perseid_server.frontend.adaptation import Resolved
 from perseid_server.frontend.adaptation_options import MAX_BLEND, AdaptationOptions, AutoOptions, BlendOf, Named
 from perseid_server.frontend.loaded import Loaded
-from perseid_server.frontend.requests import ChatInput, GenerationRequest, Input, TextInput, TokenInput
+from perseid_server.frontend.requests import ChatInput, GenerationRequest, Input, SamplingOptions, TextInput, TokenInput
 from perseid_server.observe.record import GenerationRecord
 
 VERSION_CHARACTERS = 12
@@ -15,6 +15,9 @@ def begin_record(request: GenerationRequest, base: str) -> GenerationRecord:
     keeps_text = request.call.keeps_text
     record = GenerationRecord(
         id=request.request_id,
+        operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
+        base=base,
+        settings=_settings(request.sampling),
         model=_asked(request.adaptation, base),
         prompt=_prompt(request.input) if keeps_text else None,
         keeps_text=keeps_text,
@@ -44,6 +47,20 @@ def _asked(options: AdaptationOptions | None, base: str) -> str:
             return " + ".join(f"{weight:g} {name}" for name, weight in adapters[:MAX_BLEND])
         case AutoOptions(gate_set):
             return f"auto:{gate_set}" if gate_set else "auto"
+
+
+def _settings(options: SamplingOptions) -> dict[str, float]:
+    told = {
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k or None,
+        "seed": options.seed,
+        "presence_penalty": options.presence_penalty or None,
+        "frequency_penalty": options.frequency_penalty or None,
+        "choice.count": options.n if options.n > 1 else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _versioned(loaded: Loaded) -> str:

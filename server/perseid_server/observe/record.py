@@ -53,6 +53,8 @@ class GenerationRecord:
     """One prompt of a call, and what was made of it."""
 
     id: str = ""  # of the answer, as the client gets it; the engine's log names it too
+    operation: Literal["chat", "text_completion"] = "text_completion"
+    base: str = ""
     model: str = ""  # what was asked for
     adapter: str | None = None  # what that turned out to be, with its version; None: the base
     tier: str | None = None  # who chose it, where that was `auto`

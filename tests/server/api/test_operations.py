@@ -113,6 +113,11 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
     assert done.stdout.strip() == "['/detokenize', '/health']", done.stderr
 
 
+async def test_fastapis_own_telemetry_is_off(live: LiveStack) -> None:
+    native = getattr(live.stack.app, "_native_telemetry", None)
+    assert native is None or not native.enabled()
+
+
 def test_the_listener_says_it_is_tcp() -> None:
     """Only then does asyncio turn Nagle's algorithm off for its connections, and answers come without a wait."""
     server = ApiServer("127.0.0.1", 0, 0)

@@ -1,6 +1,7 @@
 """The HTTP application: routes, limits."""
 
 import asyncio
+import inspect
 import time
 from typing import Any
 
@@ -28,6 +29,12 @@ from perseid_server.observe.record import current_call
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 20.0
 SLOWEST_BODY = 16 << 10  # bytes a second that a long body must come at, after that time
+_QUIET: dict[str, Any] = (
+    {"telemetry": {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}}
+    if "telemetry" in inspect.signature(FastAPI).parameters
+    else {}
+)
+"""FastAPI's own telemetry, of versions that have it, would tell what clients wrote; `perseid_server.observe` does not."""
 _TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 
 
@@ -44,7 +51,7 @@ def build_app(
     """`debug`: what an operator may look at, also where each call is written down and whether the server is ready;
     `base`: the name the base is served under; `root`: where it came from; `gate`: who may call, None: anybody."""
     # The documentation page would load its scripts from elsewhere; the OpenAPI document is there.
-    app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Perseid", version=__version__, docs_url=None, redoc_url=None, **_QUIET)
     errors.install(app)
     app.include_router(GenerationRoutes(service, base).router)
     app.include_router(AdapterRoutes(registry, service, base, root).router)
