@@ -34,7 +34,7 @@ _QUIET: dict[str, Any] = (
     if "telemetry" in inspect.signature(FastAPI).parameters
     else {}
 )
-"""FastAPI's own telemetry, in versions that have it, would tell what clients write; `perseid_server.observe` does not."""
+"""FastAPI's own telemetry, where it has one, would tell what clients write; `perseid_server.observe` does not."""
 _TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 
 
