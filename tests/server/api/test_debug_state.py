@@ -90,7 +90,8 @@ async def test_a_version_that_lost_its_name_is_told_by_its_hash(live: LiveStack)
     live.stack.engine.hold_after(4)
     posted = {"json": BODY, "headers": bearer("user")}
     async with live.http() as client, client.stream("POST", "/v1/completions", **posted) as answer:
-        await anext(answer.aiter_lines())
+        pieces = answer.aiter_lines()  # held: it closes the answer when it goes
+        await anext(pieces)
         await live.stack.registry.unload("one")
         told = await state_of(live)
         live.stack.engine.go_on()
