@@ -15,6 +15,7 @@ from perseid_server.engine.messages import (
     StepOutputs,
     Submit,
 )
+from perseid_server.engine.state import EngineState
 from perseid_server.errors import Unavailable
 from tests.fake_drafting import joined
 from tests.fakes import fake_engine, fake_ready
@@ -26,8 +27,11 @@ class FakeEngineProcess:
     def __init__(self, engine: Engine | None = None, **ready: object) -> None:
         self.engine = engine or fake_engine()
         self.ready: EngineReady | None = fake_ready(**ready)
-        self.status = "ready"
+        self._status = "ready"
         self.trouble = ""
+        self.num_restarts = 0
+        self.hangs = False  # does not answer when it is asked what it has at hand
+        self.on_status: Callable[[], None] = lambda: None
         self.adapter_states: dict[str, AdapterState] = {}
         self.gate_sets: dict[str, RegisterGateSet] = {}
         self.heads: dict[str, RegisterHeads] = {}
@@ -36,14 +40,39 @@ class FakeEngineProcess:
         self.sizes: tuple[int, ...] = (1,)  # so many outputs of a sequence come as one, over and over
         self.on_step: Callable[[StepOutputs], None] = lambda _: None
         self._inboxes: dict[str, asyncio.Queue[SequenceOutput | None]] = {}
+        self._steps_left: int | None = None
         self._may_step = asyncio.Event()
         self._may_step.set()
         self._abort_seen = asyncio.Event()
         self._submit_seen = asyncio.Event()
 
+    @property
+    def status(self) -> str:
+        return self._status
+
+    @status.setter
+    def status(self, status: str) -> None:
+        self._status = status
+        self.on_status()
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    def step_age_s(self) -> float | None:
+        return None
+
+    async def describe(self, limit: int, timeout_s: float) -> EngineState | None:
+        return self.engine.describe(limit) if self.status == "ready" and not self.hangs else None
+
     def hold(self) -> None:
         """Take requests, answer none: until `go_on`, all are in flight."""
         self._may_step.clear()
+
+    def hold_after(self, num_steps: int) -> None:
+        """Go on for so many steps, then hold."""
+        self._steps_left = num_steps
+        self.go_on()
 
     def go_on(self) -> None:
         """Answer again."""
@@ -108,6 +137,11 @@ class FakeEngineProcess:
 
     def _step(self) -> None:
         step = self.engine.step()
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left == 0:
+                self._steps_left = None
+                self.hold()
         for output in step.outputs:
             if output.request_id in self._inboxes:
                 self._inboxes[output.request_id].put_nowait(output)

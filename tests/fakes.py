@@ -7,14 +7,14 @@ early or keyed wrongly changes the answer.
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
 from perseid_server.engine.adaptation import BASE, Adaptation
 from perseid_server.engine.drafting import Drafter
 from perseid_server.engine.engine import Engine, EngineLimits
@@ -290,6 +290,11 @@ class FakeResidency:
 
     def stats(self) -> ResidencyStats:
         return ResidencyStats(len(self.device), self.room)
+
+    def residents(self) -> Iterator[Resident]:
+        for version in self.known:
+            where, users = self.location(version), self.users.get(version, 0)
+            yield Resident(version, "adapter", where, int(where == "device"), users, is_loading=version in self.loading)
 
 
 @dataclass

@@ -173,3 +173,14 @@ class ServeConfig:
 
     log_format: Annotated[Literal["human", "json"], Parameter(group=OPERATION)] = "human"
     """How log lines look."""
+
+    trace_endpoint: Annotated[str | None, Parameter(group=OPERATION)] = None
+    """Collector that OpenTelemetry traces are sent to (OTLP over gRPC), such as http://127.0.0.1:4317. Default: none.
+    Needs the extra "tracing"."""
+
+    trace_sample: Annotated[float, Parameter(group=OPERATION, validator=validators.Number(gte=0, lte=1))] = 0.01
+    """Share of requests that are traced, of those whose client has not decided it (traceparent)."""
+
+    log_prompts: Annotated[bool, Parameter(group=OPERATION)] = False
+    """Write prompts and answers into the log line of each request. They are your users' private data: whoever reads the
+    log reads them."""

@@ -109,7 +109,7 @@ def _place(random: Random, end: int) -> int:
 
 def _flip(random: Random, raw: bytes, end: int) -> bytes:
     place = _place(random, end)
-    return raw[:place] + bytes((byte ^ 1 << random.randrange(8) for byte in raw[place : place + 1])) + raw[place + 1 :]
+    return raw[:place] + bytes(byte ^ 1 << random.randrange(8) for byte in raw[place : place + 1]) + raw[place + 1 :]
 
 
 def _byte(random: Random, raw: bytes, end: int) -> bytes:

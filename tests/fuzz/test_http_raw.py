@@ -55,7 +55,7 @@ HEADERS = (
     b"X-Request-Id: " + b"i" * 5000, b"X-Request-Id: a\tb", b"Authorization: Bearer " + b"\xff" * 40, b"X-Api-Key: ",
     b"Content-Type: application/json; charset=utf-16", b"Content-Type: multipart/form-data; boundary=", b"Content-Type: ;",
     b"no colon", b" folded: yes", b": no name", b"Na\0me: x", b"Name: a\0b", b"Name : x", b"Range: bytes=0-",
-    b"X-Http-Method-Override: DELETE", b"Forwarded: for=\"\"", b"Cookie: " + b"c=1; " * 1000,
+    b"X-Http-Method-Override: DELETE", b'Forwarded: for=""', b"Cookie: " + b"c=1; " * 1000,
 )  # fmt: skip
 
 

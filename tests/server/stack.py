@@ -25,6 +25,7 @@ from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.grpc.patience import Patience
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
+from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
@@ -38,6 +39,7 @@ from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.spec import BaseSpec
+from perseid_server.observe.calls import Calls
 from tests.fake_process import FakeEngineProcess
 from tests.fakes import FakeRunner, byte_bundle, fake_engine, tiny_spec
 
@@ -58,6 +60,7 @@ class Stack:
     root: Path  # adapters below it may be loaded by clients
     gate: Gate | None = None
     budget: BodyBudget = field(default_factory=BodyBudget)
+    calls: Calls = field(default_factory=Calls)
 
     def says(self, text: str) -> None:
         """Every answer is this text from now on."""
@@ -100,8 +103,10 @@ def make_stack(
     engine: Engine | None = None,
     process: FakeEngineProcess | None = None,
     budget: BodyBudget | None = None,
+    calls: Calls | None = None,
 ) -> Stack:
     """A server that is not listening, over the fake engine unless another, or its process, is given."""
+    calls = calls or Calls()
     if process is None:
         built = engine or fake_engine(num_blocks=512, max_model_len=max_model_len, runner=FakeRunner(512))
         process = FakeEngineProcess(built, max_model_len=max_model_len)
@@ -121,9 +126,11 @@ def make_stack(
         process, resolver, text, metrics, admission, drafting, gate.limiter if gate else None, timeouts
     )
     status = ServerStatus(service, lambda: process.status, lambda: process.trouble)
+    process.on_status = status.changed
     budget = budget or BodyBudget(on_refusal=metrics.rejected)
-    app = build_app(service, registry, metrics, status, base=BASE, root="fake", gate=gate, budget=budget)
-    return Stack(process, store, registry, metrics, service, status, app, root, gate, budget)
+    debug = DebugSources(process, registry, service, admission, status, calls)
+    app = build_app(service, registry, metrics, debug, base=BASE, root="fake", gate=gate, budget=budget)
+    return Stack(process, store, registry, metrics, service, status, app, root, gate, budget, calls)
 
 
 @dataclass
@@ -164,9 +171,17 @@ async def serving(
     try:
         credentials = tls.credentials() if tls is not None else None
         grpc_server = GrpcServer(
-            stack.service, stack.registry, BASE, stack.gate, credentials, stack.budget, most_connections
+            stack.service,
+            stack.registry,
+            stack.status,
+            BASE,
+            stack.gate,
+            credentials,
+            stack.calls,
+            stack.budget,
+            most_connections,
         )
-        addresses = await api.start(stack.app, grpc_server, stack.status)
+        addresses = await api.start(stack.app, grpc_server)
         yield LiveStack(stack, addresses, grpc_server.patience, api)
     finally:
         stack.engine.go_on()

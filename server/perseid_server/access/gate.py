@@ -43,13 +43,14 @@ class Gate:
         self.limiter = limiter or Limiter()
         self.metrics_need: Need = "open" if open_metrics else "operator"
 
-    def enter(self, secret: str | None, need: Need) -> Caller:
+    def enter(self, secret: str | None, need: Need, recognised: Callable[[Caller], None] = lambda _: None) -> Caller:
         """Who shows this key, if it is good for the call. Unauthenticated, Forbidden or RateLimited if not; none of
-        them repeats what was shown."""
+        them repeats what was shown. `recognised` is told whose good key it is before it may be refused."""
         if self._keys is None or need == "open":
             return ANYONE
         key = self._known(self._keys.ring, secret)
         caller = key.caller
+        recognised(caller)
         if need in {"generate", "admin"}:
             caller.require("generate" if need == "generate" else "admin")
         if need == "operator":

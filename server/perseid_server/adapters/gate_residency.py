@@ -6,13 +6,13 @@ first to go. The engine's thread asks and decides; the loader builds a table and
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, why
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, why
 from perseid_server.errors import PerseidError
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,20 @@ class GateResidency:
     def error(self, version: str) -> str | None:
         """Why it cannot be loaded."""
         return self._sets[version].error
+
+    def residents(self) -> Iterator[Resident]:
+        """All that are known, as they are now."""
+        for version, one in self._sets.items():
+            yield Resident(
+                version,
+                "gate_set",
+                self.location(version),
+                0,
+                one.users,
+                one.pinned,
+                is_loading=one.loading is not None,
+                error=one.error,
+            )
 
     def table(self, version: str) -> GateTable:
         """The gates of an acquired set."""

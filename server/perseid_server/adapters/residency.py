@@ -8,14 +8,14 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.segments import PageList
 from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, why
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident, why
 from perseid_server.adapters.store import version_of
 from perseid_server.errors import AdapterRejected, PerseidError
 from perseid_server.model.spec import BaseSpec
@@ -192,6 +192,20 @@ class Residency:
         """Counts for the metrics."""
         used = self._pool.num_pages - self._pool.num_free
         return ResidencyStats(used, self._pool.num_pages, self._lookups, self._hits)
+
+    def residents(self) -> Iterator[Resident]:
+        """All that are known, as they are now."""
+        for version, one in self._adapters.items():
+            yield Resident(
+                version,
+                "adapter",
+                self.location(version),
+                len(one.pages or ()),
+                one.users,
+                one.pinned,
+                is_loading=one.reading or one.writing,
+                error=one.error,
+            )
 
     # --- use ----------------------------------------------------------------------------------------------------
 

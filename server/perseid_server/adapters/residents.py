@@ -1,13 +1,13 @@
 """Adapters and gate sets behind one port: a request takes all it needs, or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
 from perseid_kernels.segments import PageList
 from perseid_server.adapters.gate_residency import GateResidency, GateSource
 from perseid_server.adapters.residency import Residency
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
 
 
 class Residents:
@@ -117,6 +117,11 @@ class Residents:
     def stats(self) -> ResidencyStats:
         """Counts for the metrics."""
         return self._adapters.stats()
+
+    def residents(self) -> Iterator[Resident]:
+        """All adapters and gate sets, as they are now."""
+        yield from self._adapters.residents()
+        yield from self._gates.residents()
 
     def close(self) -> None:
         """End the loader threads."""

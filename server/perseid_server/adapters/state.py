@@ -34,3 +34,17 @@ class ResidencyStats:
     pages_total: int = 0
     lookups: int = 0
     hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One adapter or gate set, for an operator who looks."""
+
+    version: str
+    kind: Literal["adapter", "gate_set"]
+    location: Location
+    pages: int = 0  # of adapter memory, reserved or filled
+    users: int = 0  # sequences that run with it
+    is_pinned: bool = False
+    is_loading: bool = False  # on its way to host memory or to the device
+    error: str | None = None

@@ -11,11 +11,9 @@ from fastapi import FastAPI
 
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.protocol import PatientProtocol
-from perseid_server.api.status import ServerStatus
 from perseid_server.api.tls import Tls
 from perseid_server.errors import Conflict
 
-_WATCH_INTERVAL_S = 0.05
 LAST_WORDS_S = 2.0
 KEEP_ALIVE_S = 75  # of a connection on which nothing comes after an answer
 _SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
@@ -52,9 +50,9 @@ class ApiServer:
         self._grpc_port = grpc_port
         self._http: uvicorn.Server | None = None
         self._grpc: GrpcServer | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._serving: asyncio.Task[None] | None = None
 
-    async def start(self, app: FastAPI, grpc_server: GrpcServer, status: ServerStatus) -> Addresses:
+    async def start(self, app: FastAPI, grpc_server: GrpcServer) -> Addresses:
         """Listen on both ports. Returns when both answer."""
         bound = grpc_server.bind(self._host, self._grpc_port)
         await grpc_server.start()
@@ -74,10 +72,7 @@ class ApiServer:
             config.ssl = self._tls.context
         self._http = uvicorn.Server(config)
         self._http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # the command handles them
-        self._tasks = [
-            asyncio.create_task(self._http.serve(sockets=[self._socket])),
-            asyncio.create_task(self._follow(status)),
-        ]
+        self._serving = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started:  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(0.01)
         return Addresses(self._host, self._socket.getsockname()[1], bound)
@@ -86,24 +81,12 @@ class ApiServer:
         """Close both. What still runs has had its grace time and gets a moment to say how it ended."""
         if self._grpc is not None:
             await self._grpc.stop(0.5)
-        if self._http is not None:
+        if self._http is not None and self._serving is not None:
             self._http.should_exit = True
-            await asyncio.wait(self._tasks[:1], timeout=LAST_WORDS_S)
+            await asyncio.wait([self._serving], timeout=LAST_WORDS_S)
             self._http.force_exit = True
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(self._serving, return_exceptions=True)
         self._socket.close()
-
-    async def _follow(self, status: ServerStatus) -> None:
-        """Keep gRPC health in step with /ready."""
-        assert self._grpc is not None, "started before this"
-        told: bool | None = None
-        while True:
-            if status.is_ready != told:
-                told = status.is_ready
-                await self._grpc.set_ready(ready=told)
-            await asyncio.sleep(_WATCH_INTERVAL_S)
 
 
 def _listen(host: str, port: int, transport: str) -> socket.socket:

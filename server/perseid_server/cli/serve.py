@@ -25,9 +25,11 @@ from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.descriptors import allow_connections, connections_of_each
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
+from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
 from perseid_server.cli.security import limited, secured
+from perseid_server.cli.tracing import check_tracing, traced
 from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
@@ -46,6 +48,7 @@ from perseid_server.ipc.engine_client import EngineProcess
 from perseid_server.logs import configure_logging
 from perseid_server.model.source import resolve_model
 from perseid_server.model.tokenizer import export_tokenizer
+from perseid_server.observe.calls import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,7 @@ class RunningServer:
 async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     """Everything, in the order in which it can fail: ports, base, store, engine, adapters."""
     named = [_named_source(text) for text in config.adapter]
+    check_tracing(config)
     most_connections = connections_of_each(allow_connections())
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
@@ -157,19 +161,23 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
         limits = AdmissionLimits.of(config.max_queue, config.max_queue_tokens, ready.kv_tokens or ready.max_model_len)
         timeouts = Timeouts(config.default_timeout, config.max_timeout)
-        service = GenerationService(
-            engine, resolver, text, metrics, Admission(limits, metrics), drafting, limiter, timeouts
-        )
+        admission = Admission(limits, metrics)
+        service = GenerationService(engine, resolver, text, metrics, admission, drafting, limiter, timeouts)
         await registry.restore()
         for adapter in named:
             await registry.load(adapter.name, adapter.source, replace=True, policy=_operator_policy(config))
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
+        engine.on_status(lambda _: status.changed())
+        calls = Calls(log_prompts=config.log_prompts, on_close=stack.enter_context(traced(config)))
         budget = BodyBudget(on_refusal=metrics.rejected)
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate, budget=budget)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials, budget, most_connections)
-        addresses = await api.start(app, grpc_server, status)
+        debug = DebugSources(engine, registry, service, admission, status, calls)
+        app = build_app(service, registry, metrics, debug, base=base.name, root=config.model, gate=gate, budget=budget)
+        grpc_server = GrpcServer(
+            service, registry, status, base.name, gate, security.credentials, calls, budget, most_connections
+        )
+        addresses = await api.start(app, grpc_server)
         yield RunningServer(ready, addresses, service, registry)
 
 

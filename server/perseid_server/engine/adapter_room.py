@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from perseid_server.adapters.state import Admission
 from perseid_server.engine.fairness import Shares
+from perseid_server.engine.load_waits import LoadWaits
 from perseid_server.engine.ports import Residency
 from perseid_server.engine.sequence import Sequence
 
@@ -24,6 +25,7 @@ class AdapterRoom:
         self._is_short = False  # the claimant found no room
         self._closed: list[str] = []  # versions
         self._is_full = False  # somebody without a claim found no room in this round
+        self._loads = LoadWaits()
         self.claimant: Sequence | None = None
 
     def begin_round(self) -> None:
@@ -35,8 +37,14 @@ class AdapterRoom:
         versions = sequence.adaptation.versions
         has_claim = self._may_claim(sequence)
         if not has_claim and self._is_kept_out(versions):
+            self._miss(versions)
             return "no_room"
         admission = self._residency.acquire(*versions, evict_wanted=has_claim)
+        if admission == "ready":
+            if sequence.scheduled_at is None:
+                sequence.load_s = self._loads.waited_s(versions, sequence.arrived_at)
+        else:
+            self._miss(versions)
         self._is_full = self._is_full or (admission == "no_room" and not has_claim)
         if admission in ("ready", "failed"):
             self.leave(sequence)
@@ -44,12 +52,21 @@ class AdapterRoom:
             self._claim(sequence, running, is_short=admission == "no_room")
         return admission
 
+    def came(self, version: str) -> None:
+        """It is on the device now."""
+        self._loads.came(version)
+
     def leave(self, sequence: Sequence) -> None:
         """It starts, or has ended: its claim is over, if it had one."""
         if sequence is self.claimant:
             self.claimant = None
             self._is_short = False
             self._closed = []
+
+    def _miss(self, versions: Iterable[str]) -> None:
+        for version in versions:
+            if self._residency.location(version) != "device":
+                self._loads.missed(version)
 
     def _may_claim(self, sequence: Sequence) -> bool:
         other = self.claimant

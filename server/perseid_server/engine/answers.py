@@ -85,6 +85,7 @@ def with_beginnings(output: SequenceOutput, sequence: Sequence) -> SequenceOutpu
         prompt_logprobs=tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None,
         cached_tokens=sequence.num_cached,
         queue_s=sequence.scheduled_at - sequence.arrived_at,
+        load_s=sequence.load_s,
         prefill_s=time.perf_counter() - sequence.scheduled_at,
     )
 

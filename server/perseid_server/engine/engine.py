@@ -17,6 +17,7 @@ from perseid_server.engine.answers import (
     with_beginnings,
 )
 from perseid_server.engine.deadlines import Deadlines
+from perseid_server.engine.describing import describe
 from perseid_server.engine.drafting import Drafter, Room
 from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.messages import (
@@ -29,6 +30,7 @@ from perseid_server.engine.messages import (
 from perseid_server.engine.ports import Chunk, ChunkResult, Residency, Runner, ScheduledStep
 from perseid_server.engine.scheduler import Scheduler, SchedulerLimits
 from perseid_server.engine.sequence import Sequence
+from perseid_server.engine.state import EngineState
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +191,10 @@ class Engine:
             draft_budget=self._draft_budget,
         )
 
+    def describe(self, limit: int) -> EngineState:
+        """For an operator who looks; lists of at most `limit`."""
+        return describe(self._scheduler, self._residency, self._blocks, limit)
+
     def adapter_state(self, version: str) -> AdapterState:
         """Where a version lives, and why it cannot be loaded if so."""
         holder = self._drafter.heads if self._drafter.heads.knows(version) else self._residency
@@ -217,6 +223,9 @@ class Engine:
             logger.error("adapter %s cannot be loaded: %s", version[:12], why)
             waiting = [sequence for sequence in self._scheduler.waiting if version in sequence.adaptation.versions]
             outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
+        for version in events.moved:
+            if self._residency.knows(version) and self._residency.location(version) == "device":
+                self._scheduler.adapters.came(version)
         heads = self._drafter.heads.poll()
         changed = {*events.moved, *events.failed, *heads.moved, *heads.failed}
         known = [version for version in changed if self._residency.knows(version) or self._drafter.heads.knows(version)]

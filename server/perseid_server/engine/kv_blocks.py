@@ -46,6 +46,11 @@ class BlockAllocator:
         """Blocks that nobody holds, whether they can still be found by key or not."""
         return len(self._free)
 
+    @property
+    def num_cached(self) -> int:
+        """Of the free ones, those that can still be found by key. Looks at each of them."""
+        return sum(self._key_of[block] is not None for block in self._free)
+
     def blocks_for(self, num_tokens: int) -> int:
         """⌈tokens / block size⌉"""
         return -(-num_tokens // self.block_size)

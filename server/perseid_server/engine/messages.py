@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from perseid_server.engine.adaptation import BASE, Adaptation
+from perseid_server.engine.state import EngineState
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.options import OFF, Speculation
@@ -116,6 +117,13 @@ class Ping:
     """Go round the loop once, so that its pulse shows that it can."""
 
 
+@dataclass(frozen=True, slots=True)
+class DescribeState:
+    """Answer with an `EngineState` before the next step."""
+
+    limit: int  # of its lists
+
+
 ToEngine = (
     Submit
     | Abort
@@ -128,6 +136,7 @@ ToEngine = (
     | ForgetHeads
     | Shutdown
     | Ping
+    | DescribeState
 )
 
 
@@ -157,6 +166,7 @@ class SequenceOutput:
     cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     queue_s: float | None = None  # with the first output: seconds from arrival in the engine to first scheduling
     prefill_s: float | None = None  # with the first output: seconds from first scheduling to the first token
+    load_s: float | None = None  # with the first output: of queue_s, while its adapters were not on the device
     routing: RoutingReport | None = None  # when asked for
     drafted_tokens: int = 0  # drafts that this step checked
     accepted_tokens: int = 0  # of token_ids, those that had been drafted
@@ -241,4 +251,4 @@ class EngineFailed:
     error: str
 
 
-FromEngine = StepOutputs | EngineReady | EngineFailed
+FromEngine = StepOutputs | EngineReady | EngineFailed | EngineState

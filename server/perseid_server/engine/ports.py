@@ -1,10 +1,11 @@
 """What the engine needs of others, and what it tells them. No torch here: tests bring fakes."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from typing import Protocol
 
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
 from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.speculation.draft import Candidates, Draft
@@ -152,3 +153,7 @@ class Residency(Protocol):
         ...
 
     def stats(self) -> ResidencyStats: ...
+
+    def residents(self) -> Iterable[Resident]:
+        """All that are known, as they are now."""
+        ...

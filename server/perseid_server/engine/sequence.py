@@ -29,6 +29,7 @@ class Sequence:
     prompt_shares: tuple[float, ...] = ()  # what the gates chose for the prompt: shares per column, summed over tokens
     arrived_at: float = field(default_factory=time.perf_counter)
     scheduled_at: float | None = None
+    load_s: float = 0.0  # of the time till then, while what it needs was not on the device
     has_answered: bool = False
     hidden: object = None  # the row its last token was sampled from, as Medusa heads take it; the runner's own
     _draws: deque[float] = field(default_factory=deque)  # for the next tokens; a draw stays until its token is accepted

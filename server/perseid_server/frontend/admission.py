@@ -52,6 +52,7 @@ class Admission:
     """The queue's bounds. All methods run on one event loop."""
 
     def __init__(self, limits: AdmissionLimits, metrics: Metrics, rate: DrainRate | None = None) -> None:
+        self.limits = limits
         self._requests = SharedLimit(limits.max_requests)
         self._tokens = SharedLimit(limits.max_tokens)
         self._metrics = metrics

@@ -41,19 +41,24 @@ class Choice:
 
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer's deltas, the last one with its finish reason."""
+        record = self._generation.record.answer()
         async with contextlib.aclosing(self._outputs()) as outputs:
             with self._metrics.time_request(self._generation) as timer:
                 async for whole in outputs:
                     output, piece = self._read(whole)
                     timer.saw(output)
+                    record.saw(len(output.token_ids), output.queue_s, output.prefill_s, output.load_s)
                     if self._options.echo and not timer.has_echoed:
                         timer.has_echoed = True
                         yield self._echo(output)
                     delta = self._delta(output, piece)
+                    if record.texts is not None:
+                        record.texts.append(delta.text)
                     self._generation.usage.count(output)
                     self._generation.meter.spend(len(output.token_ids))
                     if delta.finish_reason is not None:
                         timer.finish(delta.finish_reason)
+                        record.finish_reason = delta.finish_reason
                         yield delta
                         return
                     if delta.token_ids or delta.text:
@@ -64,7 +69,9 @@ class Choice:
             async for output in self._stream:
                 if output.finish_reason == "error":
                     raise _error_of(output)
-                self._generation.usage.cached_tokens = max(self._generation.usage.cached_tokens, output.cached_tokens)
+                usage = self._generation.usage
+                usage.cached_tokens = max(usage.cached_tokens, output.cached_tokens)
+                self._generation.record.cached_tokens = usage.cached_tokens
                 yield output
         finally:
             await self._stream.aclose()  # type: ignore[attr-defined]  # an async generator: aborts what is not finished

@@ -12,6 +12,7 @@ from perseid_server.frontend.loaded import LoadedAdapter
 from perseid_server.frontend.requests import GenerationRequest
 from perseid_server.frontend.routing_report import RoutingTally, Shares
 from perseid_server.model.sampling_params import TokenLogprobs
+from perseid_server.observe.record import GenerationRecord
 from perseid_server.speculation.options import OFF, Speculation
 
 StopReason = Literal["stop", "length"]
@@ -67,6 +68,7 @@ class Generation:
     routing: RoutingTally | None = None  # complete when the deltas have ended; when asked for
     speculation: Speculation = OFF
     meter: Meter = field(default_factory=Meter)  # of the caller's limits
+    record: GenerationRecord = field(default_factory=GenerationRecord)  # for the operator
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self.deltas

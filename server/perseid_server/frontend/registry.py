@@ -44,6 +44,7 @@ from perseid_server.frontend.loaded import (
 )
 from perseid_server.frontend.loaded_names import LoadedNames
 from perseid_server.model.spec import BaseSpec
+from perseid_server.observe.record import current_call
 from perseid_server.speculation.heads_file import HeadsInfo
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,8 @@ class AdapterRegistry(LoadedNames):
         `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
         """
         self._refuse_when_draining()
+        call = current_call()
+        call.subject = name
         check_name(name, taken=self.reserved_names)
         _refuse_unseen(name)
         if not replace:
@@ -150,16 +153,19 @@ class AdapterRegistry(LoadedNames):
             self._load_ended("refused", started)
             raise
         self._load_ended("loaded", started)
+        call.version = loaded.version
         return loaded
 
     async def unload(self, name: str) -> None:
         """Take a name away. NotFound when there is none."""
         self._refuse_when_draining()
+        current_call().subject = name
         await self._background.whole(self._unload(name))
 
     async def pin(self, name: str, *, pinned: bool) -> Loaded:
         """Keep an adapter or a gate set on the device, or let it go. Heads are always there."""
         self._refuse_when_draining()
+        current_call().subject = name
         return await self._background.whole(self._pin(name, pinned))
 
     async def drain(self, grace_s: float) -> None:

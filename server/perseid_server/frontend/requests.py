@@ -10,6 +10,7 @@ from perseid_server.access.caller import ANYONE, Caller
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, Report, check_adaptation
 from perseid_server.frontend.speculation_options import SpeculationOptions, check_speculation
+from perseid_server.observe.record import CallRecord, current_call
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -88,6 +89,7 @@ class GenerationRequest:
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     timeout_s: float | None = None
     caller: Caller = ANYONE
+    call: CallRecord = field(default_factory=current_call, compare=False)  # that it is a part of
     arrived: float = field(default_factory=time.monotonic)
 
 

@@ -8,7 +8,7 @@ generation.usage
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -25,6 +25,7 @@ from perseid_server.frontend.deadline import Deadline, Timeouts
 from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.metrics import Metrics
+from perseid_server.frontend.records import begin_record, tell_resolved
 from perseid_server.frontend.requests import NUM_SEEDS, GenerationRequest, SamplingOptions, check_request
 from perseid_server.frontend.routing_report import RoutingTally
 from perseid_server.frontend.speculation import Drafting
@@ -67,6 +68,7 @@ class GenerationService:
         self._serials = itertools.count()
         self.text = text
         self.draining = False
+        self._on_drain: list[Callable[[], None]] = []
 
     @property
     def max_model_len(self) -> int:
@@ -83,6 +85,7 @@ class GenerationService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generation]:
         """Check and start a request. Raises a PerseidError before the first token is computed."""
+        record = begin_record(request, self._resolver.base_name)
         check_request(request, self.text.vocab_size)
         deadline = Deadline(
             request.arrived, self._timeouts.of(request.timeout_s), on_exceeded=self._metrics.deadline_exceeded
@@ -92,9 +95,11 @@ class GenerationService:
             decide = stack.enter_context(self._resolver.leased(request.adaptation))
             prompt = await deadline.within(self._encode(request), "queue")
             params = self._sampling_params(request.sampling, len(prompt))
+            record.prompt_tokens = len(prompt)
             place.count_tokens(len(prompt) + request.sampling.n * _length_of_answer(request.sampling, params))
             resolved = decide(prompt)
-            generation = Generation(request, resolved, prompt, _nothing())
+            tell_resolved(record, resolved)
+            generation = Generation(request, resolved, prompt, _nothing(), record=record)
             generation.meter = stack.enter_context(self._limiter.metered(request.caller, len(prompt)))
             generation.speculation = self._drafting.resolve(request.speculation, resolved)
             generation.routing = _tally(request, resolved, self._resolver.base_name)
@@ -109,9 +114,15 @@ class GenerationService:
         self._check_draining()
         self._admission.check(caller)
 
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Be told when no more requests are taken."""
+        self._on_drain.append(callback)
+
     async def drain(self, grace_s: float) -> None:
         """Take no more requests; return when those in progress have ended, or the grace time has."""
         self.draining = True
+        for callback in self._on_drain:
+            callback()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
 

@@ -26,12 +26,14 @@ from perseid_server.engine.messages import (
     Submit,
     ToEngine,
 )
+from perseid_server.engine.state import EngineState
 from perseid_server.errors import InvalidRequest, Unavailable
 from perseid_server.ipc.aftermath import Aftermath, log_stacks
 from perseid_server.ipc.connection import Connection, connect
 from perseid_server.ipc.endings import Ending, EngineGone, StartFailed
 from perseid_server.ipc.inbox import Inbox
 from perseid_server.ipc.pulse import Phase
+from perseid_server.ipc.question import StateQuestion
 from perseid_server.ipc.registrations import Registrations
 from perseid_server.ipc.watchdog import Limits
 from perseid_server.ipc.watching import watched
@@ -86,6 +88,7 @@ class EngineProcess(Registrations):
         self._start_s = 0.0  # what the last start took
         self._again_at = 0.0  # when the next one begins, monotonic
         self._watch = _Watch()
+        self._question = StateQuestion()
         self.status: EngineStatus = "starting"
         self.ready: EngineReady | None = None
         self.num_restarts = 0
@@ -147,6 +150,14 @@ class EngineProcess(Registrations):
             return None
         beat = self._connection.vitals.pulse.read()
         return max(0.0, self._now() - beat.since) if beat.phase in (Phase.STEPPING, Phase.COMPILING) else None
+
+    async def describe(self, limit: int, timeout_s: float) -> EngineState | None:
+        """What the engine has at hand, told between two steps; None when it does not answer in time, or there is none
+        that could."""
+        connection = self._connection
+        if self.status != "ready" or connection is None:
+            return None
+        return await self._question.ask(connection.send, limit, timeout_s)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -248,6 +259,9 @@ class EngineProcess(Registrations):
     async def _deliver(self, connection: Connection) -> NoReturn:
         while True:
             message = await connection.receive()
+            if isinstance(message, EngineState):
+                self._question.answered(message)
+                continue
             if not isinstance(message, StepOutputs):
                 raise EngineGone(f"sent {type(message).__name__} while it served", "protocol")
             self._take_states(message)
@@ -271,6 +285,7 @@ class EngineProcess(Registrations):
         return [one.request for one in flights if running.may_be_one_of(one.request.request_id)]
 
     def _fail_requests(self, why: str) -> None:
+        self._question.answered(None)
         for flight in self._in_flight.values():
             flight.inbox.fail(self._unavailable(why))
 

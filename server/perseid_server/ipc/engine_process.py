@@ -23,6 +23,7 @@ from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import (
     Abort,
+    DescribeState,
     EngineFailed,
     EngineReady,
     EngineStats,
@@ -125,7 +126,9 @@ def serve(engine: Engine, link: EngineSocket, pulse: Pulse) -> None:
             message = to_engine.decode(frame)
             if isinstance(message, Shutdown):
                 return
-            if not isinstance(message, Ping):  # with that, all is done: the loop goes round
+            if isinstance(message, DescribeState):
+                link.send(engine.describe(message.limit))
+            elif not isinstance(message, Ping):  # with that, all is done: the loop goes round
                 _take(engine, message)
         outputs = engine.step()
         if _tells_something(outputs) or outputs.stats != told:  # an abort changes only the stats

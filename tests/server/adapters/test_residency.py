@@ -3,7 +3,7 @@
 import random
 import time
 
-from perseid_server.adapters.state import ResidencyEvents
+from perseid_server.adapters.state import ResidencyEvents, Resident
 
 # --- the way to the device ------------------------------------------------------------------------------------------
 
@@ -19,6 +19,20 @@ def test_an_adapter_comes_from_disk_over_host_to_the_device(stage):
     assert stage.residency.acquire(version) == "ready"
     assert len(stage.residency._adapters[version].pages) == 2
     stage.assert_pages_hold(version)
+
+
+def test_residents_are_told_as_they_are(stage):
+    stage = stage(num_pages=4)
+    used, pinned, idle = stage.adapter(1, rank=20), stage.adapter(2), stage.adapter(3)
+    stage.use(used)
+    stage.residency.pin(pinned, True)
+    assert [one.is_loading for one in stage.residency.residents()] == [False, True, False]
+    stage.settle()
+    assert list(stage.residency.residents()) == [
+        Resident(used, "adapter", "device", 2, 1),
+        Resident(pinned, "adapter", "device", 1, 0, is_pinned=True),
+        Resident(idle, "adapter", "disk"),
+    ]
 
 
 def test_events_are_reported_once(stage):

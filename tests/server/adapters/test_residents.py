@@ -12,6 +12,7 @@ from perseid_server.adapters.gate_residency import GateResidency, GateSource
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
 from perseid_server.adapters.residents import Residents
+from perseid_server.adapters.state import Resident
 from perseid_server.adapters.store import version_of
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import write_adapter
@@ -51,6 +52,17 @@ def use(residents: Residents, *versions: str) -> None:
             return
         settle(residents)
     raise AssertionError("it never came")
+
+
+def test_both_kinds_are_told(residents: Residents, tmp_path: Path):
+    a = adapter(residents, tmp_path, 1)
+    residents.register_gate_set("g", None, (a,), null=True, pinned=True)
+    assert [one.is_loading for one in residents.residents()] == [False, True]
+    settle(residents)
+    assert list(residents.residents()) == [
+        Resident(a, "adapter", "disk"),
+        Resident("g", "gate_set", "device", is_pinned=True),
+    ]
 
 
 def test_nothing_is_held_before_all_is_there(residents: Residents, tmp_path: Path):

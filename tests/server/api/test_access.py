@@ -60,6 +60,7 @@ async def test_without_a_good_key_only_health_is_told(live: LiveStack, secret: s
         ("user", "/v1/models", 200), ("user", "/openapi.json", 200), ("root", "/openapi.json", 200),
         ("root", "/v1/models", 403), ("user", "/metrics", 403), ("root", "/metrics", 200), ("part", "/metrics", 403),
         ("user", "/v1/nothing", 404), ("user", "//metrics", 403), ("user", "/metrics/", 403),
+        ("user", "/debug/state", 403), ("part", "/debug/state", 403), ("root", "/debug/state", 200),
     ],
 )  # fmt: skip
 async def test_roles(live: LiveStack, secret: str, path: str, status: int) -> None:
@@ -84,6 +85,7 @@ async def test_the_key_may_be_in_either_header(live: LiveStack) -> None:
 async def test_metrics_may_be_open(tmp_path) -> None:
     async with serving(make_stack(tmp_path, gate=gate_of(open_metrics=True))) as live:
         assert (await call(live, "GET", "/metrics", None)).status_code == 200
+        assert (await call(live, "GET", "/debug/state", None)).status_code == 401
 
 
 async def test_limits_over_http(live: LiveStack) -> None:

@@ -8,7 +8,6 @@ import pytest
 import pytest_asyncio
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
@@ -233,23 +232,11 @@ async def test_a_client_that_knows_only_reflection(live: LiveStack) -> None:
     assert told["choices"][0]["text"] == bytes(expected(tuple(b"say"), None, 6)).decode()
 
 
-@pytest.mark.parametrize("service", ["", *SERVICES])
-async def test_health_follows_the_engine(live: LiveStack, channel: grpc.aio.Channel, service: str) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
-    watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    live.stack.engine.status = "restarting"
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    live.stack.engine.status = "ready"
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    watch.cancel()
-
-
 async def test_a_taken_port_is_a_conflict(live: LiveStack, tmp_path) -> None:
     with pytest.raises(Conflict, match="HTTP cannot listen"):
         ApiServer("127.0.0.1", live.addresses.http_port, 0)
     other = make_stack(tmp_path / "other")
-    server = GrpcServer(other.service, other.registry, "tiny")
+    server = GrpcServer(other.service, other.registry, other.status, "tiny")
     with pytest.raises(Conflict, match="gRPC cannot listen"):
         server.bind("127.0.0.1", live.addresses.grpc_port)
     await server.stop(0)

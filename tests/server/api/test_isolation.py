@@ -91,7 +91,16 @@ def http_calls() -> list[tuple[str, str, dict | None]]:
     """What B asks over HTTP: every route, every name in every place."""
     calls: list[tuple[str, str, dict | None]] = [
         ("GET", path, None)
-        for path in ("/openapi.json", "/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/medusa_heads")
+        for path in (
+            "/openapi.json",
+            "/health",
+            "/ready",
+            "/version",
+            "/metrics",
+            "/debug/state",
+            "/v1/models",
+            "/v1/medusa_heads",
+        )
     ]
     calls += [
         ("POST", "/v1/completions", {"prompt": PROMPT, "model": model, **SAMPLING}) for model in ("tiny", "b-one")
@@ -172,7 +181,8 @@ async def walk_grpc(live: LiveStack) -> list[tuple]:
                 answers = [one async for one in call] if hasattr(call, "__aiter__") else [await call]
                 told.append((str(message), plain("".join(map(str, answers)))))
             except grpc.aio.AioRpcError as error:
-                told.append((str(message), error.code(), error.details(), list(error.trailing_metadata() or ())))
+                kept = [(name, value) for name, value in error.trailing_metadata() or () if name != "x-request-id"]
+                told.append((str(message), error.code(), error.details(), kept))
         told += [await health_and_reflection(channel)]
     services = (pb.DESCRIPTOR.services_by_name["Generation"], admin.DESCRIPTOR.services_by_name["AdapterAdmin"])
     asked = {type(message).__name__ for _, message in calls}

@@ -25,21 +25,6 @@ async def post(live: LiveStack, path: str, body: dict) -> httpx.Response:
         return await client.post(path, json=body)
 
 
-async def test_readiness_follows_the_engine_and_health_does_not(live: LiveStack) -> None:
-    assert (await get(live, "/ready")).status_code == 200
-    live.stack.engine.status = "restarting"
-    down = await get(live, "/ready")
-    assert (down.status_code, down.json(), down.headers["Retry-After"]) == (503, {"status": "engine restarting"}, "1")
-    assert (await get(live, "/health")).status_code == 200
-
-
-async def test_readiness_tells_how_the_last_engine_ended_while_there_is_no_other(live: LiveStack) -> None:
-    live.stack.engine.die()
-    assert (await get(live, "/ready")).json() == {"status": "engine restarting: it was ended by SIGKILL"}
-    live.stack.engine.status, live.stack.engine.trouble = "ready", ""
-    assert (await get(live, "/ready")).json() == {"status": "ready"}
-
-
 async def test_a_server_that_drains_is_not_ready(live: LiveStack) -> None:
     await live.stack.service.drain(0)
     assert (await get(live, "/ready")).json() == {"status": "shutting down"}
@@ -125,7 +110,12 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
         f"print(sorted(make_stack(Path({str(tmp_path)!r})).app.openapi()['paths'])[:2])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "['/detokenize', '/health']", done.stderr
+    assert done.stdout.strip() == "['/debug/state', '/detokenize']", done.stderr
+
+
+async def test_fastapis_own_telemetry_is_off(live: LiveStack) -> None:
+    native = getattr(live.stack.app, "_native_telemetry", None)
+    assert native is None or not native.enabled()
 
 
 def test_the_listener_says_it_is_tcp() -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perseid_server.adapters.state import Resident
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
 from perseid_server.engine.messages import (
     Abort,
     AdapterState,
+    DescribeState,
     EngineFailed,
     EngineStats,
     ForgetAdapter,
@@ -31,6 +33,7 @@ from perseid_server.engine.messages import (
     Submit,
     ToEngine,
 )
+from perseid_server.engine.state import EngineState, SequenceState
 from perseid_server.ipc.codec import Codec, frame_length, from_engine, split_frames, to_engine
 from perseid_server.model.sampling_params import SamplingParams, TokenLogprobs
 from perseid_server.speculation.options import Speculation
@@ -57,10 +60,11 @@ TO_ENGINE = [
     ForgetAdapter("v"),
     Shutdown(),
     Ping(),
+    DescribeState(7),
 ]
 OUTPUT = SequenceOutput(
     "r", (1, 2), (TokenLogprobs(1, -0.5, 1, ((1, -0.5), (2, -math.inf))),), (None, TokenLogprobs(2, -1.0, 2)), "stop",
-    256, "why", "deadline", 4, 0.25, 1e-9, drafted_tokens=7, accepted_tokens=1,
+    256, "why", "deadline", 4, 0.25, 1e-9, 0.125, drafted_tokens=7, accepted_tokens=1,
 )  # fmt: skip
 STATS = EngineStats(
     1,
@@ -84,7 +88,11 @@ FROM_ENGINE = [
     StepOutputs(),
     fake_ready(),
     EngineFailed("why\nnot"),
-]
+    EngineState(
+        1, 2, (SequenceState("r", "acme", "adapters", ("a", "b"), 3, 2, 1, 4, 0.5),), (("disk", 1),), 1, 0,
+        (Resident("v", "gate_set", "host", 1, 2, True, True, "why"),), 3, 4, 5, 6, 7, 8,
+    ),
+]  # fmt: skip
 BOTH = [(to_engine, message) for message in TO_ENGINE] + [(from_engine, message) for message in FROM_ENGINE]
 
 

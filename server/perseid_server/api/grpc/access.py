@@ -1,14 +1,16 @@
 """Who may call which method. The key is looked at before the message is read."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import grpc
 
 from perseid_server.access.caller import call_as
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Continuation, Found, Handler
 from perseid_server.errors import PerseidError
+from perseid_server.observe.record import current_call
 
 _NEEDS: Mapping[str, Need] = {
     "perseid.v1.Generation": "generate",
@@ -16,8 +18,6 @@ _NEEDS: Mapping[str, Need] = {
     "grpc.health.v1.Health": "open",
     "grpc.reflection.v1alpha.ServerReflection": "any",
 }
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 def need_of(method: str) -> Need:
@@ -34,16 +34,16 @@ class Access(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Found]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Found:
+    ) -> Found:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method
             return handler
         secret = secret_of(*(_values(handler_call_details, name) for name in ("authorization", "x-api-key")))
         try:
-            call_as(self._gate.enter(secret, need_of(handler_call_details.method)))
+            call_as(self._gate.enter(secret, need_of(handler_call_details.method), current_call().recognised))
         except PerseidError as error:
             return _refusing(handler, error)
         return handler
@@ -54,7 +54,7 @@ def _values(details: grpc.HandlerCallDetails, name: str) -> list[str]:
     return [value for told, value in metadata if told == name and isinstance(value, str)]
 
 
-def _refusing(handler: _Handler, error: PerseidError) -> _Handler:
+def _refusing(handler: Handler, error: PerseidError) -> Handler:
     """A handler that ends every call. It takes a stream of messages, whatever the method has, and so none is read."""
 
     async def refuse(_: Any, context: Any) -> None:
@@ -62,5 +62,5 @@ def _refusing(handler: _Handler, error: PerseidError) -> _Handler:
 
     streaming = handler.response_streaming
     make = grpc.stream_stream_rpc_method_handler if streaming else grpc.stream_unary_rpc_method_handler
-    refusing: _Handler = make(refuse)
+    refusing: Handler = make(refuse)
     return refusing

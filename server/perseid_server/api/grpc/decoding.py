@@ -4,20 +4,16 @@ By itself grpc.aio ends such a call with UNKNOWN and the text of a Python except
 """
 
 import contextlib
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler, put_around, shape_of
 from perseid_server.errors import InvalidRequest
-
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +28,16 @@ class Decoding(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Found]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Found:
+    ) -> Found:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
         return handler if handler is None else _guarded(handler, handler_call_details.method)
 
 
-def _guarded(handler: _Handler, method: str) -> _Handler:
-    make, behave = _shape_of(handler)
+def _guarded(handler: Handler, method: str) -> Handler:
+    make, behave = shape_of(handler)
     decode = handler.request_deserializer
 
     def try_to_decode(raw: bytes) -> Any:
@@ -61,48 +57,18 @@ def _guarded(handler: _Handler, method: str) -> _Handler:
     def read(request: Any) -> Any:
         return _each(request, checked) if handler.request_streaming else checked(request)
 
-    wrap = _generator if inspect.isasyncgenfunction(behave) else _coroutine
-    guarded: _Handler = make(wrap(behave, read), try_to_decode, handler.response_serializer)
+    guarded: Handler = make(put_around(behave, _telling, read), try_to_decode, handler.response_serializer)
     return guarded
 
 
-def _shape_of(handler: _Handler) -> tuple[Any, Any]:
-    """How to make such a handler, and what it does."""
-    return {
-        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-    }[handler.request_streaming, handler.response_streaming]
+@contextlib.asynccontextmanager
+async def _telling(context: Context) -> AsyncIterator[None]:
+    try:
+        yield
+    except InvalidRequest as error:
+        await abort(context, error)
 
 
 async def _each(requests: AsyncIterator[Any], checked: Callable[[Any], Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield checked(request)
-
-
-def _coroutine(behave: Any, read: Callable[[Any], Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
-    """Of methods that answer once, or write their answers to the context."""
-
-    async def guarded(request: Any, context: _Context) -> Any:
-        try:
-            return await behave(read(request), context)
-        except InvalidRequest as error:
-            await abort(context, error)
-            raise
-
-    return guarded
-
-
-def _generator(behave: Any, read: Callable[[Any], Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
-    """Of methods that yield their answers. When the client leaves, what they hold is let go at once."""
-
-    async def guarded(request: Any, context: _Context) -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(behave(read(request), context)) as answers:
-                async for answer in answers:
-                    yield answer
-        except InvalidRequest as error:
-            await abort(context, error)
-
-    return guarded

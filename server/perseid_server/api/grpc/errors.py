@@ -20,9 +20,11 @@ from perseid_server.errors import (
     Unauthenticated,
     Unavailable,
 )
+from perseid_server.observe.record import current_call
 
 logger = logging.getLogger(__name__)
 
+REQUEST_ID = "x-request-id"
 _MAX_MESSAGE_BYTES = 1000
 """Statuses are trailers: with more than 8 KiB of them (three times over, percent-encoded) clients drop the answer."""
 
@@ -69,7 +71,13 @@ def _shortened(message: str) -> str:
 
 async def abort(context: "grpc.aio.ServicerContext[object, object]", error: Exception) -> None:
     """End a call with the status of an error. What is not a PerseidError is a bug: logged, not told."""
+    call = current_call()
+    call.failed(error)
+    tag = ((REQUEST_ID, call.request_id),) if call.request_id else ()
     if isinstance(error, PerseidError):
-        await context.abort_with_status(rpc_status.to_status(status_of(error)))
+        status = rpc_status.to_status(status_of(error))
+        call.status = status.code.name
+        await context.abort_with_status(status._replace(trailing_metadata=(*status.trailing_metadata, *tag)))
     logger.error("a call failed", exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+    call.status = grpc.StatusCode.INTERNAL.name
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error", tag)

@@ -32,6 +32,7 @@ from perseid_server.frontend.requests import (
 from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import TokenLogprobs
+from perseid_server.observe.record import current_call
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -134,7 +135,7 @@ def read_request(message: pb.GenerateRequest, base: str, time_remaining_s: float
     `time_remaining_s`: to the call's deadline, if it has one.
     """
     return GenerationRequest(
-        request_id=message.request_id or uuid.uuid4().hex,
+        request_id=message.request_id or current_call().request_id or uuid.uuid4().hex,
         input=_input(message),
         adaptation=read_adaptation(message, base),
         sampling=_sampling(message.sampling),

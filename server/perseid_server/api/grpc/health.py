@@ -1,33 +1,53 @@
-"""grpc.health.v1.Health, with what the library leaves out: List, and words for a service that is not there."""
+"""grpc.health.v1: what GET /ready says, for the server and for each of its services.
 
+grpcio's own servicer keeps a copy of each status and tells its watchers under a lock, so that one of them who does not
+read keeps the change from all others. This one looks at the status itself; each watcher waits alone.
+"""
+
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.status import ServerStatus
 from perseid_server.errors import NotFound
 
-_SHOWN = 200  # characters of a name
+Context = grpc.aio.ServicerContext[Any, Any]
+Response = health_pb2.HealthCheckResponse
+_MOST_SHOWN = 100  # characters of a service's name
 
 
-class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # untyped
-    """Check, List and Watch."""
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
+    """Check, List, Watch."""
 
-    async def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> health_pb2.HealthCheckResponse:
-        """Whether one service serves; the empty name is the server."""
-        status = self._server_status.get(request.service)
-        if status is None:
-            known = ", ".join(repr(name) for name in self._server_status)
-            error = NotFound(f"service {request.service[:_SHOWN]!r} is not known; expected one of {known}")
-            await abort(context, error)
-        return health_pb2.HealthCheckResponse(status=status)
+    def __init__(self, status: ServerStatus, services: Sequence[str]) -> None:
+        """`services`: full names; the empty one stands for the server."""
+        self._status = status
+        self._services = frozenset(services) | {""}
 
-    async def List(  # noqa: N802
-        self, _: health_pb2.HealthListRequest, __: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> health_pb2.HealthListResponse:
-        """Whether each service serves."""
-        told = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
-        return health_pb2.HealthListResponse(statuses=told)
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """The status now."""
+        if request.service not in self._services:
+            await abort(context, NotFound(f"service {request.service[:_MOST_SHOWN]!r} is not known here"))
+        return Response(status=self._now())
+
+    async def List(self, _: Any, __: Context) -> Any:  # noqa: N802
+        """The status of each."""
+        statuses = {name: Response(status=self._now()) for name in self._services}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def Watch(self, request: Any, _: Context) -> AsyncIterator[Any]:  # noqa: N802
+        """The status now, and each time it changes."""
+        told = None
+        while True:
+            change = self._status.next_change()
+            now = self._now() if request.service in self._services else Response.SERVICE_UNKNOWN
+            if now != told:
+                yield Response(status=now)
+                told = now
+            await change.wait()
+
+    def _now(self) -> Any:
+        return Response.SERVING if self._status.is_ready else Response.NOT_SERVING

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +17,7 @@ import grpc
 from perseid_server.access.caller import Caller, current_caller
 from perseid_server.api.body_budget import BodyBudget
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler
 from perseid_server.errors import DeadlineExceeded, InvalidRequest, PerseidError, QueueFull
 from perseid_server.frontend.shared_limit import SharedLimit
 
@@ -30,9 +31,6 @@ STALL_TIMEOUT_S = 30.0  # in which a client must take what lies before the next 
 _RETRY_AFTER_S = 2.0
 
 Check: TypeAlias = Callable[[Caller], None]
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Patience(grpc.aio.ServerInterceptor):
@@ -47,9 +45,9 @@ class Patience(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Found]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Found:
+    ) -> Found:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
@@ -58,31 +56,31 @@ class Patience(grpc.aio.ServerInterceptor):
         check = self._doors.get(service, lambda _: None)
         return self._streaming(handler, check) if handler.response_streaming else self._single(handler, check)
 
-    def _single(self, handler: _Handler, check: Check) -> _Handler:
+    def _single(self, handler: Handler, check: Check) -> Handler:
         behave: Any = handler.unary_unary
 
-        async def answer(_: object, context: _Context) -> Any:
+        async def answer(_: object, context: Context) -> Any:
             async with self._request(handler, check, context) as request:
                 return await behave(request, context)
 
-        made: _Handler = grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        made: Handler = grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
         return made
 
-    def _streaming(self, handler: _Handler, check: Check) -> _Handler:
+    def _streaming(self, handler: Handler, check: Check) -> Handler:
         behave: Any = handler.unary_stream
 
-        async def answer(_: object, context: _Context) -> None:
+        async def answer(_: object, context: Context) -> None:
             async with self._request(handler, check, context) as request:
                 if inspect.isasyncgenfunction(behave):
                     await _send(behave(request, context), context)
                 else:
                     await behave(request, context)
 
-        made: _Handler = grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+        made: Handler = grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
         return made
 
     @contextlib.asynccontextmanager
-    async def _request(self, handler: _Handler, check: Check, context: _Context) -> AsyncIterator[Any]:
+    async def _request(self, handler: Handler, check: Check, context: Context) -> AsyncIterator[Any]:
         """The call's message, which counts in the budget meanwhile. Errors of ours end the call when all is let go:
         a client that does not read takes its time with them too."""
         try:
@@ -96,7 +94,7 @@ class Patience(grpc.aio.ServerInterceptor):
         except PerseidError as error:
             await abort(context, error)
 
-    async def _message(self, context: _Context, caller: Caller) -> Any:
+    async def _message(self, context: Context, caller: Caller) -> Any:
         await self._reading.acquire()
         reading = asyncio.ensure_future(context.read())
         try:
@@ -129,7 +127,7 @@ class Patience(grpc.aio.ServerInterceptor):
             raise DeadlineExceeded(f"the call's message did not come within {MESSAGE_TIMEOUT_S:g} s")
 
 
-async def _send(answers: AsyncGenerator[Any], context: _Context) -> None:
+async def _send(answers: AsyncGenerator[Any], context: Context) -> None:
     """When the client leaves, or does not read, the request ends at once."""
     async with contextlib.aclosing(answers):
         async for answer in answers:

@@ -1,7 +1,7 @@
 """The gRPC server: services, health, reflection, limits."""
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -12,10 +12,13 @@ from perseid_server.api.grpc.adapter_admin import AdapterAdminServicer
 from perseid_server.api.grpc.decoding import Decoding
 from perseid_server.api.grpc.generation import GenerationServicer
 from perseid_server.api.grpc.health import HealthServicer
+from perseid_server.api.grpc.observed import Observed
 from perseid_server.api.grpc.patience import Patience
+from perseid_server.api.status import ServerStatus
 from perseid_server.errors import Conflict
 from perseid_server.frontend.registry import AdapterRegistry
 from perseid_server.frontend.service import GenerationService
+from perseid_server.observe.calls import Calls
 
 MAX_CALLS = 1 << 14
 """At once, of all clients, those included whose answers lie here unread: some 100 KiB each."""
@@ -47,26 +50,28 @@ class GrpcServer:
         self,
         service: GenerationService,
         registry: AdapterRegistry,
+        status: ServerStatus,
         base: str,
         gate: Gate | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        calls: Calls | None = None,
         budget: BodyBudget | None = None,
         most_connections: int | None = None,
     ) -> None:
-        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `budget`: of messages, None:
-        one of its own; `most_connections`: beyond them a client is turned away at once."""
+        """`gate`: who may call, None: anybody; `credentials`: of TLS, None: plain text; `calls`: where each call is
+        written down; `budget`: of messages, None: one of its own; `most_connections`: beyond them a client is turned
+        away at once."""
         connections = () if most_connections is None else (("grpc.max_allowed_incoming_connections", most_connections),)
         self.patience = Patience(budget or BodyBudget(), {SERVICES[0]: service.check_room})
         self._server = grpc.aio.server(
-            interceptors=[self.patience, Access(gate or Gate()), Decoding()],
+            interceptors=[Observed(calls or Calls()), self.patience, Access(gate or Gate()), Decoding()],
             options=(*_OPTIONS, *connections),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._credentials = credentials
-        self._health = HealthServicer()
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(status, SERVICES), self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def bind(self, host: str, port: int) -> int:
@@ -82,12 +87,6 @@ class GrpcServer:
     async def start(self) -> None:
         """Answer calls."""
         await self._server.start()
-
-    async def set_ready(self, *, ready: bool) -> None:
-        """What health checks are told, for the server and each service."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *SERVICES):
-            await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; cut off those that run after the grace time."""

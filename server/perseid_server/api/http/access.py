@@ -9,11 +9,13 @@ from perseid_server.access.caller import Caller, calling
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.http.bodies import refuse
 from perseid_server.errors import NotFound, PerseidError
+from perseid_server.observe.record import current_call
 
 NEEDS: Mapping[str, Need] = {
     "/health": "open",
     "/ready": "open",
     "/version": "open",
+    "/debug/state": "operator",
     "/openapi.json": "any",
     "/tokenize": "generate",
     "/detokenize": "generate",
@@ -56,7 +58,7 @@ class Access:
         headers = Headers(scope=scope)
         secret = secret_of(headers.getlist("authorization"), headers.getlist("x-api-key"))
         try:
-            caller = self._gate.enter(secret, need_of(scope["path"], self._gate))
+            caller = self._gate.enter(secret, need_of(scope["path"], self._gate), current_call().recognised)
         except PerseidError as error:
             await refuse(error, send)
             return

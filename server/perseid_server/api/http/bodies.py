@@ -13,6 +13,7 @@ from perseid_server.access.caller import current_caller
 from perseid_server.api.body_budget import MAX_BODY_BYTES, BodyBudget, Held
 from perseid_server.api.http.errors import body_of, headers_of, status_of
 from perseid_server.errors import PerseidError, QueueFull, TooLarge
+from perseid_server.observe.record import current_call
 
 BODY_TIMEOUT_S = 20.0
 SLOWEST_BODY = 16 << 10  # bytes a second that a long body must come at, after that time
@@ -81,6 +82,7 @@ def _counted(receive: Receive, held: Held) -> Receive:
 
 async def refuse(error: PerseidError, send: Send) -> None:
     """Answer without a handler."""
+    current_call().failed(error)
     body = msgspec.json.encode(body_of(error))
     told = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
     headers = [(name.lower().encode(), value.encode()) for name, value in told.items()]

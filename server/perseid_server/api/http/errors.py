@@ -26,6 +26,7 @@ from perseid_server.errors import (
     Unauthenticated,
     Unavailable,
 )
+from perseid_server.observe.record import current_call
 
 logger = logging.getLogger(__name__)
 
@@ -83,20 +84,27 @@ def _body(message: str, kind: str, param: str | None = None, code: str | None = 
 
 
 def _perseid_error(_: Request, error: PerseidError) -> Response:
+    current_call().failed(error)
     return JSONResponse(body_of(error), status_of(error), headers_of(error))
 
 
 def _validation_error(_: Request, error: RequestValidationError) -> Response:
+    body = _validation_body(error)
+    current_call().refused("invalid_request", body["error"]["param"])
+    return JSONResponse(body, 400)
+
+
+def _validation_body(error: RequestValidationError) -> dict[str, Any]:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return JSONResponse(_body("the body is not valid JSON", "invalid_request_error"), 400)
+        return _body("the body is not valid JSON", "invalid_request_error")
     # A union reports its members too, by type name; the field is what comes before them.
     field = ".".join(str(part) for part in first["loc"][1:] if not _UNION_MEMBER.fullmatch(str(part)))
     if not field:
         message = "the body is not a JSON object, or not sent with Content-Type: application/json"
-        return JSONResponse(_body(message, "invalid_request_error"), 400)
+        return _body(message, "invalid_request_error")
     message = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return JSONResponse(_body(message, "invalid_request_error", field), 400)
+    return _body(message, "invalid_request_error", field)
 
 
 def _http_exception(_: Request, error: HTTPException) -> Response:

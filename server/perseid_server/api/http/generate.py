@@ -199,6 +199,7 @@ async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Gene
             yield event([], **told, perseid=perseid_json(generations))
         yield _DONE
     except PerseidError as error:
+        generations[0].request.call.failed(error)
         yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
 
 

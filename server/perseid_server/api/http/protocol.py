@@ -11,6 +11,7 @@ from typing import Any
 import h11
 import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from perseid_server.api.http.errors import body_of
 from perseid_server.errors import InvalidRequest
 
