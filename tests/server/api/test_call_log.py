@@ -17,7 +17,7 @@ from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.access.keys import Allowance
-from perseid_server.api.http import app
+from perseid_server.api.http import bodies
 from perseid_server.observe.calls import Calls
 from tests.server.access.rings import bearer, gate_of, key
 from tests.server.stack import LiveStack, Stack, make_stack, serving, write_adapter
@@ -137,7 +137,7 @@ HTTP_REFUSED = [  # of a request: what is changed, then status, error, field, ke
     ({"body": BODY | {"model": "none"}}, 404, "model_not_found", "model", "user"),
     ({"secret": "nobody"}, 401, "unauthenticated", None, None),
     ({"secret": "root"}, 403, "forbidden", None, "root"),
-    ({"body": {"prompt": "x" * 1000}}, 413, "too_large", None, None),
+    ({"body": {"prompt": "x" * 1000}}, 413, "too_large", None, "user"),
     ({"body": BODY | {"timeout": 1e-9}}, 408, "deadline_exceeded", "timeout", "user"),
 ]
 
@@ -146,7 +146,7 @@ HTTP_REFUSED = [  # of a request: what is changed, then status, error, field, ke
 async def test_what_is_refused_over_http(
     live: LiveStack, lines, changes, status, error, field, name, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "MAX_BODY_BYTES", 999)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 999)
     if "content" in changes:
         async with live.http() as client:
             told = await client.post("/v1/completions", headers=bearer("user"), **changes)

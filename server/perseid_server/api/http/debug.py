@@ -38,7 +38,9 @@ class DescribedEngine(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    trouble: str
+    @property
+    def trouble(self) -> str: ...
+
     num_restarts: int
 
     def step_age_s(self) -> float | None: ...
