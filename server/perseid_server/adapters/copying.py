@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import why_missing
+from perseid_server.adapters.lora_config import MAX_CONFIG_BYTES
 from perseid_server.adapters.source import AdapterFolder
 from perseid_server.errors import AdapterRejected, TooLarge
 
@@ -29,8 +30,9 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
         opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
         if not stat.S_ISREG(status.st_mode) or not (folder.follow_links or opened == str(source)):
             raise AdapterRejected(f"{name} is not a regular file of its folder")
-        if status.st_size > MAX_ADAPTER_BYTES:
-            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {MAX_ADAPTER_BYTES}")
+        limit = MAX_CONFIG_BYTES if name.endswith(".json") else MAX_ADAPTER_BYTES
+        if status.st_size > limit:
+            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {limit}")
         _copy(reader, writer, status.st_size, name)
         writer.flush()
         os.fsync(writer.fileno())

@@ -27,7 +27,8 @@ PAGE_RANK = 16
 
 _TENSOR_NAME = re.compile(
     r"base_model\.model\.(?:model\.)?layers\.(?P<layer>0|[1-9]\d{0,4})\.(?P<parent>\w+)\.(?P<projection>\w+)"
-    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight",
+    re.ASCII,  # a digit of another script would be the same layer under another name
 )
 _HEAD_TENSOR_NAME = re.compile(
     r"base_model\.model\.(?:model\.)?medusa_head\.(?P<head>[0-7])\.0\.linear\.lora_(?P<side>[AB])(?:\.default)?\.weight"

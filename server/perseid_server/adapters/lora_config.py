@@ -2,14 +2,13 @@
 refused by the name of its key; an unknown key that says something is refused too."""
 
 import math
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from perseid_server.adapters.module_pattern import ModulePattern
-from perseid_server.adapters.untrusted import parse_json, quoted
+from perseid_server.adapters.untrusted import parse_json, quoted, read_small
 from perseid_server.errors import AdapterRejected
 
 CONFIG_FILE = "adapter_config.json"
@@ -112,14 +111,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
-            raise AdapterRejected(f"{CONFIG_FILE} is not a regular file")
-        if status.st_size > MAX_CONFIG_BYTES:
-            raise AdapterRejected(f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes")
-        raw = parse_json(path.read_bytes())
+        raw = parse_json(read_small(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder") from None
     except OSError as error:

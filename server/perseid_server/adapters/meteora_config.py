@@ -9,7 +9,6 @@ scales; the reference code takes both from each adapter's own adapter_config.jso
 there.
 """
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from perseid_router.gate_set_config import (
 )
 from perseid_server.adapters.lora_config import MAX_RANK, MAX_TEXT
 from perseid_server.adapters.names import check_name
-from perseid_server.adapters.untrusted import parse_json, quoted
+from perseid_server.adapters.untrusted import parse_json, quoted, read_small
 from perseid_server.errors import AdapterRejected, InvalidRequest
 from perseid_server.model.spec import BaseSpec
 
@@ -64,10 +63,7 @@ def read_meteora_config(folder: Path, base: BaseSpec) -> MeteoraConfig:
 
 def _load(path: Path) -> Any:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
-            raise AdapterRejected(f"{CONFIG_FILE}: expected a regular file of at most {MAX_CONFIG_BYTES} bytes")
-        return parse_json(path.read_bytes())
+        return parse_json(read_small(path, MAX_CONFIG_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise AdapterRejected(
             f"the checkpoint has no {CONFIG_FILE}: its tensors tell neither the adapters' ranks nor their scales; "

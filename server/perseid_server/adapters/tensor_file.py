@@ -4,6 +4,7 @@ Everything is checked against the file's real size before anything is allocated;
 Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the tensors).
 """
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from perseid_server.adapters.untrusted import parse_json, quoted
+from perseid_server.adapters.untrusted import open_regular, parse_json, quoted
 from perseid_server.errors import AdapterRejected
 
-MAX_HEADER_BYTES = 16 << 20
-MAX_TENSORS = 100_000
+MAX_HEADER_BYTES = 4 << 20
+MAX_TENSORS = 20_000
+"""What is parsed holds up the other threads meanwhile. An adapter of 80 layers has 1,120 tensors in 200 KB of header."""
+_MOST_BRACKETS = 4 * MAX_TENSORS  # of each kind; two are a tensor's own, some may stand in the metadata's texts
 MAX_DIMENSIONS = 8
 MAX_NAME = 256
+_MAX_NUMBERS = 1 << 48
 _STORED_AS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _INTEGERS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 _ALL_TYPES = _STORED_AS | _INTEGERS
@@ -52,8 +56,8 @@ class TensorFile:
         `integers`: whether some tensors may hold whole numbers, for instance token ids.
         """
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 header_size = _header_size(path, file.read(8), size)
                 raw = file.read(header_size)
         except OSError as error:
@@ -109,6 +113,8 @@ def _parse(path: Path, raw: bytes, data_start: int, types: Mapping[str, np.dtype
     def broken(why: str) -> NoReturn:
         raise AdapterRejected(f"{path.name}: the safetensors header is damaged: {why}")
 
+    if max(raw.count(b"["), raw.count(b"{")) > _MOST_BRACKETS:  # nested or empty ones by the million
+        broken(f"it holds more lists or objects than {MAX_TENSORS} tensors need")
     try:
         header = parse_json(raw)
     except ValueError as error:
@@ -134,6 +140,8 @@ def _entry(path: Path, name: str, value: Any, data_start: int, types: Mapping[st
         broken(f"has the type {quoted(dtype)}; expected one of {', '.join(types)}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         broken(f"has the shape {quoted(shape)}; expected at most {MAX_DIMENSIONS} non-negative integers")
+    if prod(size for size in shape if size) >= _MAX_NUMBERS:  # a zero beside them, and no array could have it
+        broken(f"has the shape {quoted(shape)}; no file could hold it")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         broken(f"has the data_offsets {quoted(offsets)}; expected [begin, end]")
     nbytes = offsets[1] - offsets[0]

@@ -1,8 +1,13 @@
-"""What a stranger's file says: parsed strictly, quoted briefly. Standard library only."""
+"""What a stranger's file says: read as far as a limit, parsed strictly, quoted briefly. Standard library only."""
 
 import json
+import os
 import reprlib
-from typing import Any
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from perseid_server.errors import AdapterRejected
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
@@ -13,6 +18,26 @@ _REPR.maxlevel = 3
 def quoted(value: Any) -> str:
     """A value as an error message shows it: its repr, cut where it is long or deep."""
     return _REPR.repr(value)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. AdapterRejected for a pipe, which would be waited for, or a device, which may
+    have no end; OSError where it cannot be opened."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AdapterRejected(f"{path.name} is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """All of a file, and no more than `limit` bytes however it grows meanwhile. AdapterRejected for a larger one, and
+    as for `open_regular`."""
+    with open_regular(path) as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise AdapterRejected(f"{path.name} is larger than {limit} bytes")
+    return raw
 
 
 def parse_json(raw: bytes) -> Any:

@@ -6,12 +6,11 @@ config.json                  what others know of them; may be missing
 medusa_lm_head.pt            the tensors as Medusa v1 has them: a pickle, read only where the operator allows it
 """
 
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perseid_server.adapters.untrusted import parse_json
+from perseid_server.adapters import untrusted
 from perseid_server.errors import AdapterRejected
 from perseid_server.speculation.heads_config import CONFIG_FILE, TENSORS_FILE
 
@@ -19,7 +18,7 @@ VLLM_TENSORS_FILE = "model.safetensors"
 FOREIGN_CONFIG_FILE = "config.json"
 """It is often wrong: the tensors are believed, and it gives warnings."""
 PICKLE_FILE = "medusa_lm_head.pt"
-MAX_CONFIG_BYTES = 16 << 20
+MAX_CONFIG_BYTES = 4 << 20
 
 
 def is_heads(folder: Path) -> bool:
@@ -54,7 +53,7 @@ def is_pickled(folder: Path) -> bool:
 def read_foreign_config(folder: Path) -> Mapping[str, Any]:
     """What config.json says; nothing where there is none that can be read, as it is needed for nothing."""
     try:
-        content = parse_json(read_small(folder / FOREIGN_CONFIG_FILE) or b"{}")
+        content = untrusted.parse_json(read_small(folder / FOREIGN_CONFIG_FILE) or b"{}")
     except (AdapterRejected, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -63,10 +62,7 @@ def read_foreign_config(folder: Path) -> Mapping[str, Any]:
 def read_small(path: Path) -> bytes | None:
     """A configuration file, None where there is none. AdapterRejected when it cannot be read or is too large."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
-            raise AdapterRejected(f"{path.name}: expected a regular file of at most {MAX_CONFIG_BYTES} bytes")
-        return path.read_bytes()
+        return untrusted.read_small(path, MAX_CONFIG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from perseid_server.adapters.lora import WEIGHTS_FILE, check_adapter
-from perseid_server.adapters.tensor_file import MAX_HEADER_BYTES, TensorFile
+from perseid_server.adapters.tensor_file import MAX_HEADER_BYTES, MAX_TENSORS, TensorFile
 from perseid_server.errors import AdapterRejected
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import write_adapter
@@ -42,7 +42,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "no header": (encoded(b""), "header is damaged"),
     "a header that is no UTF-8": (encoded(b'{"\xff": 1}'), "utf-8"),
     "a header that is no object": (encoded([F32]), "not an object"),
-    "a header nested deeply": (encoded(b"[" * 100_000), "nested too deeply"),
+    "a header nested deeply": (encoded(b"[" * 50_000), "nested too deeply"),
+    "lists by the million": (encoded(b'{"__metadata__":[' + b"[]," * 1_000_000 + b"[]]}"), "more lists or objects"),
+    "objects by the million": (encoded(b'{"__metadata__":[' + b"{}," * 1_000_000 + b"{}]}"), "more lists or objects"),
     "a pickle": (b"\x80\x04\x95" + bytes(64), "not a safetensors file"),
     "a tensor twice": (encoded(b'{"x": %b, "x": %b}' % ((json.dumps(F32).encode(),) * 2)), "'x' appears twice"),
     "half a character": (encoded(rb'{"\ud800": {}}'), "surrogates"),
@@ -59,7 +61,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "a fractional size": (encoded(entry(shape=[2.0])), "the shape [2.0]"),
     "a size that is true": (encoded(entry(shape=[True, 2])), "the shape [True, 2]"),
     "nine dimensions": (encoded(entry(shape=[1] * 8 + [2])), "at most 8"),
-    "an enormous shape": (encoded(entry(shape=[2**47, 2**47])), "needs"),
+    "an enormous shape": (encoded(entry(shape=[2**47, 2**47])), "no file could hold it"),
+    "an enormous shape of nothing": (encoded(entry(shape=[0, 2**47, 2**47], data_offsets=[0, 0])), "no file could"),
+    "a shape that overflows to what it has": (encoded(entry(shape=[2**32, 2**32, 2])), "no file could hold it"),
+    "a shape whose bytes overflow": (encoded(entry(shape=[2**47, 2])), "no file could hold it"),
     "offsets that are no pair": (encoded(entry(data_offsets=[0, 4, 8])), "data_offsets"),
     "a negative offset": (encoded(entry(data_offsets=[-8, 0])), "data_offsets [-8, 0]"),
     "offsets backwards": (encoded(entry(data_offsets=[8, 0])), "data_offsets [8, 0]"),
@@ -104,10 +109,10 @@ def test_a_duplicate_among_very_many_keys_is_found_at_once(tmp_path):
 
 
 def test_too_many_tensors_are_refused(tmp_path):
-    keys = b",".join(b'"%d":0' % number for number in range(100_001))
+    keys = b",".join(b'"%d":0' % number for number in range(MAX_TENSORS + 1))
     path = tmp_path / WEIGHTS_FILE
     path.write_bytes(encoded(b"{" + keys + b"}"))
-    with pytest.raises(AdapterRejected, match="lists 100001 tensors"):
+    with pytest.raises(AdapterRejected, match=f"lists {MAX_TENSORS + 1} tensors"):
         TensorFile.open(path)
 
 
