@@ -41,13 +41,21 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
 def _copy(reader: BinaryIO, writer: BinaryIO, size: int, name: str) -> None:
     """As many bytes as the file had when it was opened. One that is written to meanwhile would not end."""
     left = size
-    while chunk := reader.read(min(_CHUNK, left + 1)):
+    while chunk := _read(reader, min(_CHUNK, left + 1), name):
         left -= len(chunk)
         if left < 0:
             raise AdapterRejected(f"{name} grew while it was copied; load it when it is complete")
         writer.write(chunk)
     if left:
         raise AdapterRejected(f"{name} shrank while it was copied; load it when it is complete")
+
+
+def _read(reader: BinaryIO, size: int, name: str) -> bytes:
+    """A source that cannot be read is not the store's fault, as all else that fails here is."""
+    try:
+        return reader.read(size)
+    except OSError as error:
+        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
 
 
 def _why_missing(folder: Path, name: str) -> str:
