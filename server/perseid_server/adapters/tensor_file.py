@@ -20,7 +20,7 @@ from perseid_server.errors import AdapterRejected
 
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
-"""What is parsed holds up the other threads meanwhile. An adapter of 80 layers has 1,120 tensors in 200 KB of header."""
+"""What is parsed holds up the other threads meanwhile. An adapter of 80 layers has 1,120 tensors, 200 KB of header."""
 _MOST_BRACKETS = 4 * MAX_TENSORS  # of each kind; two are a tensor's own, some may stand in the metadata's texts
 MAX_DIMENSIONS = 8
 MAX_NAME = 256

@@ -1,4 +1,4 @@
-"""Folders that somebody who means harm could put below an adapter root. Each is refused; `WORDS` says with what words."""
+"""Folders that somebody who means harm could put below an adapter root, and the words that each is refused with."""
 
 import json
 import os

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from perseid_server.access.caller import Caller, calling
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.http.errors import body_of, headers_of, status_of
-from perseid_server.errors import PerseidError
+from perseid_server.errors import NotFound, PerseidError
 
 NEEDS: Mapping[str, Need] = {
     "/health": "open",
@@ -49,6 +49,10 @@ class Access:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if not scope["path"].isprintable():
+            # A line break at the end would lead to a route all the same, past what that route needs.
+            await _refuse(NotFound("no such route"), send)
             return
         headers = Headers(scope=scope)
         secret = secret_of(headers.get("authorization"), headers.get("x-api-key"))
