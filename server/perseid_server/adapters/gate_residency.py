@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, why
 from perseid_server.errors import PerseidError
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class GateResidency:
             self._events.failed[version] = gates.error = error.message
         elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
             logger.error("loading gate set %s failed", version[:12], exc_info=error)
-            self._events.failed[version] = f"{type(error).__name__}: {error}"
+            self._events.failed[version] = why(error)
 
     def _evict(self) -> None:
         idle = [

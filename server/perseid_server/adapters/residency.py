@@ -15,7 +15,7 @@ from pathlib import Path
 from perseid_kernels.segments import PageList
 from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, why
 from perseid_server.adapters.store import version_of
 from perseid_server.errors import AdapterRejected, PerseidError
 from perseid_server.model.spec import BaseSpec
@@ -171,7 +171,7 @@ class Residency:
         kept = sum(adapter.num_pages for adapter in pinned if adapter not in adapters)
         if needed <= self._pool.num_pages - kept:
             return None
-        beside = f" beside {kept} of pinned adapters" if kept else ""
+        beside = ", some of them for pinned adapters" if kept else ""  # how many, and whose, is nothing for a client
         return (
             f"the request's adapters need {needed} pages of adapter memory together and there are "
             f"{self._pool.num_pages}{beside}; raise --adapter-memory, or name or pin fewer"
@@ -405,7 +405,7 @@ class Residency:
                 self._done.put(_Done(job.version, job, error=error.message))
             except Exception as error:  # whatever it is, it costs this adapter and nothing else
                 logger.exception("loading adapter %s failed", job.version[:12])
-                self._done.put(_Done(job.version, job, error=f"{type(error).__name__}: {error}"))
+                self._done.put(_Done(job.version, job, error=why(error)))
 
     def _read(self, job: _Read) -> HostCopy:
         try:

@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perseid_server.errors import PerseidError
+
 Admission = Literal["ready", "loading", "no_room", "failed"]
 Location = Literal["disk", "host", "device"]
+
+
+def why(error: BaseException) -> str:
+    """What clients may be told of an error in a load. Others' words name paths and versions; the log has them."""
+    if isinstance(error, PerseidError):
+        return error.message
+    what = error.strerror if isinstance(error, OSError) else None
+    return what or f"an internal error ({type(error).__name__})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from perseid_server.adapters.state import Location, ResidencyEvents
+from perseid_server.adapters.state import Location, ResidencyEvents, why
 from perseid_server.errors import PerseidError
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ class HeadsResidency(Generic[T]):
                 held.heads = loading.result()
                 moved.append(version)
             except (PerseidError, OSError) as error:
-                held.error = failed[version] = str(error)
+                held.error = failed[version] = why(error)
                 logger.error("heads %s cannot be loaded: %s", version[:12], error)  # noqa: TRY400  (it says why)
             except Exception as error:  # out of memory, whatever: the server goes on without these heads
-                held.error = failed[version] = f"they cannot be loaded: {type(error).__name__}"
+                held.error = failed[version] = why(error)
                 logger.exception("heads %s cannot be loaded", version[:12])
         return ResidencyEvents(moved=tuple(moved), failed=failed)
 

@@ -118,7 +118,7 @@ def test_want_of_memory_costs_those_who_wait_and_nobody_else():
     gates = GateResidency(build)
     gates.register("g", SOURCE, pinned=False)
     assert gates.acquire("g") == "loading"
-    assert settle(gates) == (set(), {"g": "MemoryError: m"})
+    assert settle(gates) == (set(), {"g": "an internal error (MemoryError)"})
     assert gates.acquire("g") == "loading", "the next request tries again"
     settle(gates)
     assert gates.acquire("g") == "ready"

@@ -119,7 +119,7 @@ def test_what_pinned_adapters_leave_no_room_for_fails_at_once(residents: Residen
     assert residents.acquire(c, d) == "loading", "nothing is known of their size yet"
     settle(residents)
     assert residents.acquire(c, d) == "failed"
-    assert "need 2 pages of adapter memory together and there are 3 beside 2 of pinned" in str(residents.problem(c, d))
+    assert "need 2 pages of adapter memory together and there are 3, some of them for pinned" in str(residents.problem(c, d))
     use(residents, a, c)
     residents.release(a, c)
     residents.pin(a, False)

@@ -37,8 +37,15 @@ def test_they_come_once() -> None:
     assert not residency.knows("v")
 
 
-@pytest.mark.parametrize("error", [AdapterRejected("no"), FileNotFoundError("gone"), MemoryError("full")])
-def test_what_cannot_be_loaded_says_why_and_may_be_tried_again(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AdapterRejected("no"), "no"),
+        (FileNotFoundError(2, "No such file", "/store/versions/0123"), "No such file"),
+        (MemoryError("full"), "an internal error (MemoryError)"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why_and_may_be_tried_again(error: Exception, told: str) -> None:
     outcomes: list[Exception | None] = [error, None]
 
     def load(folder: Path) -> str:
@@ -50,7 +57,7 @@ def test_what_cannot_be_loaded_says_why_and_may_be_tried_again(error: Exception)
     residency: HeadsResidency[str] = HeadsResidency(load)
     residency.register("v", "/store/v")
     _, failed = loaded(residency)
-    assert failed["v"] == residency.error("v")
+    assert failed["v"] == residency.error("v") == told
     assert (residency.get("v"), residency.location("v")) == (None, "disk")
     residency.register("v", "/store/v")
     assert loaded(residency) == (("v",), {})
