@@ -119,7 +119,9 @@ def test_what_pinned_adapters_leave_no_room_for_fails_at_once(residents: Residen
     assert residents.acquire(c, d) == "loading", "nothing is known of their size yet"
     settle(residents)
     assert residents.acquire(c, d) == "failed"
-    assert "need 2 pages of adapter memory together and there are 3, some of them for pinned" in str(residents.problem(c, d))
+    assert "need 2 pages of adapter memory together and there are 3, some of them for pinned" in str(
+        residents.problem(c, d)
+    )
     use(residents, a, c)
     residents.release(a, c)
     residents.pin(a, False)
@@ -134,7 +136,7 @@ def test_an_adapter_that_pins_leave_no_room_for_is_not_broken(residents: Residen
         residents.pin(version, True)
     settle(residents)
     assert residents.acquire(d) == "failed"
-    assert "beside 3 of pinned" in str(residents.problem(d))
+    assert "some of them for pinned" in str(residents.problem(d))
     assert residents.error(d) is None
     residents.pin(c, False)
     use(residents, d)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as admin
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
@@ -18,32 +20,65 @@ from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.access.caller import calling
 from perseid_server.adapters.store import version_of
+from perseid_server.api.grpc.server import SERVICES
 from perseid_server.engine.adaptation import BASE
 from perseid_server.errors import Forbidden
+from perseid_server.frontend.adaptation_options import AdaptationOptions, AutoOptions, Named
 from perseid_server.frontend.heads import HeadsChooser
+from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
+from tests.fakes import BLOCK_SIZE
 from tests.server.access.rings import bearer, gate_of, key
 from tests.server.speculation.heads_folders import medusa_v2, write_heads
-from tests.server.stack import LiveStack, Stack, background, known, make_stack, serving, write_adapter, write_gate_set
+from tests.server.stack import (
+    LiveStack,
+    Stack,
+    background,
+    certain_router,
+    known,
+    make_stack,
+    serving,
+    write_adapter,
+    write_gate_set,
+)
 
-A = key("a", "generate", "admin", adapters=("a-*",))
+A = key("a", "generate", "admin", adapters=("a-*", "shared"))
 B = key("b", "generate", "admin", adapters=("b-*", "shared"))
 NAMES = ("a-one", "a-gates", "a-heads", "a-none", "b-one", "b-none", "b-gates", "shared", "auto", "a-one.x", "x" * 200)
 SAMPLING = {"max_tokens": 3, "temperature": 0}
+PROMPT = "say what both tenants say"  # several KV blocks, which A has in the cache already
+SURE = "a" * 20  # the request-level router is sure that it is for A's adapter
 
 
 async def server(folder: Path, *, with_a: bool) -> Stack:
-    """B has an adapter, heads, and a gate set of both tenants' adapters is shared. A has the same kinds, or nothing."""
+    """B has an adapter, a gate set that claims A's adapter by its version, and one of both tenants' adapters is shared.
+    A has adapters, one of them B's own, a gate set and heads, and has asked what B will ask; or it has nothing."""
     stack = make_stack(folder, gate=gate_of(A, B), default_gate_set="a-gates")
     root, load = stack.root, stack.registry.load
     versions = {name: version_of(write_adapter(root / name, seed=seed)) for seed, name in enumerate(("a-one", "b-one"))}
-    write_gate_set(root / "shared", versions)
+    write_gate_set(root / "shared", versions, router=certain_router(*versions))
+    write_gate_set(root / "b-gates", {"b-claim": versions["a-one"], "b-one": versions["b-one"]})
+    write_adapter(root / "a-same", seed=1)
     write_gate_set(root / "a-gates", {"a-one": versions["a-one"]})
     write_heads(root / "a-heads", medusa_v2(3))
-    for name in ("a-one", "a-gates", "a-heads") if with_a else ():
+    for name in ("a-one", "a-same", "a-gates", "a-heads") if with_a else ():
         await load(name, name, pin=name == "a-one")
-    for name in ("b-one", "shared"):
+    for name in ("b-one", "b-gates", "shared"):
         await load(name, name)
+    if with_a:
+        await ask_as_a(stack)
     return stack
+
+
+async def ask_as_a(stack: Stack) -> None:
+    """Fill the prefix cache."""
+    asked: tuple[AdaptationOptions | None, ...] = (None, Named("a-one"), AutoOptions("shared"), AutoOptions("a-gates"))
+    for adaptation, text in itertools.product(asked, (PROMPT, SURE)):
+        for _ in range(2):
+            request = GenerationRequest("a", TextInput(text), adaptation, SamplingOptions(**SAMPLING), caller=A.caller)
+            with calling(A.caller):
+                async with stack.service.generate(request) as generation:
+                    assert [one async for one in generation.deltas]
+        assert generation.usage.cached_tokens >= BLOCK_SIZE, "A itself finds what it has put there"
 
 
 def http_calls() -> list[tuple[str, str, dict | None]]:
@@ -62,10 +97,12 @@ def http_calls() -> list[tuple[str, str, dict | None]]:
         asked += [{"model": "auto", "auto": {"gate_set": name, "join": join}} for join in (False, True)]
         asked += [{"model": "auto:shared", "auto": {"allow": [name], "join": join}} for join in (False, True)]
         asked += [{"model": "auto:shared", "auto": {"tier": "token"}, "routing": "tokens"}]
+        asked += [{"model": "auto:shared", "prompt": SURE, "routing": "summary"}]
         for body, stream in itertools.product(asked, (False, True)):
             common = {"stream": stream, **SAMPLING, **body}
-            calls += [("POST", "/v1/completions", {"prompt": "say", **common})]
-            turn = {"role": "user", "content": "say"}
+            told = common.pop("prompt", PROMPT)
+            calls += [("POST", "/v1/completions", {"prompt": told, **common})]
+            turn = {"role": "user", "content": told}
             calls += [("POST", "/v1/chat/completions", {"messages": [turn], **common})]
         for path, adapter in itertools.product(
             ("a-one", "b-one", "nothing", "./a-one", "b-one/../a-one"), (None, name)
@@ -103,8 +140,10 @@ def grpc_calls(channel: grpc.aio.Channel) -> list[tuple]:
             {"auto": pb.Auto(gate_set=name)},
             {"auto": pb.Auto(gate_set="shared", join=True), "routing_report": pb.ROUTING_REPORT_TOKENS},
             {"auto": pb.Auto(gate_set="shared", allow=[name])},
+            {"auto": pb.Auto(gate_set="shared"), "prompt": SURE},
+            {},
         ):
-            asked = pb.GenerateRequest(prompt="say", sampling=sampling, **more)
+            asked = pb.GenerateRequest(**{"prompt": PROMPT, "sampling": sampling} | more)
             calls += [(generation.Generate, asked), (generation.GenerateStream, asked)]
         calls += [(adapters.GetAdapter, admin.GetAdapterRequest(name=name))]
         calls += [(adapters.PinAdapter, admin.PinAdapterRequest(name=name, pinned=on)) for on in (True, False)]
@@ -125,10 +164,21 @@ async def walk_grpc(live: LiveStack) -> list[tuple]:
                 told.append((str(message), plain("".join(map(str, answers)))))
             except grpc.aio.AioRpcError as error:
                 told.append((str(message), error.code(), error.details(), list(error.trailing_metadata() or ())))
+        told += [await health_and_reflection(channel)]
     services = (pb.DESCRIPTOR.services_by_name["Generation"], admin.DESCRIPTOR.services_by_name["AdapterAdmin"])
     asked = {type(message).__name__ for _, message in calls}
     assert {method.input_type.name for service in services for method in service.methods} == asked
     return told
+
+
+async def health_and_reflection(channel: grpc.aio.Channel) -> tuple[str, ...]:
+    health, reflection = health_pb2_grpc.HealthStub(channel), reflection_pb2_grpc.ServerReflectionStub(channel)
+    metadata = tuple(bearer("b").items())
+    told = [await health.Check(health_pb2.HealthCheckRequest(service=name)) for name in ("", *SERVICES)]
+    question = reflection_pb2.ServerReflectionRequest
+    asked = [question(list_services=""), *(question(file_containing_symbol=name) for name in SERVICES)]
+    told += [one async for one in reflection.ServerReflectionInfo(iter(asked), metadata=metadata)]
+    return tuple(map(str, told))
 
 
 def plain(text: str) -> str:
@@ -145,7 +195,7 @@ async def test_a_tenant_is_answered_as_if_the_other_had_nothing(walk, tmp_path: 
         async with serving(stack) as live:
             told[with_a] = await walk(live)
         await background(stack)
-        assert ({"a-one", "a-gates", "a-heads"} <= {one.name for one in stack.registry.list()}) == with_a
+        assert ({"a-one", "a-same", "a-gates", "a-heads"} <= {one.name for one in stack.registry.list()}) == with_a
         assert with_a <= (stack.registry.names().keys() >= known(stack) - {""})
         stack.store.close()
     differing = [(one, other) for one, other in zip(told[True], told[False], strict=True) if one != other]
