@@ -71,7 +71,13 @@ async def server(folder: Path, *, with_a: bool) -> Stack:
 
 async def ask_as_a(stack: Stack) -> None:
     """Fill the prefix cache."""
-    asked: tuple[AdaptationOptions | None, ...] = (None, Named("a-one"), AutoOptions("shared"), AutoOptions("a-gates"))
+    asked: tuple[AdaptationOptions | None, ...] = (
+        None,
+        Named("a-one"),
+        Named("a-same"),
+        AutoOptions("shared"),
+        AutoOptions("a-gates"),
+    )
     for adaptation, text in itertools.product(asked, (PROMPT, SURE)):
         for _ in range(2):
             request = GenerationRequest("a", TextInput(text), adaptation, SamplingOptions(**SAMPLING), caller=A.caller)
@@ -86,6 +92,9 @@ def http_calls() -> list[tuple[str, str, dict | None]]:
     calls: list[tuple[str, str, dict | None]] = [
         ("GET", path, None)
         for path in ("/openapi.json", "/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/medusa_heads")
+    ]
+    calls += [
+        ("POST", "/v1/completions", {"prompt": PROMPT, "model": model, **SAMPLING}) for model in ("tiny", "b-one")
     ]
     calls += [("POST", "/tokenize", {"prompt": "say"}), ("POST", "/detokenize", {"tokens": [104]})]
     for name in NAMES:
@@ -200,6 +209,9 @@ async def test_a_tenant_is_answered_as_if_the_other_had_nothing(walk, tmp_path: 
         stack.store.close()
     differing = [(one, other) for one, other in zip(told[True], told[False], strict=True) if one != other]
     assert not differing, differing[0]
+    for *asked, answer in told[True]:
+        for name in ("a-one", "a-same", "a-gates", "a-heads"):
+            assert name not in str(answer) or name in str(asked), (asked, answer)
     assert "a-one" in str(told[True])  # asked for
     assert sum("b-one" in str(one) for one in told[True]) > 5
 
