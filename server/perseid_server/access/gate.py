@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
@@ -65,7 +65,7 @@ class Gate:
 
     def _known(self, ring: KeyRing, secret: str | None) -> Key:
         if not secret:
-            raise Unauthenticated("no API key; send it as 'Authorization: Bearer KEY'")
+            raise Unauthenticated("no API key; send it once, as 'Authorization: Bearer KEY'")
         key = ring.find(secret)
         if key is None:
             raise Unauthenticated("the API key is not known here")
@@ -76,10 +76,13 @@ class Gate:
         return key
 
 
-def secret_of(authorization: str | None, x_api_key: str | None = None) -> str | None:
-    """The key of a call, from `Authorization: Bearer KEY`, else from `X-Api-Key`."""
-    if authorization:
-        scheme, _, secret = authorization.strip().partition(" ")
+def secret_of(authorization: Sequence[str], x_api_key: Sequence[str] = ()) -> str | None:
+    """The key of a call, from the header `Authorization: Bearer KEY`, else from `X-Api-Key`. One that is there twice is
+    none: what stands before the server may have looked at the other."""
+    if len(authorization) > 1 or len(x_api_key) > 1:
+        return None
+    for value in authorization:
+        scheme, _, secret = value.strip().partition(" ")
         if scheme.lower() == "bearer" and secret.strip():
             return secret.strip()
-    return x_api_key.strip() if x_api_key else None
+    return next((value.strip() for value in x_api_key), None)

@@ -1,9 +1,10 @@
 """How many tokens each key has used, over restarts. Standard library only.
 
 The file is small JSON, replaced as a whole, some seconds after something was used and when the server ends: a kill
-forgets what was used in the last seconds, nothing else.
+forgets what was used in the last seconds, nothing else. One that cannot be read is set aside, not replaced.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from perseid_server.access.periodically import Periodically
+
 logger = logging.getLogger(__name__)
 
 DAY_S = 86400
 _INTERVAL_S = 5.0
 _MAX_BYTES = 64 << 20
+_MAX_COUNT = 1 << 62
 
 
 @dataclass(slots=True)
@@ -36,29 +40,28 @@ class Ledger:
         self._path = path
         self._wall = wall
         self._used = _read(path) if path is not None else {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # of what is counted, which the thread reads
         self._dirty = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._write_now_and_then, name="key-usage", daemon=True)
+        self._is_failing = False
+        self._writing = Periodically("writing what API keys have used", _INTERVAL_S, self.save)
 
     def start(self) -> None:
         """Write now and then."""
-        self._thread.start()
+        self._writing.start()
 
     def stop(self) -> None:
         """Write a last time."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._writing.stop()
         self.save()
 
     def used(self, key: str) -> Used:
         """As of now. A clock that is set back stays on the last day it has seen."""
-        used = self._used.setdefault(key, Used())
-        day = int(self._wall() // DAY_S)
-        if day > used.day:
-            used.day, used.today = day, 0
-        return used
+        with self._lock:
+            used = self._used.setdefault(key, Used())
+            day = int(self._wall() // DAY_S)
+            if day > used.day:
+                used.day, used.today = day, 0
+            return used
 
     def until_tomorrow_s(self, key: str) -> float:
         """When the day's count begins anew, s from now."""
@@ -73,7 +76,7 @@ class Ledger:
             self._dirty = True
 
     def save(self) -> None:
-        """Write what has changed. A disk that is full is logged, and tried again."""
+        """Write what has changed. A disk that is full is logged once, and tried again."""
         with self._lock:
             if not self._dirty or self._path is None:
                 return
@@ -83,11 +86,11 @@ class Ledger:
             _replace(self._path, content)
         except OSError as error:
             self._dirty = True
-            logger.error("what API keys have used cannot be written: %s", error.strerror)  # noqa: TRY400
-
-    def _write_now_and_then(self) -> None:
-        while not self._stopping.wait(_INTERVAL_S):
-            self.save()
+            if not self._is_failing:
+                logger.error("what API keys have used cannot be written: %s", error.strerror)  # noqa: TRY400
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
 
 def _read(path: Path) -> dict[str, Used]:
@@ -99,20 +102,35 @@ def _read(path: Path) -> dict[str, Used]:
         return {}
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         logger.error("%s cannot be read (%s): what API keys have used counts from zero", path, error)  # noqa: TRY400
+        _set_aside(path)
         return {}
+
+
+def _set_aside(path: Path) -> None:
+    """The operator may mend it, or read in it what was used. An older one that was set aside is the better one."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(OSError):
+        if not aside.exists():
+            path.rename(aside)
 
 
 def _one(told: dict[str, int]) -> Used:
     counts = [told[name] for name in ("total", "day", "today")]
-    if any(type(count) is not int or count < 0 for count in counts):
+    if any(type(count) is not int or not 0 <= count < _MAX_COUNT for count in counts):
         raise ValueError("expected whole numbers")
     return Used(*counts)
 
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    try:
+        with open(os.open(temporary, flags, 0o600), "wb") as file:  # noqa: PTH123
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

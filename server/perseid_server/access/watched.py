@@ -2,10 +2,10 @@
 
 import logging
 import stat
-import threading
 from pathlib import Path
 
 from perseid_server.access.key_file import read_keys
+from perseid_server.access.periodically import Periodically
 from perseid_server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -23,18 +23,15 @@ class WatchedKeys:
         self._seen = _signature(path)
         self.ring = read_keys(path)
         self._warn_if_open()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="api-keys", daemon=True)
+        self._watching = Periodically("reading the API keys again", INTERVAL_S, self.refresh)
 
     def start(self) -> None:
         """Look for changes from now on."""
-        self._thread.start()
+        self._watching.start()
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._watching.stop()
 
     def refresh(self) -> None:
         """Read the file again if it has changed. One that is wrong changes nothing, and is logged once."""
@@ -51,13 +48,6 @@ class WatchedKeys:
         logger.info("API keys: %d, %d added, %d removed", len(ring.keys), len(added), len(removed))
         self.ring = ring
         self._warn_if_open()
-
-    def _watch(self) -> None:
-        while not self._stopping.wait(INTERVAL_S):
-            try:
-                self.refresh()
-            except Exception:
-                logger.exception("the API keys could not be read again; they stay as they were")
 
     def _warn_if_open(self) -> None:
         mode = (self._seen or (0,))[0]

@@ -1,9 +1,8 @@
 """What `perseid serve` is told of keys and TLS, checked before anything is loaded, followed while it runs."""
 
 import logging
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import grpc
 from perseid_server.access.exposure import check_exposure, is_loopback
 from perseid_server.access.ledger import Ledger
 from perseid_server.access.limits import Limiter
+from perseid_server.access.periodically import Periodically
 from perseid_server.access.watched import WatchedKeys
 from perseid_server.api.tls import Tls, TlsFiles
 from perseid_server.config import ServeConfig
@@ -42,18 +42,15 @@ def secured(config: ServeConfig) -> Iterator[Security]:
     tls = Tls(files) if files is not None else None
     if keys is not None and tls is None and not is_loopback(config.host):
         logger.warning("API keys travel in plain text on %s; --tls-cert and --tls-key encrypt them", config.host)
-    stopping = threading.Event()
-    follow = threading.Thread(target=_follow, args=(tls, stopping), name="tls-files", daemon=True)
-    if keys is not None:
-        keys.start()
-    follow.start()
-    try:
-        yield Security(keys, tls, tls.credentials() if tls is not None else None)
-    finally:
-        stopping.set()
-        follow.join()
+    with ExitStack() as followed:
         if keys is not None:
-            keys.stop()
+            keys.start()
+            followed.callback(keys.stop)
+        if tls is not None:
+            following = Periodically("reading the TLS certificate again", _TLS_INTERVAL_S, tls.refresh)
+            following.start()
+            followed.callback(following.stop)
+        yield Security(keys, tls, tls.credentials() if tls is not None else None)
 
 
 @contextmanager
@@ -65,11 +62,3 @@ def limited(store: Path) -> Iterator[Limiter]:
         yield Limiter(ledger)
     finally:
         ledger.stop()
-
-
-def _follow(tls: Tls | None, stopping: threading.Event) -> None:
-    while tls is not None and not stopping.wait(_TLS_INTERVAL_S):
-        try:
-            tls.refresh()
-        except Exception:
-            logger.exception("the TLS certificate could not be read again")

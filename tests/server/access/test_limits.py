@@ -1,8 +1,5 @@
 """Rates, quotas, and what is told of them."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from perseid_server.access.caller import ANYONE
@@ -109,20 +106,6 @@ def test_a_day_ends_and_a_total_does_not(clock: Clock) -> None:
         pass
     with pytest.raises(QuotaSpent), limiter.metered(total.caller, 1):
         pass
-
-
-def test_what_was_used_survives_a_restart_and_damage_is_told(tmp_path: Path, caplog) -> None:
-    path = tmp_path / "usage.json"
-    ledger = Ledger(path)
-    ledger.add("a", 7)
-    ledger.save()
-    assert Ledger(path).used("a").total == Ledger(path).used("a").today == 7
-    assert [one.name for one in tmp_path.iterdir()] == ["usage.json"]
-    for damaged in ("{", "[]", "{}x", '{"a": 1}', json.dumps({"a": {"total": -1, "day": 0, "today": 0}})):
-        path.write_text(damaged)
-        caplog.clear()
-        assert Ledger(path).used("a").total == 0
-        assert "counts from zero" in caplog.text
 
 
 def test_a_limit_that_changes_forgives_nothing(clock: Clock) -> None:

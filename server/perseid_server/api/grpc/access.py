@@ -41,13 +41,17 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method
             return handler
-        told = {name: value for name, value in handler_call_details.invocation_metadata or () if isinstance(value, str)}
-        secret = secret_of(told.get("authorization"), told.get("x-api-key"))
+        secret = secret_of(*(_values(handler_call_details, name) for name in ("authorization", "x-api-key")))
         try:
             call_as(self._gate.enter(secret, need_of(handler_call_details.method)))
         except PerseidError as error:
             return _refusing(handler, error)
         return handler
+
+
+def _values(details: grpc.HandlerCallDetails, name: str) -> list[str]:
+    metadata = details.invocation_metadata or ()
+    return [value for told, value in metadata if told == name and isinstance(value, str)]
 
 
 def _refusing(handler: _Handler, error: PerseidError) -> _Handler:

@@ -55,7 +55,7 @@ class Access:
             await _refuse(NotFound("no such route"), send)
             return
         headers = Headers(scope=scope)
-        secret = secret_of(headers.get("authorization"), headers.get("x-api-key"))
+        secret = secret_of(headers.getlist("authorization"), headers.getlist("x-api-key"))
         try:
             caller = self._gate.enter(secret, need_of(scope["path"], self._gate))
         except PerseidError as error:
