@@ -1,8 +1,10 @@
 """What a caller may see and do."""
 
+from contextvars import copy_context
+
 import pytest
 
-from perseid_server.access.caller import ANYONE, Caller, calling, current_caller
+from perseid_server.access.caller import ANYONE, Caller, call_as, calling, current_caller
 from perseid_server.errors import Forbidden
 
 
@@ -27,4 +29,13 @@ def test_a_call_has_its_caller_to_its_end() -> None:
         assert current_caller() is caller
     with pytest.raises(ZeroDivisionError), calling(caller):
         1 / 0  # noqa: B018
+    assert current_caller() is ANYONE
+
+
+def test_the_rest_of_a_task_runs_for_its_caller_and_no_other_task_does() -> None:
+    def call() -> Caller:
+        call_as(Caller("acme"))
+        return current_caller()
+
+    assert copy_context().run(call) == Caller("acme")
     assert current_caller() is ANYONE

@@ -136,3 +136,14 @@ def test_neither_key_nor_hash_is_shown_by_what_holds_them() -> None:
 )
 def test_where_the_key_stands(authorization: list[str], x_api_key: list[str], secret: str | None) -> None:
     assert secret_of(authorization, x_api_key) == secret
+
+
+def test_metrics_are_the_operators_unless_they_are_opened() -> None:
+    assert Gate().metrics_need == gate_of(USER).metrics_need == "operator"
+    assert gate_of(USER, open_metrics=True).metrics_need == "open"
+
+
+def test_answers_tell_a_key_what_is_left_to_it() -> None:
+    gate = gate_of(USER, key("few", allowance=Allowance(requests_per_minute=2)))
+    assert gate.headers(gate.enter("few", "any"))["x-ratelimit-remaining-requests"] == "1"
+    assert gate.headers(gate.enter("user", "any")) == {}
