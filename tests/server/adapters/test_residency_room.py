@@ -31,7 +31,7 @@ def would_be_ready(stage: Stage, wanted: str, without: set[str], users: dict[str
 @pytest.mark.parametrize("pinned", [None, 0, 1])
 def test_room_is_foretold_as_it_comes_true(stage, in_use: tuple[int, ...], pinned: int | None):
     for index, num_without in enumerate((0, 1, 2, 3)):
-        room = stage(num_pages=6)
+        room = stage(num_pages=4)  # full, with one, two and one in use
         versions = [room.adapter(10 * index + seed, rank=rank) for seed, rank in enumerate(RANKS)]
         wide, *others = versions[2], versions[0], versions[1], versions[3]
         for version in others:
