@@ -149,7 +149,9 @@ def test_requests_that_wait_for_the_same_room_all_come_to_their_turn(stage):
     waiting = [stage.adapter(seed) for seed in range(3)]
     residency = stage.residency
     for _ in range(20):
-        while residency._loader._done.qsize() < residency._loader._num_jobs:  # a slow step: all loads end before the next poll
+        while (
+            residency._loader._done.qsize() < residency._loader._num_jobs
+        ):  # a slow step: all loads end before the next poll
             time.sleep(0)
         residency.poll()
         for version in list(waiting):  # as the scheduler does: oldest first, none before one that finds no room
