@@ -1,39 +1,19 @@
 """Where adapters are: on disk, in host memory, on the device. Least recently used goes first; in use never goes.
 
-The engine's thread asks and decides; one loader thread reads files and fills pages. They share two queues and
-nothing else: the loader works on what it is handed, and touches only pages that were reserved for it.
+All of this happens on the engine's thread, which asks and decides; the work is the loader's (`loader.py`).
 """
 
-import logging
-import queue
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.segments import PageList
-from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower, lower_heads
+from perseid_server.adapters.host_tier import HostTier
+from perseid_server.adapters.loader import Done, HostCopy, Loader, Read, Write
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident, why
-from perseid_server.adapters.store import version_of
-from perseid_server.errors import AdapterRejected, PerseidError
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
 from perseid_server.model.spec import BaseSpec
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class HostCopy:
-    """An adapter lowered and ready to be copied to the device."""
-
-    info: AdapterInfo
-    linears: tuple[LoweredLinear, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Host bytes held."""
-        return sum(linear.nbytes for linear in self.linears)
 
 
 @dataclass(slots=True)
@@ -42,7 +22,6 @@ class _Adapter:
 
     version: str
     path: Path
-    host: HostCopy | None = None
     pages: tuple[int, ...] | None = None  # reserved or filled
     num_pages: int = 0  # once it has been read
     on_device: bool = False
@@ -56,27 +35,6 @@ class _Adapter:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    version: str
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    version: str
-    pages: tuple[int, ...]
-    host: HostCopy
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    version: str
-    job: _Read | _Write
-    host: HostCopy | None = None
-    error: str | None = None
-
-
 @dataclass(slots=True)
 class _Events:
     moved: set[str] = field(default_factory=set)
@@ -87,22 +45,15 @@ class Residency:
     """Implements `engine.ports.Residency` over a pool."""
 
     def __init__(self, spec: BaseSpec, pool: AdapterPool, host_bytes: int) -> None:
-        self._spec = spec
         self._pool = pool
-        self._host_bytes = host_bytes
+        self._loader = Loader(spec, pool)
+        self._host = HostTier(host_bytes)
         self._adapters: dict[str, _Adapter] = {}
         self._pinned: set[str] = set()
         self._device_order: OrderedDict[str, None] = OrderedDict()  # least recently used first
-        self._host_order: OrderedDict[str, None] = OrderedDict()
-        self._host_used = 0
         self._events = _Events()
-        self._num_jobs = 0
         self._lookups = 0
         self._hits = 0
-        self._jobs: queue.SimpleQueue[_Read | _Write | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._load_forever, name="adapter-loader", daemon=True)
-        self._thread.start()
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -151,7 +102,7 @@ class Residency:
         adapter = self._adapters[version]
         if adapter.on_device:
             return "device"
-        return "host" if adapter.host is not None else "disk"
+        return "host" if self._host.get(version) is not None else "disk"
 
     def error(self, version: str) -> str | None:
         """Why the version cannot be loaded."""
@@ -169,6 +120,7 @@ class Residency:
         needed = sum(adapter.num_pages for adapter in adapters)
         pinned = [self._adapters[version] for version in self._pinned]
         kept = sum(adapter.num_pages for adapter in pinned if adapter not in adapters)
+        kept = min(kept, self._pool.num_pages)  # more may be pinned than there is room for
         if needed <= self._pool.num_pages - kept:
             return None
         beside = ", some of them for pinned adapters" if kept else ""  # how many, and whose, is nothing for a client
@@ -180,7 +132,7 @@ class Residency:
     @property
     def is_loading(self) -> bool:
         """Whether the loader has work whose end a poll will take over."""
-        return self._num_jobs > 0
+        return self._loader.is_busy
 
     def pages(self, version: str) -> PageList:
         """The pages of a version on the device."""
@@ -259,22 +211,19 @@ class Residency:
 
     def poll(self) -> ResidencyEvents:
         """Take over what the loader has done, and report what happened since the last poll."""
-        while True:
-            try:
-                self._take_over(self._done.get_nowait())
-            except queue.Empty:
-                break
+        for done in self._loader.done():
+            self._take_over(done)
         for version in self._pinned:
-            self._advance(self._adapters[version], spare_wanted=True)
+            if self._adapters[version].wanted:
+                self._advance(self._adapters[version], spare_wanted=True)
         events, self._events = self._events, _Events()
         return ResidencyEvents(tuple(events.moved), events.failed)
 
     def close(self) -> None:
         """End the loader thread."""
-        self._jobs.put(None)
-        self._thread.join()
+        self._loader.close()
 
-    # --- on the engine's thread ---------------------------------------------------------------------------------
+    # --- from tier to tier --------------------------------------------------------------------------------------
 
     def _advance(self, adapter: _Adapter, *, spare_wanted: bool = False, spared: Sequence[str] = ()) -> bool:
         """Take the next step towards the device; False when there is no room because everything is in use.
@@ -284,10 +233,11 @@ class Residency:
         """
         if adapter.on_device or adapter.writing or adapter.error is not None:
             return True
-        if adapter.host is None:
+        host = self._host.get(adapter.version)
+        if host is None:
             self._start_reading(adapter)
             return True
-        num_pages = adapter.host.info.num_pages
+        num_pages = host.info.num_pages
         if num_pages > self._pool.num_pages:
             self._fail(
                 adapter,
@@ -301,8 +251,8 @@ class Residency:
         assert pages is not None, "_make_room() said there is room"
         adapter.pages = pages
         adapter.writing = True
-        self._host_order.move_to_end(adapter.version)
-        self._hand_over(_Write(adapter.version, pages, adapter.host))
+        self._host.used(adapter.version)
+        self._loader.hand_over(Write(adapter.version, pages, host))
         return True
 
     def _make_room(self, num_pages: int, *, spare_wanted: bool, spared: Sequence[str]) -> bool:
@@ -330,30 +280,18 @@ class Residency:
         del self._device_order[adapter.version]
         self._events.moved.add(adapter.version)
 
-    def _leave_host(self, adapter: _Adapter) -> None:
-        assert adapter.host is not None, "it is in host memory"
-        self._host_used -= adapter.host.nbytes
-        adapter.host = None
-        del self._host_order[adapter.version]
-        self._events.moved.add(adapter.version)
-
     def _start_reading(self, adapter: _Adapter) -> None:
-        if adapter.host is None and not adapter.reading:
+        if self._host.get(adapter.version) is None and not adapter.reading:
             adapter.reading = True
             adapter.read_again = False
-            self._hand_over(_Read(adapter.version, adapter.path))
+            self._loader.hand_over(Read(adapter.version, adapter.path))
 
-    def _hand_over(self, job: _Read | _Write) -> None:
-        self._num_jobs += 1
-        self._jobs.put(job)
-
-    def _take_over(self, done: _Done) -> None:
-        self._num_jobs -= 1
-        adapter = self._adapters[done.version]
-        if isinstance(done.job, _Read):
+    def _take_over(self, done: Done) -> None:
+        adapter = self._adapters[done.job.version]
+        if isinstance(done.job, Read):
             adapter.reading = False
             if done.error is not None:
-                self._read_failed(adapter, done.error)
+                self._read_failed(adapter, done.error, is_final=done.is_final)
             elif done.host is not None:
                 self._keep_on_host(adapter, done.host)
                 if adapter.wanted and not adapter.forgotten:
@@ -363,7 +301,7 @@ class Residency:
             if done.error is not None:
                 self._pool.free(done.job.pages)
                 adapter.pages = None
-                self._fail(adapter, done.error)
+                self._fail(adapter, done.error, is_final=done.is_final)
             else:
                 adapter.on_device = True
                 self._device_order[adapter.version] = None
@@ -371,28 +309,26 @@ class Residency:
         self._drop_if_forgotten(adapter)
 
     def _keep_on_host(self, adapter: _Adapter, host: HostCopy) -> None:
-        """Keep a copy in host memory; beyond the limit the least recently used go, those somebody waits for last."""
-        adapter.host = host
         adapter.num_pages = host.info.num_pages
-        self._host_order[adapter.version] = None
-        self._host_used += host.nbytes
-        self._events.moved.add(adapter.version)
-        copies = [self._adapters[version] for version in self._host_order]
-        for other in sorted(copies, key=lambda copy: copy.wanted and not copy.on_device):
-            if self._host_used <= self._host_bytes:
-                break
-            if other is not adapter and not other.writing:
-                self._leave_host(other)
+        gone = self._host.keep(adapter.version, host, is_waited_for=self._is_waited_for, is_in_use=self._is_written)
+        self._events.moved.update((adapter.version, *gone))
 
-    def _read_failed(self, adapter: _Adapter, error: str) -> None:
+    def _is_waited_for(self, version: str) -> bool:
+        return self._adapters[version].wanted and not self._adapters[version].on_device
+
+    def _is_written(self, version: str) -> bool:
+        return self._adapters[version].writing
+
+    def _read_failed(self, adapter: _Adapter, error: str, *, is_final: bool) -> None:
         """The files of a version that is forgotten are deleted, also under the loader's hands: that is no failure."""
         if adapter.read_again:
             self._start_reading(adapter)
         elif not adapter.forgotten:
-            self._fail(adapter, error)
+            self._fail(adapter, error, is_final=is_final)
 
-    def _fail(self, adapter: _Adapter, error: str) -> None:
-        adapter.error = error
+    def _fail(self, adapter: _Adapter, error: str, *, is_final: bool = True) -> None:
+        """Those who wait are told. Unless the error is final, the next request for it tries again."""
+        adapter.error = error if is_final else None
         adapter.wanted = False
         self._events.failed[adapter.version] = error
 
@@ -401,32 +337,7 @@ class Residency:
             return
         if adapter.on_device:
             self._leave_device(adapter)
-        if adapter.host is not None:
-            self._leave_host(adapter)
+        if self._host.get(adapter.version) is not None:
+            self._host.drop(adapter.version)
+            self._events.moved.add(adapter.version)
         del self._adapters[adapter.version]
-
-    # --- on the loader's thread ---------------------------------------------------------------------------------
-
-    def _load_forever(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                if isinstance(job, _Read):
-                    self._done.put(_Done(job.version, job, host=self._read(job)))
-                else:
-                    self._pool.write(job.pages, job.host.linears)
-                    self._done.put(_Done(job.version, job))
-            except PerseidError as error:
-                self._done.put(_Done(job.version, job, error=error.message))
-            except Exception as error:  # whatever it is, it costs this adapter and nothing else
-                logger.exception("loading adapter %s failed", job.version[:12])
-                self._done.put(_Done(job.version, job, error=why(error)))
-
-    def _read(self, job: _Read) -> HostCopy:
-        try:
-            actual = version_of(job.path)
-        except OSError as error:
-            raise AdapterRejected(f"its files cannot be read: {error.strerror}") from error
-        if actual != job.version:
-            raise AdapterRejected("its files have changed since it was loaded; load it again")
-        checked = check_adapter(job.path, self._spec)
-        return HostCopy(checked.info, (*lower(checked, self._spec), *lower_heads(checked, self._spec)))

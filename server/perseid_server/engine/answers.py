@@ -64,18 +64,6 @@ def too_late(sequence: Sequence) -> str:
     )
 
 
-def step_failed(error: Exception) -> str:
-    """What the request is told that is given up for a step that failed. Allocators of torch raise RuntimeErrors, some
-    with a name of their own."""
-    said = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
-        return (
-            "the engine ran out of memory in a step, and this request, which began last, was given up for the others "
-            f"({type(error).__name__}); try again, or send a shorter prompt"
-        )
-    return f"the step failed: {type(error).__name__}"
-
-
 def with_beginnings(output: SequenceOutput, sequence: Sequence) -> SequenceOutput:
     """What is told once, with the first output."""
     sequence.has_answered = True

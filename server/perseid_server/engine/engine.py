@@ -12,10 +12,10 @@ from perseid_server.engine.answers import (
     failure,
     keep_prompt_logprobs,
     routing_report,
-    step_failed,
     too_late,
     with_beginnings,
 )
+from perseid_server.engine.attempts import Attempts
 from perseid_server.engine.deadlines import Deadlines
 from perseid_server.engine.describing import describe
 from perseid_server.engine.drafting import Drafter, Room
@@ -33,9 +33,6 @@ from perseid_server.engine.sequence import Sequence
 from perseid_server.engine.state import EngineState
 
 logger = logging.getLogger(__name__)
-
-MOST_FAILED_STEPS = 8
-"""So many steps that fail one after the other end the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[SequenceOutput] = []  # ended before they began, told with the next step
         self._num_arrivals = 0
-        self._failed_in_a_row = 0
+        self._attempts = Attempts()
         self._routed: dict[str, float] = {}  # shares of routed rows by adapter version, BASE_COLUMN the base
         self._gate_entropy = 0.0
         self._draft_budget = 0
@@ -152,7 +149,7 @@ class Engine:
         num_rows = len(decoding) + self._scheduler.num_prefill_rows
         room = Room(num_rows, self._scheduler.most_drafts, self._limits.max_model_len)
         plan = self._drafter.plan(decoding, room)
-        step = self._scheduler.schedule(plan.drafts, admits=self._failed_in_a_row == 0)
+        step = self._scheduler.schedule(plan.drafts, admits=not self._attempts.last_failed)
         self._draft_budget = step.num_drafts
         outputs += self._drop_failed()
         started = time.perf_counter()
@@ -244,28 +241,12 @@ class Engine:
             yield self._end_with_error(sequence, f"the adapter cannot be loaded: {why}")
 
     def _run(self, step: ScheduledStep, outputs: list[SequenceOutput]) -> tuple[ChunkResult, ...]:
-        """Run the model. A step that fails as a whole costs the newest sequence, not the process (of those that read
-        their prompt, if there are any: they take most): the next step computes the same rows again without it, and
-        starts nobody, so that those who run go on whatever waits. When step after step fails, the device is broken, not
-        a request: the error goes up, the process ends, and its supervisor starts another."""
         if not step.chunks:
             return ()
-        now = time.perf_counter()
-        for chunk in step.chunks:
-            if chunk.sequence.scheduled_at is None:
-                chunk.sequence.scheduled_at = now
         self.before_run(step)
-        try:
-            results = self._runner.run(step)
-        except Exception as error:  # out of memory, a broken kernel: whatever it is, the others go on
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row == MOST_FAILED_STEPS:
-                raise
-            newest = max(step.chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.rank)).sequence
-            logger.exception("a step failed; request %s is given up", newest.id)
-            outputs.append(self._end_with_error(newest, step_failed(error)))
-            return ()
-        self._failed_in_a_row = 0
+        results, loss = self._attempts.run(self._runner, step)
+        if loss is not None:
+            outputs.append(self._end_with_error(loss.sequence, loss.error))
         return results
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> Iterator[SequenceOutput]:

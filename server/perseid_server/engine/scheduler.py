@@ -2,10 +2,12 @@
 
 Decodes come first, then the prefills that have begun, then new sequences, until the token budget is spent: those that
 run in order of priority and arrival, new ones by whose turn it is (`waiting.py`). A prompt of many steps leaves a part
-of each to short ones of those who have not been served more, so that they need not wait for its end. A sequence gets
-the blocks of its whole prompt when it is admitted, and one more whenever it grows into it; when none is left, one of
-whoever has been served most gives its blocks up and is computed again later (preemption by recompute: its tokens and
-its random numbers stay). Drafts take what is left (`draft_room.py`).
+of each to short ones of those who have not been served more, so that they need not wait for its end. Drafts take what
+is left (`draft_room.py`).
+
+A sequence gets the blocks of its whole prompt when it is admitted, and one more whenever it grows into it; when none is
+left, one of whoever has been served most gives its blocks up and is computed again later (preemption by recompute: its
+tokens and its random numbers stay).
 
 Who needs more blocks than there are is passed over for a while, then everybody waits for it: places do not stay idle
 for a long prompt, and it does not starve. For one that was preempted everybody waits at once.
@@ -19,8 +21,9 @@ from itertools import islice
 from perseid_server.engine.adapter_room import AdapterRoom
 from perseid_server.engine.draft_room import DraftRoom
 from perseid_server.engine.fairness import Shares
-from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
+from perseid_server.engine.kv_blocks import BlockAllocator
 from perseid_server.engine.ports import Chunk, Residency, ScheduledStep
+from perseid_server.engine.prefixes import Prefixes
 from perseid_server.engine.sequence import Sequence
 from perseid_server.engine.waiting import Waiting
 from perseid_server.speculation.draft import Draft
@@ -64,6 +67,7 @@ class Scheduler:
         self._residency = residency
         self._shares = Shares()
         self.adapters = AdapterRoom(residency, self._shares)
+        self._prefixes = Prefixes(blocks)
         self._drafts = DraftRoom(blocks, limits.max_batch_tokens)
         self.waiting = Waiting(self._shares)
         self.running: list[Sequence] = []  # sorted by rank
@@ -162,9 +166,7 @@ class Scheduler:
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]
             sequence.num_published = min(sequence.num_published, needed)
-        for index in range(sequence.num_published, sequence.num_computed // self._blocks.block_size):
-            self._blocks.publish(sequence.blocks[index], self._key(sequence, index))
-            sequence.num_published = index + 1
+        self._prefixes.publish(sequence)
         if sequence.num_output:
             self._shares.count(sequence, chunk.start, len(sequence.token_ids))
 
@@ -231,7 +233,7 @@ class Scheduler:
     def _may_pass(self, sequence: Sequence, other: Sequence, budget: int) -> bool:
         """Whether a waiting sequence may take tokens that one which has begun could use: all its prompt has room, and
         it has no worse a claim."""
-        rows = len(sequence.token_ids) - len(self._cached_blocks(sequence)) * self._blocks.block_size
+        rows = len(sequence.token_ids) - len(self._prefixes.cached(sequence)) * self._blocks.block_size
         return rows <= budget and self._claim(sequence) <= self._claim(other)
 
     def _claim(self, sequence: Sequence) -> tuple[int, tuple[float, float]]:
@@ -265,12 +267,12 @@ class Scheduler:
         return False
 
     def _fits(self, sequence: Sequence) -> bool:
-        cached = self._cached_blocks(sequence)
+        cached = self._prefixes.cached(sequence)
         needed = self._blocks.blocks_for(len(sequence.token_ids)) - self._blocks.num_held(cached)
         return needed <= self._blocks.num_free
 
     def _start(self, sequence: Sequence, budget: int) -> Chunk:
-        cached = self._cached_blocks(sequence)
+        cached = self._prefixes.cached(sequence)
         self._blocks.share(cached)
         new = self._blocks.allocate(self._blocks.blocks_for(len(sequence.token_ids)) - len(cached))
         assert new is not None, "_fits() said there is room"
@@ -287,25 +289,6 @@ class Scheduler:
         chunk = Chunk(sequence, sequence.num_computed, min(sequence.num_to_compute, budget))
         self._shares.count(sequence, chunk.start, chunk.start + chunk.count)
         return chunk
-
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks of the sequence's prefix that are there already. The last token is always computed: its logits
-        are needed."""
-        if sequence.wants_prompt_logprobs:
-            return []
-        most = (len(sequence.token_ids) - 1) // self._blocks.block_size
-        return self._blocks.find(self._key(sequence, index) for index in range(most))
-
-    def _key(self, sequence: Sequence, index: int) -> bytes:
-        """Key of a full block. Each is computed once: tokens stay what they are, whatever becomes of the blocks."""
-        keys, size = sequence.block_keys, self._blocks.block_size
-        for number in range(len(keys), index + 1):
-            parent = keys[-1] if keys else self._root_key(sequence)
-            keys.append(chain_key(parent, sequence.token_ids[number * size : (number + 1) * size]))
-        return keys[index]
-
-    def _root_key(self, sequence: Sequence) -> bytes:
-        return root_key(sequence.adaptation.key, self._blocks.base, sequence.request.cache_salt)
 
     def _prefetch(self) -> None:
         for sequence in islice(self.waiting.in_order(), PREFETCH_DEPTH):

@@ -67,6 +67,6 @@ class Stage:
 
     def host_bytes_of(self, version: str) -> int:
         """What its copy in host memory takes."""
-        copy = self.residency._adapters[version].host
+        copy = self.residency._host.get(version)
         assert copy is not None
         return copy.nbytes

@@ -127,7 +127,7 @@ def test_the_least_recently_used_leaves_the_host_first_and_is_read_again(stage):
     for version in (a, b, a, c):
         small.touch(version)
     assert small.places(a, b, c) == ["host", "disk", "device"]
-    assert small.residency._host_used == 2 * small.host_bytes_of(a)
+    assert small.residency._host.nbytes == 2 * small.host_bytes_of(a)
     small.touch(b)
     small.assert_pages_hold(b)
 
@@ -136,7 +136,7 @@ def test_a_copy_larger_than_all_host_memory_still_passes_through(stage):
     stage = stage(num_pages=1, host_bytes=0)
     for seed in range(3):
         stage.touch(stage.adapter(seed))
-    assert stage.residency._host_used == stage.host_bytes_of(list(stage.folders)[-1])
+    assert stage.residency._host.nbytes == stage.host_bytes_of(list(stage.folders)[-1])
 
 
 def test_five_hundred_adapters_work_with_room_for_eight(stage):
@@ -163,7 +163,9 @@ def test_requests_that_wait_for_the_same_room_all_come_to_their_turn(stage):
     waiting = [stage.adapter(seed) for seed in range(3)]
     residency = stage.residency
     for _ in range(20):
-        while residency._done.qsize() < residency._num_jobs:  # a slow step: all loads end before the next poll
+        while (
+            residency._loader._done.qsize() < residency._loader._num_jobs
+        ):  # a slow step: all loads end before the next poll
             time.sleep(0)
         residency.poll()
         for version in list(waiting):  # as the scheduler does: oldest first, none before one that finds no room

@@ -88,7 +88,7 @@ def test_a_replaced_version_keeps_its_pages_until_its_last_user_ends(stage):
     stage.residency.release(old)
     assert not stage.residency.knows(old)
     assert stage.pool.num_free == 1
-    assert stage.residency._host_used == stage.host_bytes_of(new) + stage.host_bytes_of(third)
+    assert stage.residency._host.nbytes == stage.host_bytes_of(new) + stage.host_bytes_of(third)
 
 
 @pytest.mark.parametrize("moment", ["reading", "writing"])
@@ -96,7 +96,7 @@ def test_forgetting_while_the_loader_works_lets_go_when_it_is_done(moment, stage
     stage = stage(num_pages=2)
     version = stage.adapter(1)
     goes_on = threading.Event()
-    where = (stage.residency, "_read") if moment == "reading" else (stage.pool, "write")
+    where = (stage.residency._loader, "_read") if moment == "reading" else (stage.pool, "write")
     work = getattr(*where)
     monkeypatch.setattr(*where, lambda *job: (goes_on.wait(30), work(*job))[1])
     if moment == "writing":
@@ -109,7 +109,7 @@ def test_forgetting_while_the_loader_works_lets_go_when_it_is_done(moment, stage
     stage.settle()
     assert not stage.residency.knows(version)
     assert stage.pool.num_free == 2
-    assert stage.residency._host_used == 0
+    assert stage.residency._host.nbytes == 0
 
 
 def test_registering_again_revives_what_was_to_be_forgotten(stage):
@@ -136,9 +136,9 @@ def test_forgetting_a_pinned_version_lets_it_go(stage):
 def test_closing_ends_the_loader(stage):
     stage = stage(num_pages=1)
     stage.residency.close()
-    assert not stage.residency._thread.is_alive()
-    stage.residency._thread = threading.Thread(target=lambda: None)  # for the fixture to join
-    stage.residency._thread.start()
+    assert not stage.residency._loader._thread.is_alive()
+    stage.residency._loader._thread = threading.Thread(target=lambda: None)  # for the fixture to join
+    stage.residency._loader._thread.start()
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
@@ -147,20 +147,20 @@ def test_files_deleted_while_a_forgotten_version_is_read_are_no_failure(stage, t
     stage = stage(num_pages=1)
     version = stage.adapter(1)
     folder, away = stage.folders[version], tmp_path / "away"
-    read, begun, may_read = stage.residency._read, threading.Event(), threading.Event()
+    read, begun, may_read = stage.residency._loader._read, threading.Event(), threading.Event()
 
     def slow(job):
         begun.set()
         assert may_read.wait(10)
         return read(job)
 
-    monkeypatch.setattr(stage.residency, "_read", slow)
+    monkeypatch.setattr(stage.residency._loader, "_read", slow)
     stage.residency.prefetch(version)
     assert begun.wait(10)
     stage.residency.forget(version)
     folder.rename(away)
     may_read.set()
-    while stage.residency._done.empty():
+    while stage.residency._loader._done.empty():
         time.sleep(0)
     if comes_back:
         away.rename(folder)

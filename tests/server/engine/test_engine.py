@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from perseid_server.engine.adaptation import BASE_COLUMN, Adaptation, Routing
-from perseid_server.engine.engine import MOST_FAILED_STEPS, Engine
+from perseid_server.engine.engine import Engine
 from perseid_server.engine.messages import SequenceOutput, Submit
 from perseid_server.engine.ports import ChunkResult, RoutedChunk, ScheduledStep
 from perseid_server.model.sampling_params import SamplingParams
@@ -206,18 +206,6 @@ def test_a_broken_row_ends_its_own_request_only():
     assert engine.stats().kv_blocks_used == 0
 
 
-def test_a_broken_step_costs_the_newest_request_only():
-    runner = FakeRunner(64, fail_on={"heavy"})
-    engine = fake_engine(runner=runner)
-    engine.submit(request("old", prompt_of(5)))
-    engine.step()
-    engine.submit(request("heavy", prompt_of(5, 1)))
-    outputs = run(engine)
-    assert "ran out of memory" in outputs["heavy"][-1].error
-    assert len(tokens(outputs["old"])) == 5
-    assert engine.stats().kv_blocks_used == 0
-
-
 def test_seeds_are_reproducible_and_independent_of_the_batch():
     drawn: dict[str, list[float]] = {}
 
@@ -286,29 +274,6 @@ def test_a_cold_adapter_is_not_starved_by_hot_ones():
         engine.submit(request(f"h{i}", prompt_of(4, i), 10, adapter="hot"))
         finished += [output.request_id for output in engine.step().outputs if output.finish_reason]
     assert "cold" in finished[:4]
-
-
-def test_steps_that_fail_one_after_the_other_end_the_engine():
-    """A broken device must not eat a request a step for ever."""
-    names = [f"r{i}" for i in range(MOST_FAILED_STEPS + 4)]
-    engine = fake_engine(runner=FakeRunner(64, fail_on=set(names)))
-    for i, name in enumerate(names):
-        engine.submit(request(name, prompt_of(4, i), 2))
-    for _ in range(MOST_FAILED_STEPS - 1):
-        engine.step()
-    with pytest.raises(MemoryError):
-        engine.step()
-
-
-def test_failed_steps_with_good_ones_between_do_not_end_the_engine():
-    names = [f"r{i}" for i in range(2 * MOST_FAILED_STEPS)]
-    engine = fake_engine(runner=FakeRunner(64, fail_on=set(names)))
-    for i, name in enumerate(names):
-        engine.submit(request(name, prompt_of(4, i), 2))
-        outputs = run(engine)
-        assert outputs[name][-1].finish_reason == "error"
-        engine.submit(request(f"good{i}", prompt_of(3, i), 1))
-        assert run(engine)[f"good{i}"][-1].finish_reason == "length"
 
 
 def test_an_adapter_that_cannot_be_loaded_fails_its_requests_only():

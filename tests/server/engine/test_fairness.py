@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perseid_server.engine import scheduler
+from perseid_server.engine import prefixes
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.fairness import Accounts
@@ -208,8 +208,8 @@ def test_a_sequence_larger_than_all_memory_ends_with_its_length():
 
 def test_prompts_that_wait_are_hashed_once(monkeypatch):
     hashed = []
-    chain_key = scheduler.chain_key
-    monkeypatch.setattr(scheduler, "chain_key", lambda *args: (hashed.append(args), chain_key(*args))[1])
+    chain_key = prefixes.chain_key
+    monkeypatch.setattr(prefixes, "chain_key", lambda *args: (hashed.append(args), chain_key(*args))[1])
     engine = fake_engine(num_blocks=30, max_num_seqs=8)
     engine.submit(job("a", length=80, num_tokens=30))
     engine.submit(job("b", length=80, num_tokens=30))

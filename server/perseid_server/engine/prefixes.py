@@ -1,0 +1,36 @@
+"""What sequences have in common: their full blocks by content keys, found by others and findable for them."""
+
+from perseid_server.engine.kv_blocks import BlockAllocator, chain_key, root_key
+from perseid_server.engine.sequence import Sequence
+
+
+class Prefixes:
+    """Looks up and publishes the blocks of sequences."""
+
+    def __init__(self, blocks: BlockAllocator) -> None:
+        self._blocks = blocks
+
+    def cached(self, sequence: Sequence) -> list[int]:
+        """Blocks of the sequence's prefix that are there already. The last token is always computed: its logits
+        are needed."""
+        if sequence.wants_prompt_logprobs:
+            return []
+        most = (len(sequence.token_ids) - 1) // self._blocks.block_size
+        return self._blocks.find(self._key(sequence, index) for index in range(most))
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let full blocks be found whose K and V are complete."""
+        for index in range(sequence.num_published, sequence.num_computed // self._blocks.block_size):
+            self._blocks.publish(sequence.blocks[index], self._key(sequence, index))
+            sequence.num_published = index + 1
+
+    def _key(self, sequence: Sequence, index: int) -> bytes:
+        """Key of a full block. Each is computed once: tokens stay what they are, whatever becomes of the blocks."""
+        keys, size = sequence.block_keys, self._blocks.block_size
+        for number in range(len(keys), index + 1):
+            parent = keys[-1] if keys else self._root_key(sequence)
+            keys.append(chain_key(parent, sequence.token_ids[number * size : (number + 1) * size]))
+        return keys[index]
+
+    def _root_key(self, sequence: Sequence) -> bytes:
+        return root_key(sequence.adaptation.key, self._blocks.base, sequence.request.cache_salt)
