@@ -17,9 +17,8 @@ def test_clients_killed_amid_their_answers(site: Site, tmp_path: Path) -> None:
     with running_site(site, tmp_path / "store") as server:
         before = descriptors_of(server)
         clients = [
-            _client(transport, address, model)
-            for transport, address in (("http", server.http), ("grpc", server.grpc))
-            for model in (site.models[0], site.adapters[0])
+            _client("http", server.http, site.models[0]),
+            _client("grpc", server.grpc, site.adapters[0]),
         ]
         for client in clients:
             assert client.stdout is not None
