@@ -51,7 +51,7 @@ def fake_site(folder: Path) -> Site:
         models=(BASE, *folders, "auto"),
         prompts=tuple(f"say {number} {'again ' * number}" for number in range(3)),
         max_tokens=60,
-        step_timeout_s=1.0,
+        step_timeout_s=2.0,
         num_faults=3,
         passing=(write_adapter(folder / "a", seed=21), write_adapter(folder / "b", seed=22)),
     )

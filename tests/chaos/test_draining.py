@@ -134,6 +134,7 @@ def test_while_an_adapter_loads(fake: Site, tmp_path: Path) -> None:
     assert list((store / "tmp").iterdir()) == []
 
 
+@pytest.mark.chaos
 def test_while_the_engine_starts_again(fake: Site, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
