@@ -6,16 +6,19 @@ from random import Random
 from typing import Any
 
 NUMBERS = (
-    0, 1, -1, 2, 7, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**32, 2**48, 2**53 + 1, 2**63 - 1,
-    2**63, -(2**63), 2**64 - 1, 2**64, 10**30, 10**400, -0.0, 0.5, -1.5, 1e-320, 1e308, -1e308, float("nan"), float("inf"),
-    float("-inf"),
+    0, 1, -1, 2, 7, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**32, 2**48, 2**53 + 1,
+    2**63 - 1, 2**63, -(2**63), 2**64 - 1, 2**64, 10**30, 10**400, -0.0, 0.5, -1.5, 1e-320, 1e308, -1e308, float("nan"),
+    float("inf"), float("-inf"),
 )  # fmt: skip
 TEXTS = (
-    "", " ", "a", "A" * 300, "x" * 70_000, "\0", "a\0b", "\n", "\ud800", "語" * 50, "🦙", "../../etc/passwd", "/dev/zero",
-    "{{ 7 * 7 }}", "{% raise %}", "%s%n", "$(id)", "'", '"', "\\", "true", "null", "NaN", "-1", "1e999", "__class__",
-    "(a+)+$", "[", "(?:", "\u202e", "\ufeff", "auto", "base",
+    "", " ", "a", "A" * 300, "x" * 70_000, "\0", "a\0b", "\n", "\ud800", "語" * 50, "🦙", "../../etc/passwd",
+    "/dev/zero", "{{ 7 * 7 }}", "{% raise %}", "%s%n", "$(id)", "'", '"', "\\", "true", "null", "NaN", "-1", "1e999",
+    "__class__", "(a+)+$", "[", "(?:", "\u202e", "\ufeff", "auto", "base",
 )  # fmt: skip
-U64 = (0, 1, 2, 7, 8, 9, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 48, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
+U64 = (
+    0, 1, 2, 7, 8, 9, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 48, 1 << 62, (1 << 63) - 1, 1 << 63,
+    (1 << 64) - 1,
+)  # fmt: skip
 
 
 def value(random: Random, depth: int = 3) -> Any:
@@ -109,7 +112,7 @@ def _place(random: Random, end: int) -> int:
 
 def _flip(random: Random, raw: bytes, end: int) -> bytes:
     place = _place(random, end)
-    return raw[:place] + bytes((byte ^ 1 << random.randrange(8) for byte in raw[place : place + 1])) + raw[place + 1 :]
+    return raw[:place] + bytes(byte ^ 1 << random.randrange(8) for byte in raw[place : place + 1]) + raw[place + 1 :]
 
 
 def _byte(random: Random, raw: bytes, end: int) -> bytes:

@@ -1,5 +1,5 @@
-"""Bytes that no HTTP library would send. Whatever comes: an answer in HTTP or a closed connection, in time, and the next
-client finds the server as it was."""
+"""Bytes that no HTTP library would send. Whatever comes: an answer in HTTP or a closed connection, in time, and the
+next client finds the server as it was."""
 
 import json
 import socket
@@ -53,9 +53,10 @@ HEADERS = (
     b"Content-Length: 1, 1", b"Content-Length:", b"Expect: 100-continue", b"Expect: nonsense", b"Connection: close",
     b"Connection: upgrade", b"Upgrade: websocket", b"Upgrade: h2c", b"Host: other", b"Host:", b"Accept: \xff\xfe",
     b"X-Request-Id: " + b"i" * 5000, b"X-Request-Id: a\tb", b"Authorization: Bearer " + b"\xff" * 40, b"X-Api-Key: ",
-    b"Content-Type: application/json; charset=utf-16", b"Content-Type: multipart/form-data; boundary=", b"Content-Type: ;",
+    b"Content-Type: application/json; charset=utf-16", b"Content-Type: multipart/form-data; boundary=",
+    b"Content-Type: ;",
     b"no colon", b" folded: yes", b": no name", b"Na\0me: x", b"Name: a\0b", b"Name : x", b"Range: bytes=0-",
-    b"X-Http-Method-Override: DELETE", b"Forwarded: for=\"\"", b"Cookie: " + b"c=1; " * 1000,
+    b"X-Http-Method-Override: DELETE", b'Forwarded: for=""', b"Cookie: " + b"c=1; " * 1000,
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
 
 from tests.fuzz.mutate import TEXTS, corrupt
 
