@@ -1,5 +1,5 @@
-"""A small whole GGUF file as a list of parts, so that each can be changed. Written by hand: the library's writer refuses
-most of what is wanted here."""
+"""A small whole GGUF file as a list of parts, so that each can be changed. Written by hand: the library's writer
+refuses most of what is wanted here."""
 
 import struct
 from random import Random

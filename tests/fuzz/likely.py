@@ -1,5 +1,5 @@
-"""Bodies that fit the document, bent towards what this server can do: else nearly all would be answered with 404 or 400,
-and few answers would be looked at."""
+"""Bodies that fit the document, bent towards what this server can do: else nearly all would be answered with 404 or
+400, and few answers would be looked at."""
 
 from collections.abc import Callable
 from random import Random

@@ -1,4 +1,4 @@
-"""Protobuf messages made from their descriptors: any RPC, any field, any value that the wire can carry, and some more."""
+"""Protobuf messages made from their descriptors: any field, any value that the wire can carry, and some more."""
 
 import struct
 from random import Random

@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from perseid_protos.perseid.v1 import adapter_admin_pb2, generation_pb2
+from perseid_protos.perseid.v1 import adapter_admin_pb2, adapter_admin_pb2_grpc, generation_pb2
 from perseid_server.api.grpc.server import SERVICES
 from tests.fuzz.campaign import Campaign, fuzzer
 from tests.fuzz.messages import changed, message, wire
@@ -28,6 +28,7 @@ FILES = (generation_pb2, adapter_admin_pb2, health_pb2, reflection_pb2)
 METHODS: tuple[MethodDescriptor, ...] = tuple(
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 )
+OFTEN = [method for method in METHODS for _ in range(5 if method.input_type.name == "GenerateRequest" else 1)]
 ENDLESS = ("Watch",)
 """Streams that go on until the client leaves."""
 TIMEOUT_S = 30.0
@@ -109,9 +110,18 @@ def call(channel: grpc.Channel, method: MethodDescriptor, sent: list[bytes]) -> 
 def request(random: Random, method: MethodDescriptor) -> Message:
     """Something of the type that the method takes."""
     good = GOOD.get(method.input_type.name)
-    if good and random.random() < 0.6:
-        return changed(random, random.choice(good))
+    if good and random.random() < 0.8:
+        return random.choice(good) if random.random() < 0.3 else changed(random, random.choice(good))
     return message(random, method.input_type)
+
+
+def restore(channel: grpc.Channel) -> None:
+    """Load again what the others ask for."""
+    stub = adapter_admin_pb2_grpc.AdapterAdminStub(channel)
+    for name, source in {"one": "one-0", "two": "two-1", "gates": "gates", "heads": "heads"}.items():
+        stub.LoadAdapter(
+            adapter_admin_pb2.LoadAdapterRequest(name=name, source=source, replace=True), timeout=TIMEOUT_S
+        )
 
 
 def check_call(channel: grpc.Channel, method: MethodDescriptor, sent: list[bytes]) -> None:
@@ -122,12 +132,14 @@ def check_call(channel: grpc.Channel, method: MethodDescriptor, sent: list[bytes
     no_traceback(details)
     if code not in {Code.OK, Code.CANCELLED}:
         assert details, f"{method.full_name} ends with {code} and no word; sent {shown}"
+    if code is Code.OK and method.name in {"LoadAdapter", "UnloadAdapter"}:
+        restore(channel)
 
 
-@fuzzer(short=500, long=4000)
+@fuzzer(short=500, long=5000)
 def test_grpc_messages(campaign: Campaign, channel: grpc.Channel) -> None:
     def check(random: Random) -> None:
-        method = random.choice(METHODS)
+        method = random.choice(OFTEN)
         repeated = random.choice((0, 1, 1, 3)) if method.client_streaming else random.choices((1, 2), (20, 1))[0]
         check_call(channel, method, [wire(random, request(random, method)) for _ in range(repeated)])
 

@@ -68,7 +68,7 @@ def parse_keys(text: str, path: Path) -> KeyRing:
         return _ring(content)
     except _Wrong as wrong:
         name, field, why = wrong.args
-        where = ".".join(part for part in ("keys", name, field) if part)
+        where = ".".join(_on_one_line(part) for part in ("keys", name, field) if part)
         raise _refusal(path, line_of(text, name, field), f"{where}: {why}") from None
 
 
@@ -86,6 +86,11 @@ def line_of(text: str, name: str | None, field: str | None = None) -> int | None
         elif field is not None and re.match(rf"""\s*["']?{re.escape(field)}["']?\s*=""", line):
             return number
     return begin
+
+
+def _on_one_line(name: str) -> str:
+    """TOML allows any character in a quoted key, line breaks and worse among them."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _quotes_nothing(told: str) -> bool:

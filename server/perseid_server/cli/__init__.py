@@ -78,7 +78,7 @@ def _check_file(path: Path) -> None:
         tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise PerseidError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PerseidError(f"--config {path}: not a TOML file: {error}") from error
 
 

@@ -67,6 +67,7 @@ BROKEN = {
     "two keys alike": (f"[keys.a]\nhash = '{HASH}'\n[keys.b]\nhash = '{HASH}'", 4, "keys.b.hash"),
     "not TOML": (f"[keys.a]\nhash = '{HASH}'\nroles = [", None, "not TOML"),
     "a secret in broken TOML": ("[keys.a]\nhash = psd_topsecret", 2, "not TOML"),
+    "a line break in a key": (f"[keys.a]\nhash = '{HASH}'\n\"x\\ny\" = 1", None, "keys.a.x\\ny: unknown"),
     "other tables": ("[users.a]", None, "users"),
 }
 
@@ -80,6 +81,7 @@ def test_a_broken_file_is_refused_by_line_and_field(case: str, tmp_path: Path) -
     assert told in caught.value.message
     assert line is None or f"line {line}:" in caught.value.message
     assert "topsecret" not in caught.value.message
+    assert caught.value.message.isprintable()
 
 
 def test_a_new_key_is_written_as_its_hash_for_the_owner_alone(tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ def test_a_bad_variable_is_named(perseid: Perseid, monkeypatch: pytest.MonkeyPat
         ("[serve]\nhttp-port = 70000\n", ["70000"]),
         ("[serve\n", ["TOML"]),
         ("\xff", ["bad.toml"]),
+        ("a = " + "[" * 5000, ["TOML"]),
     ],
-    ids=["bad value", "unknown name", "out of range", "not TOML", "not UTF-8"],
+    ids=["bad value", "unknown name", "out of range", "not TOML", "not UTF-8", "nested"],
 )
 def test_a_bad_file_is_one_line(perseid: Perseid, tmp_path: Path, content: str, words: list[str]) -> None:
     path = tmp_path / "bad.toml"

@@ -1,5 +1,5 @@
-"""Types of fields with their limits, for the OpenAPI document alone: the frontend checks them, for both transports in the
-same words. A keyword counts for values of its own type only, so null and lists go by."""
+"""Types of fields with their limits, for the OpenAPI document alone: the frontend checks them, for both transports in
+the same words. A keyword counts for values of its own type only, so null and lists go by."""
 
 from typing import Annotated, Any, TypeAlias
 

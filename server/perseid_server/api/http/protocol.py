@@ -76,7 +76,7 @@ class PatientProtocol(H11Protocol):
             self._reading_due.cancel()
             self._reading_due = None
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """What is no HTTP gets an answer as other mistakes do, and the connection ends.
 
         uvicorn's own fails, with a traceback, where the request was a HEAD or has its answer already.
