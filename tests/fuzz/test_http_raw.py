@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from perseid_server.api import server
-from perseid_server.api.http import app, protocol
+from perseid_server.api.http import bodies, protocol
 from tests.fuzz.campaign import Campaign, fuzzer
 from tests.fuzz.mutate import corrupt, json_bytes, mutate
 from tests.fuzz.served import attacked_server, no_traceback
@@ -68,7 +68,7 @@ LAST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 def little_patience() -> Iterator[None]:
     """Who promises more than comes is waited for, but not for as long as outside of tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "BODY_TIMEOUT_S", 0.2)
+        patch.setattr(bodies, "BODY_TIMEOUT_S", 0.2)
         patch.setattr(protocol, "HEADERS_TIMEOUT_S", 0.2)
         patch.setattr(server, "KEEP_ALIVE_S", 0.2)
         yield

@@ -19,6 +19,7 @@ ALLOWED = {
     "cli/keys.py": "lists which keys have ended",
     "frontend/generation.py": "OpenAI's `created`",
     "frontend/metrics/adapters.py": "vLLM's lora_requests_info is the time of its last change",
+    "observe/tracing.py": "spans begin and end on dates",
     "frontend/text.py": "chat templates may write today's date",
 }
 

@@ -85,7 +85,7 @@ def test_pins_that_fill_the_pool_leave_each_other_alone_and_others_are_told(stag
         engine.submit(job(f"in{number}", adapter=version, num_tokens=3))
     outputs = run(engine)
     assert [outputs[f"in{number}"][-1].finish_reason for number in range(3)] == ["length"] * 3
-    why = "need 1 pages of adapter memory together and there are 3 beside 3 of pinned adapters"
+    why = "need 1 pages of adapter memory together and there are 3, some of them for pinned adapters"
     assert why in outputs["outside"][-1].error
     assert stage.places(*pinned) == ["device"] * 3
     engine.pin_adapter(pinned[0], pinned=False)
