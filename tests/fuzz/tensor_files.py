@@ -45,7 +45,7 @@ def _table(random: Random, header: Mapping[str, Any]) -> dict[str, Any]:
     name, other = random.choice(list(changed)), random.choice(list(changed))
     entry = changed[name]
     begin, end = entry["data_offsets"]
-    match random.randrange(7):
+    match random.randrange(9):
         case 0:  # two tensors, the same bytes
             entry["data_offsets"] = changed[other]["data_offsets"]
         case 1:
@@ -56,6 +56,10 @@ def _table(random: Random, header: Mapping[str, Any]) -> dict[str, Any]:
             entry["shape"] = [random.choice(U64) for _ in range(random.randrange(10))]
         case 4:  # as many numbers, arranged otherwise
             entry["shape"] = random.choice(([*entry["shape"], 1], entry["shape"][::-1], [0, *entry["shape"]]))
+        case 6 | 7:  # more numbers than there are, in one voice or not
+            count = random.choice((1 << 20, 1 << 28, 1 << 31, 1 << 40))
+            entry["shape"] = [count] if random.random() < 0.5 else [count >> 4, 16]
+            entry["data_offsets"] = [begin, begin + 4 * count] if random.random() < 0.5 else [begin, end]
         case 5:
             entry["dtype"] = random.choice(DTYPES)
         case _:

@@ -10,6 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from perseid_server.errors import UnsupportedModel
+from perseid_server.model.checkpoint import open_checkpoint
+from perseid_server.model.headers.gguf import read_gguf_header
 from perseid_server.model.inspect import inspect_model
 from perseid_server.model.source import ModelSource
 from perseid_server.model.tokenizer import export_tokenizer
@@ -30,11 +32,25 @@ def inspect(kind: str, path: Path) -> None:
         except UnsupportedModel:
             return
         if report.accepted:
+            check_numbers_are_there(source)
             bundle = export_tokenizer(source)
             assert isinstance(bundle.tokenizer, Tokenizer)
             bundle.tokenizer.encode("abcd ab")
         else:
             assert report.reason
+
+
+def check_numbers_are_there(source: ModelSource) -> None:
+    """What a good base says of its tensors is in its files."""
+    if source.kind == "gguf":
+        size = source.path.stat().st_size
+        for tensor in read_gguf_header(source.path).tensors.values():
+            assert 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= size, tensor
+    checkpoint = open_checkpoint(source)
+    for layer in range(checkpoint.config.num_layers):
+        for name, shape in checkpoint.config.projections().items():
+            weight = checkpoint.linear(layer, name).dequantize()
+            assert tuple(weight.shape) == (shape.out_features, shape.in_features)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,6 +13,11 @@ from perseid_server.model.config_fields import section
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_NAME = 200
+_BITS: Mapping[str, int] = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "U8": 8, "I8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+}  # fmt: skip
+"""Of one element; other types are the library's business."""
 _INDEX = "model.safetensors.index.json"
 
 
@@ -88,19 +93,27 @@ def read_safetensors_header(path: Path) -> list[SafeTensor]:
         tensors = [_tensor(path, name, entry) for name, entry in table.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsupportedModel(f"{path.name}: the safetensors header is damaged ({error})") from error
-    end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
+    end = 0
+    for begin, tensor in sorted(tensors, key=lambda one: (one[0], one[1].nbytes)):
+        if begin != end:
+            raise UnsupportedModel(f"{path.name}: tensor {tensor.name!r} overlaps another one or leaves a gap")
+        end += tensor.nbytes
     if 8 + length + end != size:
         raise UnsupportedModel(
             f"{path.name} has {size} bytes where its header describes {8 + length + end}; it is cut short or damaged"
         )
-    return tensors
+    return [tensor for _, tensor in tensors]
 
 
-def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> SafeTensor:
+def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> tuple[int, SafeTensor]:
+    """Where it begins in the data, and what it is."""
     begin, end = entry["data_offsets"]
     if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in (begin, end, *entry["shape"])):
         raise ValueError(f"tensor {name!r} needs a type, a shape and offsets")
-    return SafeTensor(name, entry["dtype"], tuple(entry["shape"]), path, end - begin)
+    bits = _BITS.get(entry["dtype"])
+    if end < begin or (bits is not None and 8 * (end - begin) != prod(entry["shape"]) * bits):
+        raise ValueError(f"tensor {name!r} takes {end - begin} bytes, which is not what its type and shape need")
+    return begin, SafeTensor(name, entry["dtype"], tuple(entry["shape"]), path, end - begin)
 
 
 def _data_files(path: Path) -> tuple[Path, ...]:

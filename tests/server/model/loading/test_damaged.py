@@ -160,6 +160,8 @@ def test_index_files(tmp_path: Path, names: list[object]) -> None:
         {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [0, 4.0]},
         {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
     ],
     ids=str,
 )
@@ -168,4 +170,14 @@ def test_safetensors_headers(tmp_path: Path, entry: dict[str, object]) -> None:
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UnsupportedModel, match="header is damaged"):
+        read_hf_folder(tmp_path)
+
+
+def test_tensors_that_share_bytes(tmp_path: Path) -> None:
+    """`perseid inspect` took such a file, and loading it failed."""
+    (tmp_path / "config.json").write_text("{}")
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UnsupportedModel, match="tensor 'b' overlaps another one"):
         read_hf_folder(tmp_path)
