@@ -189,3 +189,13 @@ def test_a_key_that_has_not_called_has_no_headers() -> None:
 )
 def test_spans_are_written_as_openai_does_and_never_too_short(seconds: float, told: str) -> None:
     assert _span(seconds) == told
+
+
+def test_an_answer_that_has_begun_costs_its_prompt_though_it_fails(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(tokens_per_minute=100))
+    limiter.count_request(one)
+    with pytest.raises(QueueFull), limiter.metered(one.caller, 10) as meter:
+        meter.spend(2)
+        raise QueueFull("no more")
+    assert limiter.ledger.used("a").total == 12
+    assert limiter.headers("a")["x-ratelimit-remaining-tokens"] == "88"
