@@ -45,7 +45,7 @@ class Guarded:
         return self.address(r"HTTP\s+(https://\S+)")
 
     @property
-    def grpc(self) -> str:
+    def target(self) -> str:
         return self.address(r"gRPC\s+(\S+)")
 
     def issue(self, name: str, *identities: str) -> None:
@@ -64,7 +64,7 @@ class Guarded:
     def channel(self, client: str | None = "client") -> grpc.Channel:
         pair = [None, None] if client is None else [self.folder / f"{client}.key", self.folder / f"{client}.pem"]
         read = [path.read_bytes() if path is not None else None for path in (self.folder / "ca.pem", *pair)]
-        return grpc.secure_channel(self.grpc, grpc.ssl_channel_credentials(*read))
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(*read))
 
     def over_http(self, client: str | None = "client") -> str:
         body = {"model": "base", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
@@ -113,7 +113,7 @@ def test_both_transports_generate(guarded: Guarded) -> None:
 
 def test_our_own_commands(guarded: Guarded, adapter_folders: dict[str, Path], monkeypatch, capsys) -> None:
     perseid, folder = Perseid(monkeypatch, capsys), guarded.folder
-    to = ("--server", guarded.grpc, f"--tls-ca={folder / 'ca.pem'}", f"--client-cert={folder / 'client.pem'}",
+    to = ("--server", guarded.target, f"--tls-ca={folder / 'ca.pem'}", f"--client-cert={folder / 'client.pem'}",
           f"--client-key={folder / 'client.key'}", f"--api-key={guarded.secret}")  # fmt: skip
     name, source = next(iter(adapter_folders.items()))
     for command in (
@@ -142,7 +142,7 @@ def test_strangers_get_an_end_and_harm_nothing(guarded: Guarded) -> None:
         refused(lambda client=client: guarded.over_http(client))
         refused(lambda client=client: guarded.over_grpc(client))
     refused(lambda: httpx.get(guarded.url.replace("https:", "http:") + "/health", timeout=TIMEOUT_S))
-    with grpc.insecure_channel(guarded.grpc) as channel:
+    with grpc.insecure_channel(guarded.target) as channel:
         refused(lambda: stubs.GenerationStub(channel).Generate(Job((1,), None, 1).message(), timeout=TIMEOUT_S))
     assert guarded.over_http()
     assert guarded.over_grpc()

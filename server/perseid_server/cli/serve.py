@@ -28,8 +28,12 @@ from perseid_server.api.http.app import build_app
 from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+<<<<<<< HEAD
 from perseid_server.cli.security import limited, secured
 from perseid_server.cli.tracing import check_tracing, traced
+=======
+from perseid_server.cli.security import Security, limited, secured
+>>>>>>> ops-f
 from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
@@ -113,6 +117,7 @@ class RunningServer:
     addresses: Addresses
     service: GenerationService
     registry: AdapterRegistry
+    security: Security
 
 
 @asynccontextmanager
@@ -169,6 +174,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
+<<<<<<< HEAD
         engine.on_status(lambda _: status.changed())
         calls = Calls(log_prompts=config.log_prompts, on_close=stack.enter_context(traced(config)))
         budget = BodyBudget(on_refusal=metrics.rejected)
@@ -179,6 +185,12 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         )
         addresses = await api.start(app, grpc_server)
         yield RunningServer(ready, addresses, service, registry)
+=======
+        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
+        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
+        addresses = await api.start(app, grpc_server, status)
+        yield RunningServer(ready, addresses, service, registry, security)
+>>>>>>> ops-f
 
 
 def _named_source(text: str) -> NamedSource:
@@ -260,14 +272,17 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
 
 
 def _greeting(running: RunningServer) -> str:
-    """Where the server listens, and two commands that work as printed."""
+    """Where the server listens, and two commands that work as printed; where they say KEY and CA.pem, with yours."""
     ready, addresses = running.ready, running.addresses
     base = ready.spec.name
-    http = f"http://{addresses.host}:{addresses.http_port}"
+    tls, keys = running.security.tls is not None, running.security.keys is not None
+    http = f"{'https' if tls else 'http'}://{addresses.host}:{addresses.http_port}"
     grpc = f"{addresses.host}:{addresses.grpc_port}"
     adapters = _listed([adapter.name for adapter in running.registry.adapters()])
     gate_sets = _listed([gate_set.name for gate_set in running.registry.gate_sets()])
     heads = _listed([one.name for one in running.registry.heads()])
+    curl = " --cacert CA.pem" * tls + " -H 'Authorization: Bearer KEY'" * keys
+    ours = " --tls-ca CA.pem" * tls + " --api-key KEY" * keys
     question = "What is the capital of France?"
     body = f'{{"model": "{base}", "temperature": 0, "messages": [{{"role": "user", "content": "{question}"}}]}}'
     return f"""
@@ -281,8 +296,8 @@ Perseid {__version__} is ready.
   gRPC      {grpc}
 
 Try it (an adapter's name instead of the base's asks that adapter, "auto" the gate set):
-  curl -s {http}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
-  {_command()} generate --server {grpc} --chat "{question}"
+  curl -s{curl} {http}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+  {_command()} generate --server {grpc}{ours} --chat "{question}"
 
 """
 

@@ -154,8 +154,11 @@ def test_the_thread_follows_changes(tmp_path: Path) -> None:
 def test_a_file_that_others_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "keys.toml"
     add_key(path, "a", {})
-    WatchedKeys(path)
+    watched = WatchedKeys(path)
     assert not caplog.records
     path.chmod(0o640)
     WatchedKeys(path)
+    assert "chmod 600" in caplog.text
+    caplog.clear()
+    watched.refresh()  # also of one that is opened while the server runs
     assert "chmod 600" in caplog.text

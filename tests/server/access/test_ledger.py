@@ -139,6 +139,16 @@ def test_the_thread_writes_and_the_end_writes_the_rest(path: Path, monkeypatch: 
     ledger.add("a", 1)
     ledger.stop()
     assert Ledger(path).used("a").total == 2
+    assert not [thread for thread in threading.enumerate() if "API keys have used" in thread.name]
+
+
+def test_what_is_written_already_is_not_written_again(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.add("a", 1)
+    ledger.save()
+    before = path.stat().st_ino
+    ledger.save()
+    assert path.stat().st_ino == before
 
 
 def test_days_are_those_of_utc() -> None:

@@ -1,11 +1,13 @@
 """Rates, quotas, and what is told of them."""
 
+import contextlib
+
 import pytest
 
 from perseid_server.access.caller import ANYONE
 from perseid_server.access.keys import Allowance
 from perseid_server.access.ledger import DAY_S, Ledger
-from perseid_server.access.limits import Limiter, QuotaSpent
+from perseid_server.access.limits import Limiter, QuotaSpent, _span
 from perseid_server.errors import QueueFull, RateLimited
 from tests.server.access.rings import key
 
@@ -152,3 +154,70 @@ def test_headers_are_openais(clock: Clock) -> None:
 def test_without_a_key_nothing_is_limited() -> None:
     with Limiter().metered(ANYONE, 1 << 40) as meter:
         meter.spend(1 << 40)
+
+
+def test_looking_brings_nothing_back(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=60))
+    for _ in range(60):
+        limiter.count_request(one)
+    for second in range(1, 11):
+        clock.now += 1
+        assert limiter.headers("a")["x-ratelimit-remaining-requests"] == str(second)
+
+
+def test_a_limit_that_is_taken_away_limits_no_longer_and_one_that_comes_begins_full(clock: Clock) -> None:
+    limiter, limited = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=1))
+    limiter.count_request(limited)
+    for _ in range(3):
+        limiter.count_request(key("a"))
+    assert limiter.headers("a") == {}
+    limiter.count_request(limited)
+    refused(limiter, limited)
+
+
+def test_refusals_are_told_by_their_reason(clock: Clock) -> None:
+    limiter, told = Limiter(clock=clock), []
+    limiter.on_refusal(told.append)
+    fast, poor = Allowance(requests_per_minute=1, tokens_per_minute=5), Allowance(tokens_total=5)
+    for one in (key("fast", allowance=fast), key("poor", allowance=poor)):
+        limiter.count_request(one)
+        six_tokens = lambda caller=one.caller: limiter.metered(caller, 6)  # noqa: E731
+        with pytest.raises(RateLimited), six_tokens(), six_tokens():  # a full bucket lets in what is larger, once
+            pass
+    refused(limiter, key("fast", allowance=fast))
+    assert told == ["rate_limit", "quota", "rate_limit"]
+
+
+def test_a_key_that_has_not_called_has_no_headers() -> None:
+    assert Limiter().headers("nobody") == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (-1, "0ms"),
+        (0, "0ms"),
+        (0.0001, "1ms"),
+        (0.02, "20ms"),
+        (0.9991, "1s"),
+        (1, "1s"),
+        (1.001, "2s"),
+        (59, "59s"),
+        (59.5, "1m0s"),
+        (60, "1m0s"),
+        (61, "1m1s"),
+        (7200, "120m0s"),
+    ],
+)
+def test_spans_are_written_as_openai_does_and_never_too_short(seconds: float, told: str) -> None:
+    assert _span(seconds) == told
+
+
+def test_an_answer_that_has_begun_costs_its_prompt_though_it_fails(clock: Clock) -> None:
+    limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(tokens_per_minute=100))
+    limiter.count_request(one)
+    with contextlib.suppress(QueueFull), limiter.metered(one.caller, 10) as meter:
+        meter.spend(2)
+        raise QueueFull("no more")
+    assert limiter.ledger.used("a").total == 12
+    assert limiter.headers("a")["x-ratelimit-remaining-tokens"] == "88"

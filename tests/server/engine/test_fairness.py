@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from perseid_server.engine import prefixes
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.engine import Engine
-from perseid_server.engine.fairness import Accounts
+from perseid_server.engine.fairness import Accounts, Shares
 from perseid_server.engine.messages import SequenceOutput, Submit
 from perseid_server.engine.scheduler import MOST_UNFIT, PATIENCE
+from perseid_server.engine.sequence import Sequence
 from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import FakeResidency, FakeRunner, expected, fake_engine, name_of
 from tests.server.engine.test_engine import prompt_of, run, tokens
@@ -483,3 +484,14 @@ def test_no_place_is_idle_while_somebody_could_run():
             able = [each for each in scheduler.waiting if not each.adaptation.versions and scheduler._fits(each)]
             assert not able or len(unfit) >= MOST_UNFIT
     assert {traffic.owner[name] for name in traffic.ended} == {"base", "cold", "large"}
+
+
+def test_each_token_is_counted_once_by_what_it_costs():
+    shares = Shares()
+    sequence = Sequence(job("a", length=8, tenant="t", weight=2.0), arrival=0)
+    shares.enter(sequence)
+    counted = []
+    for start, end in ((0, 5), (5, 8), (8, 10), (0, 6), (6, 11), (4, 4)):  # in chunks; again after a preemption
+        shares.count(sequence, start, end)
+        counted.append(shares[sequence].service)
+    assert counted == [(2.5, 5.0), (4.0, 8.0), (6.0, 12.0), (6.0, 12.0), (7.0, 14.0), (7.0, 14.0)]

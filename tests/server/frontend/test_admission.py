@@ -14,6 +14,7 @@ from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.access.caller import Caller
 from perseid_server.errors import QueueFull
 from perseid_server.frontend.admission import OPEN_ANSWER, Admission, AdmissionLimits
+from perseid_server.frontend.drain_rate import DrainRate
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput, TokenInput
 from tests.server.stack import Stack, make_stack, serving
@@ -134,3 +135,15 @@ async def test_both_transports_say_when_to_come_back(tmp_path) -> None:
         assert 1.0 <= retry.retry_delay.ToTimedelta().total_seconds() <= 60.0
         stack.engine.go_on()
         assert (await first).status_code == 200
+
+
+def test_what_has_left_shortens_the_time_until_the_next_try() -> None:
+    rate = DrainRate(clock=lambda: 0.0, draw=lambda: 0.5)
+    admission = Admission(AdmissionLimits(10, 1000), Metrics(8), rate)
+    with admission.enter(Caller(), 1) as place:
+        place.count_tokens(100)
+        assert rate.tokens_per_s == 0.0
+    assert rate.tokens_per_s > 0.0
+    with admission.enter(Caller(), 1) as place:
+        place.count_tokens(500)
+        assert admission.retry_after_s() == rate.retry_after_s(500)

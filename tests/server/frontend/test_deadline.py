@@ -17,7 +17,7 @@ from perseid_server.access.caller import Caller
 from perseid_server.engine.messages import SequenceOutput
 from perseid_server.errors import DeadlineExceeded, InvalidRequest
 from perseid_server.frontend.adaptation_options import Named
-from perseid_server.frontend.deadline import Timeouts
+from perseid_server.frontend.deadline import Deadline, Timeouts
 from perseid_server.frontend.generation import Delta
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
 from tests.server.frontend.test_service import collect, is_free
@@ -162,3 +162,23 @@ async def test_a_grpc_deadline_reaches_the_engine(live: LiveStack) -> None:
     [told] = live.stack.engine.submitted
     assert told.deadline is not None
     assert before + 90 < told.deadline < before + 110
+
+
+async def test_a_timeout_of_the_works_own_is_not_the_deadlines() -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        raise TimeoutError("the disk's")
+
+    with pytest.raises(TimeoutError, match="the disk's"):
+        await Deadline(time.monotonic(), 1000.0, told.append).within(work(), "queue")
+    assert not told
+
+
+async def test_it_is_told_once_however_many_wait_for_it() -> None:
+    told: list[str] = []
+    deadline = Deadline(time.monotonic() - 10, 5.0, told.append)
+    for stage in ("queue", "running"):
+        with pytest.raises(DeadlineExceeded):
+            await deadline.within(asyncio.sleep(1000), stage)
+    assert told == ["queue"]
