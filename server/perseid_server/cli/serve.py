@@ -57,6 +57,8 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
+    if config.log_prompts:
+        logger.warning("--log-prompts: prompts and answers, your users' private data, are written into this log")
     allow_connections()
     return uvloop.run(_serve(config))
 
