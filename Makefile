@@ -18,7 +18,7 @@ EXAMPLES := $(foreach folder,$(wildcard examples/adapters/* examples/gates/*),--
 ADAPTERS := $(if $(findstring --model,$(ARGS)),,$(EXAMPLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval soak clean
+.PHONY: help serve test test-fast chaos lint format protos bench profile bench-kernels bench-gpu examples examples-gates examples-eval examples-heads router-bench router-eval router-scale speculation-eval capacity soak clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -84,6 +84,9 @@ router-scale: $(DEV_READY)  ## accuracy and step cost of gates over 4 to 64 adap
 
 speculation-eval: $(DEV_READY)  ## speculation: lossless, acceptance, speed; tables into docs/speculation.md (ARGS="speed", --quick)
 	$(BIN)/python examples/speculation_eval.py $(ARGS)
+
+capacity: $(DEV_READY)  ## the highest rate within limits on latency: the base, 8 adapters, 100 adapters (minutes; ARGS="…")
+	$(BIN)/python -m perseid_loadtest.capacity $(ARGS)
 
 soak: $(DEV_READY)  ## ten minutes at 80 % of capacity while adapters come and go: errors, memory, answers (ARGS="--minutes 30")
 	$(BIN)/python -m perseid_loadtest.soak $(ARGS)

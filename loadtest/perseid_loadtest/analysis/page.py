@@ -71,7 +71,8 @@ def _body(saved: Saved) -> Iterator[str]:
     yield markup.section("Latency over time", markup.plot(plots.latency_over_time(runs), "latency"))
     yield markup.section("Throughput over time", markup.plot(plots.throughput_over_time(runs), "throughput"))
     yield markup.section("Adapters", markup.plot(plots.by_adapter([("", summary)]), "adapters"), *_adapters(summary))
-    yield markup.section("Errors", markup.plot(plots.errors_over_time(run), "errors"), _errors(summary))
+    if summary.errors:
+        yield markup.section("Errors", markup.plot(plots.errors_over_time(run), "errors"), _errors(summary))
     if summary.churn:
         yield markup.section("Adapters changed meanwhile", _churn(summary))
     yield markup.section("Figures", markup.table(("", ""), [(row.label, row.text) for row in throughput_rows(summary)]))

@@ -145,7 +145,8 @@ def errors_over_time(run: Run) -> "Figure | None":
 def _subplots(rows: int, columns: int, titles: Sequence[str], height: int, **more: Any) -> "Figure":
     from plotly.subplots import make_subplots  # noqa: PLC0415  the extra `loadtest`
 
-    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.5 / height * 160, **more)
+    between = 104 / height if rows > 1 else 0.0  # an axis with its title, and the next plot's
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=between, **more)
     figure.update_layout(
         template="none",
         height=height,

@@ -14,6 +14,8 @@ MOST_POINTS = 400
 """Of a cumulative curve."""
 MOST_BINS = 60
 """Of a plot over time."""
+REQUESTS_PER_BIN = 4
+"""At least, on average: with fewer, lines jump between nothing and one request."""
 
 Points = list[tuple[float, float]]
 """(moment in s, value) in the order of the records."""
@@ -29,10 +31,10 @@ class Bins:
 
     @classmethod
     def of(cls, records: Sequence[RequestRecord]) -> Self:
-        """From the first planned request to the last end; spans of at least a tenth of a second."""
+        """From the first planned request to the last end; as many spans as the requests are enough for."""
         start = min((record.planned for record in records), default=0.0)
         length = max(max((record.ended for record in records), default=0.0) - start, 0.1)
-        count = max(1, min(MOST_BINS, int(length / 0.1)))
+        count = max(1, min(MOST_BINS, int(length / 0.1), len(records) // REQUESTS_PER_BIN))
         return cls(start, length / count, count)
 
     @property
