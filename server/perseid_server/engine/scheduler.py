@@ -62,7 +62,7 @@ class Scheduler:
         self._blocks = blocks
         self._residency = residency
         self._shares = Shares()
-        self.adapters = AdapterRoom(residency, self._shares)
+        self._adapters = AdapterRoom(residency, self._shares)
         self.waiting = Waiting(self._shares)
         self.running: list[Sequence] = []  # sorted by rank
         self.failed: list[Sequence] = []  # waiting ones whose adapter cannot be loaded; the engine takes them away
@@ -84,8 +84,12 @@ class Scheduler:
         elif sequence in self.running:
             self.running.remove(sequence)
             self._give_up(sequence)
-        self.adapters.leave(sequence)
+        self._adapters.leave(sequence)
         self._shares.leave(sequence)
+
+    def adapter_came(self, version: str) -> None:
+        """A version is on the device now."""
+        self._adapters.came(version)
 
     @property
     def decoding(self) -> list[Sequence]:
@@ -209,7 +213,7 @@ class Scheduler:
     def _admit(self, budget: int) -> Iterator[Chunk]:
         """Start waiting sequences, in their order, as long as tokens, places, blocks and adapters are there."""
         num_unfit = 0
-        self.adapters.begin_round()
+        self._adapters.begin_round()
         for sequence in self.waiting.in_order():
             if budget == 0 or len(self.running) >= self._limits.max_num_seqs or self._blocks.num_free == 0:
                 return
@@ -235,8 +239,8 @@ class Scheduler:
 
     def _take_adapters(self, sequence: Sequence) -> bool:
         """Take what the sequence needs on the device. If it is not there, it waits for that, and others go on."""
-        had_claim = sequence is self.adapters.claimant
-        admission = self.adapters.acquire(sequence, self.running)
+        had_claim = sequence is self._adapters.claimant
+        admission = self._adapters.acquire(sequence, self.running)
         if admission == "ready":
             return True
         if admission == "failed":
@@ -244,7 +248,7 @@ class Scheduler:
             self.failed.append(sequence)
             return False
         self.waiting.close_line(sequence)
-        if sequence is self.adapters.claimant and not had_claim:
+        if sequence is self._adapters.claimant and not had_claim:
             self.waiting.put_first(sequence)
         return False
 

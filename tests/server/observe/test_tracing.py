@@ -1,6 +1,7 @@
 """A call that is over becomes spans: their order, their times, whose trace they belong to."""
 
 import logging
+import socket
 import time
 
 import pytest
@@ -150,11 +151,10 @@ def test_a_collector_that_is_down_holds_nobody_up(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.05)
-    with collecting() as gone:
-        endpoint = gone.endpoint
-    sending = Tracing(endpoint, 1.0)
-    calls = Calls(on_close=sending.tell)
-    for _ in range(5000):  # more than wait to be sent
-        calls.close(calls.open("http", "GET /", {}))
-    assert not calls.open_calls
-    sending.stop()  # comes back
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+        sending = Tracing(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0)
+        calls = Calls(on_close=sending.tell)
+        for _ in range(5000):  # more than wait to be sent
+            calls.close(calls.open("http", "GET /", {}))
+        assert not calls.open_calls
+        sending.stop()  # comes back

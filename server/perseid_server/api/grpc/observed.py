@@ -94,32 +94,24 @@ def _code_of(context: Context) -> str:
 
 
 def _observed(handler: Any, running: _Running) -> _Handler:
-    """A handler of the same shape. Streams of requests, which only reflection has, are left as they are."""
+    """A handler of the same shape."""
+    make, behave = {
+        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
+        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
+        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
+        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
+    }[handler.request_streaming, handler.response_streaming]
 
-    async def whole(request: Any, context: Context) -> Any:
+    async def whole(request: Any, context: Context) -> Any:  # also a stream of answers by `context.write`
         with running.handling(context):
-            return await handler.unary_unary(request, context)
+            return await behave(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         with running.handling(context):
-            async with contextlib.aclosing(handler.unary_stream(request, context)) as answers:
+            async with contextlib.aclosing(behave(request, context)) as answers:
                 async for answer in answers:
                     yield answer
 
-    async def writing(request: Any, context: Context) -> None:  # a stream by `context.write`
-        with running.handling(context):
-            await handler.unary_stream(request, context)
-
-    if handler.request_streaming:
-        running.is_complete = True
-        untouched: _Handler = handler
-        return untouched
-    coders = handler.request_deserializer, handler.response_serializer
-    observed: _Handler
-    if not handler.response_streaming:
-        observed = grpc.unary_unary_rpc_method_handler(whole, *coders)
-    elif inspect.isasyncgenfunction(handler.unary_stream):
-        observed = grpc.unary_stream_rpc_method_handler(stream, *coders)
-    else:
-        observed = grpc.unary_stream_rpc_method_handler(writing, *coders)
+    observing: Any = stream if inspect.isasyncgenfunction(behave) else whole
+    observed: _Handler = make(observing, handler.request_deserializer, handler.response_serializer)
     return observed
