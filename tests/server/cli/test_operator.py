@@ -85,7 +85,7 @@ async def test_an_operator_sees_what_happens(
     running: RunningServer, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.addresses.grpc_port}") as channel, asyncio.timeout(40):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.addresses.grpc_port}") as channel, asyncio.timeout(20):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING
         over_http = await get(running, "/v1/completions")
