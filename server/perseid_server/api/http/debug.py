@@ -38,8 +38,11 @@ class DescribedEngine(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    trouble: str
-    num_restarts: int
+    @property
+    def trouble(self) -> str: ...
+
+    @property
+    def num_restarts(self) -> int: ...
 
     def step_age_s(self) -> float | None: ...
 
