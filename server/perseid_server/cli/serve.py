@@ -28,12 +28,8 @@ from perseid_server.api.http.app import build_app
 from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
-<<<<<<< HEAD
-from perseid_server.cli.security import limited, secured
-from perseid_server.cli.tracing import check_tracing, traced
-=======
 from perseid_server.cli.security import Security, limited, secured
->>>>>>> ops-f
+from perseid_server.cli.tracing import check_tracing, traced
 from perseid_server.config import NamedSource, ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.engine.messages import EngineReady, StepOutputs
@@ -62,6 +58,8 @@ T = TypeVar("T")
 def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -> int:  # noqa: B008  frozen
     """Serve until told to stop; returns the exit status."""
     configure_logging(config.log_level, config.log_format)
+    if config.log_prompts:
+        logger.warning("--log-prompts: prompts and answers, your users' private data, are written into this log")
     return uvloop.run(_serve(config))
 
 
@@ -174,7 +172,6 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         _check_default(registry, config.gate_set)
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
-<<<<<<< HEAD
         engine.on_status(lambda _: status.changed())
         calls = Calls(log_prompts=config.log_prompts, on_close=stack.enter_context(traced(config)))
         budget = BodyBudget(on_refusal=metrics.rejected)
@@ -184,13 +181,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
             service, registry, status, base.name, gate, security.credentials, calls, budget, most_connections
         )
         addresses = await api.start(app, grpc_server)
-        yield RunningServer(ready, addresses, service, registry)
-=======
-        app = build_app(service, registry, metrics, status, base=base.name, root=config.model, gate=gate)
-        grpc_server = GrpcServer(service, registry, base.name, gate, security.credentials)
-        addresses = await api.start(app, grpc_server, status)
         yield RunningServer(ready, addresses, service, registry, security)
->>>>>>> ops-f
 
 
 def _named_source(text: str) -> NamedSource:

@@ -222,7 +222,7 @@ class Engine:
             outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
         for version in events.moved:
             if self._residency.knows(version) and self._residency.location(version) == "device":
-                self._scheduler.adapters.came(version)
+                self._scheduler.adapter_came(version)
         heads = self._drafter.heads.poll()
         changed = {*events.moved, *events.failed, *heads.moved, *heads.failed}
         known = [version for version in changed if self._residency.knows(version) or self._drafter.heads.knows(version)]

@@ -66,7 +66,7 @@ class Scheduler:
         self._blocks = blocks
         self._residency = residency
         self._shares = Shares()
-        self.adapters = AdapterRoom(residency, self._shares)
+        self._adapters = AdapterRoom(residency, self._shares)
         self._prefixes = Prefixes(blocks)
         self._drafts = DraftRoom(blocks, limits.max_batch_tokens)
         self.waiting = Waiting(self._shares)
@@ -90,8 +90,12 @@ class Scheduler:
         elif sequence in self.running:
             self.running.remove(sequence)
             self._give_up(sequence)
-        self.adapters.leave(sequence)
+        self._adapters.leave(sequence)
         self._shares.leave(sequence)
+
+    def adapter_came(self, version: str) -> None:
+        """A version is on the device now."""
+        self._adapters.came(version)
 
     @property
     def decoding(self) -> list[Sequence]:
@@ -213,7 +217,7 @@ class Scheduler:
         """Start waiting sequences, in their order, as long as tokens, places, blocks and adapters are there. `behind`:
         one whose prompt does not fit into the step; only whoever may pass it starts."""
         num_unfit = 0
-        self.adapters.begin_round()
+        self._adapters.begin_round()
         for sequence in self.waiting.in_order():
             if budget == 0 or len(self.running) >= self._limits.max_num_seqs or self._blocks.num_free == 0:
                 return
@@ -253,8 +257,8 @@ class Scheduler:
 
     def _take_adapters(self, sequence: Sequence) -> bool:
         """Take what the sequence needs on the device. If it is not there, it waits for that, and others go on."""
-        had_claim = sequence is self.adapters.claimant
-        admission = self.adapters.acquire(sequence, self.running)
+        had_claim = sequence is self._adapters.claimant
+        admission = self._adapters.acquire(sequence, self.running)
         if admission == "ready":
             return True
         if admission == "failed":
@@ -262,7 +266,7 @@ class Scheduler:
             self.failed.append(sequence)
             return False
         self.waiting.close_line(sequence)
-        if sequence is self.adapters.claimant and not had_claim:
+        if sequence is self._adapters.claimant and not had_claim:
             self.waiting.put_first(sequence)
         return False
 

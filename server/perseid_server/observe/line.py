@@ -55,8 +55,7 @@ def fields_of(call: CallRecord) -> dict[str, object]:
 
 
 def _texts(call: CallRecord) -> dict[str, object]:
-    if not call.keeps_text:
-        return {}
+    """Records hold them only where they are wanted."""
     prompts = [shortened(one.prompt, MOST_TEXT) for one in call.generations if one.prompt is not None]
     answers = [shortened("".join(one.texts), MOST_TEXT) for one in call.answers if one.texts is not None]
     return {"prompts": prompts or None, "answers": answers or None}

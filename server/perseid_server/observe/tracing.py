@@ -163,8 +163,8 @@ def _generated(call: CallRecord, first: GenerationRecord) -> Attributes:
 
 
 def _clean(value: Any) -> Any:
-    """Texts of clients may be long, and hold halves of characters; numbers may be large. What cannot be encoded would
-    cost all the spans that are sent with it."""
+    """Texts of clients may be long, and hold halves of characters; numbers may be large. The exporter would complain of
+    each that it cannot encode."""
     if isinstance(value, int) and value not in _INT64:
         return None
     return shortened(value.encode(errors="replace").decode()) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as admin
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
@@ -196,6 +197,18 @@ async def test_no_such_method(channel, lines) -> None:
     assert await code_of(call) is grpc.StatusCode.UNIMPLEMENTED
     (line,) = await lines()
     assert (line["route"], line["status"], line["error"]) == ("perseid.v9.Nothing/Do", "UNIMPLEMENTED", "unimplemented")
+
+
+async def test_a_stream_of_requests(channel, lines) -> None:
+    """As reflection has it."""
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(metadata=metadata())
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    assert "perseid.v1.Generation" in str(await call.read())
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    (line,) = await lines()
+    assert (line["route"], line["status"]) == ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "OK")
+    assert ("x-request-id", line["request_id"]) in tuple(await call.trailing_metadata())
 
 
 async def test_a_server_that_drains_or_has_no_engine(live: LiveStack, channel, lines) -> None:

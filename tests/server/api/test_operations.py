@@ -113,9 +113,9 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
     assert done.stdout.strip() == "['/debug/state', '/detokenize']", done.stderr
 
 
-async def test_fastapis_own_telemetry_is_off(live: LiveStack) -> None:
-    native = getattr(live.stack.app, "_native_telemetry", None)
-    assert native is None or not native.enabled()
+def test_fastapis_own_telemetry_is_off(live: LiveStack) -> None:
+    settings = getattr(live.stack.app, "_telemetry", {})
+    assert not any(settings.get(name) for name in ("tracing", "metrics", "logs", "auto_configure"))
 
 
 def test_the_listener_says_it_is_tcp() -> None:

@@ -274,9 +274,9 @@ def test_an_abort_while_the_adapter_loads_leaves_nothing():
         engine.register_adapter(name, "")
     engine.submit(job("gone", adapter="a"))
     engine.step()
-    assert engine._scheduler.adapters.claimant is not None
+    assert engine._scheduler._adapters.claimant is not None
     engine.abort("gone")
-    assert engine._scheduler.adapters.claimant is None
+    assert engine._scheduler._adapters.claimant is None
     assert not engine.has_work
     engine.submit(job("next", adapter="b"))
     assert len(tokens(run(engine)["next"])) == 8

@@ -1,6 +1,5 @@
 """An OpenTelemetry collector that keeps what it is sent."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     port: int = 0
     spans: list[Sent] = field(default_factory=list)
-    has_come: threading.Event = field(default_factory=threading.Event)
 
     @property
     def endpoint(self) -> str:
@@ -43,7 +41,6 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
             resource = values(of_resource.resource.attributes)
             for scope in of_resource.scope_spans:
                 self.spans += [sent(span, resource) for span in scope.spans]
-        self.has_come.set()
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def tree(self) -> dict[str, list[str]]:

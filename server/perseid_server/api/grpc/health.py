@@ -30,7 +30,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # u
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
         """The status now."""
         if request.service not in self._services:
-            await abort(context, NotFound(f"service {request.service[:_MOST_SHOWN]!r} is not known here"))
+            known = ", ".join(map(repr, sorted(self._services)))
+            name = request.service[:_MOST_SHOWN]
+            await abort(context, NotFound(f"service {name!r} is not known; expected one of {known}"))
         return Response(status=self._now())
 
     async def List(self, _: Any, __: Context) -> Any:  # noqa: N802

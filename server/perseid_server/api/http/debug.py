@@ -41,7 +41,8 @@ class DescribedEngine(Protocol):
     @property
     def trouble(self) -> str: ...
 
-    num_restarts: int
+    @property
+    def num_restarts(self) -> int: ...
 
     def step_age_s(self) -> float | None: ...
 

@@ -9,6 +9,8 @@ from perseid_server.observe.calls import Calls
 from perseid_server.observe.record import ABORTED, CallRecord, recording
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
+_WORDS = {413: "too_large"}
+"""Of statuses that our own errors have too; HTTP's words for the others."""
 CLIENT_LEFT = 499
 """What nobody reads; nginx's word for it."""
 
@@ -67,7 +69,7 @@ class _Answer:
             self._call.refused(ABORTED)
             self._call.status = status or CLIENT_LEFT
         elif isinstance(status, int) and status >= HTTPStatus.BAD_REQUEST:
-            self._call.refused(HTTPStatus(status).name.lower())
+            self._call.refused(_WORDS.get(status) or HTTPStatus(status).name.lower())
 
 
 def _route(scope: Scope) -> str:
