@@ -18,4 +18,4 @@ def fake(tmp_path: Path) -> Site:
 @pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.chaos, pytest.mark.timeout(900)])])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     """What the fault happens to."""
-    return fake_site(tmp_path / "site") if request.param == "fake" else real_site()
+    return (fake_site if request.param == "fake" else real_site)(tmp_path / "site")
