@@ -10,12 +10,11 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
-from perseid_server.access.caller import current_caller
 from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.names import check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
@@ -24,7 +23,6 @@ from perseid_server.engine.messages import AdapterState
 from perseid_server.errors import (
     AdapterRejected,
     Conflict,
-    Forbidden,
     InvalidRequest,
     NotFound,
     PerseidError,
@@ -43,6 +41,7 @@ from perseid_server.frontend.loaded import (
     what,
 )
 from perseid_server.frontend.loaded_names import LoadedNames
+from perseid_server.frontend.may_load import policy_for_caller, refuse_unseen
 from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.heads_file import HeadsInfo
 
@@ -50,9 +49,6 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_MOST_PATTERNS = 8
-"""More are not told in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +131,12 @@ class AdapterRegistry(LoadedNames):
         `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
         """
         check_name(name, taken=self.reserved_names)
-        _refuse_unseen(name)
+        refuse_unseen(name)
         if not replace:
             self._refuse_taken(name)
         if adapter is not None:
             self._check_adapter(adapter)
-        options = _Options(source, replace, pin, adapter, policy or _policy_for_caller(self._policy))
+        options = _Options(source, replace, pin, adapter, policy or policy_for_caller(self._policy))
         started = time.perf_counter()
         try:
             loaded = await self._background.whole(self._load(name, options))
@@ -193,7 +189,7 @@ class AdapterRegistry(LoadedNames):
         arrivals = await self._on_disk(self._intake.take, name, folder)
         try:
             _refuse_adapter_of_others(arrivals[-1], options)
-            _refuse_unseen(*(arrival.name for arrival in arrivals))
+            refuse_unseen(*(arrival.name for arrival in arrivals))
             async with self._writing:
                 if not options.replace:
                     self._refuse_taken(*(arrival.name for arrival in arrivals))
@@ -301,27 +297,6 @@ class AdapterRegistry(LoadedNames):
         except OSError as error:
             logger.exception("the adapter store failed")
             raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
-
-
-def _policy_for_caller(policy: SourcePolicy) -> SourcePolicy:
-    """A caller that sees some names only may load folders of such names only."""
-    caller = current_caller()
-    return policy if caller.adapters is None else replace(policy, sees=caller.sees)
-
-
-def _refuse_unseen(*names: str) -> None:
-    """Whether or not a name is taken: what a caller cannot see it cannot give."""
-    for name in names:
-        if not current_caller().sees(name):
-            raise Forbidden(
-                f"name: this API key may use only {_listed(current_caller().adapters or ())}; {name!r} is none of them",
-                field="name",
-            )
-
-
-def _listed(patterns: Sequence[str]) -> str:
-    more = len(patterns) - _MOST_PATTERNS
-    return (", ".join(map(repr, patterns[:_MOST_PATTERNS])) or "the base") + (f" and {more} more" if more > 0 else "")
 
 
 def _refuse_adapter_of_others(arrival: Arrival, options: _Options) -> None:
