@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
 
 from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.names import check_name
@@ -28,7 +27,7 @@ from perseid_server.errors import (
     PerseidError,
     Unavailable,
 )
-from perseid_server.frontend.background import Background
+from perseid_server.frontend.background import Background, on_disk
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import (
     EngineAdapters,
@@ -46,9 +45,6 @@ from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.heads_file import HeadsInfo
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +182,7 @@ class AdapterRegistry(LoadedNames):
 
     async def _load(self, name: str, options: _Options) -> Loaded:
         folder = await asyncio.to_thread(resolve_adapter, options.source, options.policy)
-        arrivals = await self._on_disk(self._intake.take, name, folder)
+        arrivals = await on_disk(self._intake.take, name, folder)
         try:
             _refuse_adapter_of_others(arrivals[-1], options)
             refuse_unseen(*(arrival.name for arrival in arrivals))
@@ -205,7 +201,7 @@ class AdapterRegistry(LoadedNames):
         namings = [
             Naming(arrival.name, arrival.staged, options.source, options.pin, options.adapter) for arrival in arrivals
         ]
-        entries = await self._on_disk(self._store.commit, namings)
+        entries = await on_disk(self._store.commit, namings)
         for entry, arrival in zip(entries, arrivals, strict=True):
             self._serve(loaded_from(entry, arrival.content))
         self._changed()
@@ -215,14 +211,14 @@ class AdapterRegistry(LoadedNames):
     async def _unload(self, name: str) -> None:
         async with self._writing:
             loaded = self.get(name)
-            await self._on_disk(self._store.remove, name)
+            await on_disk(self._store.remove, name)
             del self._loaded[name]
             self._changed()
             await self._retire(loaded.version)
 
     async def _pin(self, name: str, pinned: bool) -> Loaded:
         async with self._writing:
-            entry = await self._on_disk(self._store.pin, self.get(name).name, pinned=pinned)
+            entry = await on_disk(self._store.pin, self.get(name).name, pinned=pinned)
             self._loaded[name] = replace(self._loaded[name], entry=entry)
             self._tell_pin(entry.version)
             return self._loaded[name]
@@ -281,22 +277,13 @@ class AdapterRegistry(LoadedNames):
             return
         forget(self._engine, loaded)
         with contextlib.suppress(Unavailable):  # what cannot be deleted now is deleted at the next change
-            await self._on_disk(
+            await on_disk(
                 self._store.collect, self.leases.versions() | {held.version for held in self._loaded.values()}
             )
 
     async def _retire_later(self, version: str) -> None:
         async with self._writing:
             await self._retire(version)
-
-    @staticmethod
-    async def _on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run blocking work on the store in a thread; a full or broken disk is the operator's business."""
-        try:
-            return await asyncio.to_thread(function, *args, **kwargs)
-        except OSError as error:
-            logger.exception("the adapter store failed")
-            raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
 
 
 def _refuse_adapter_of_others(arrival: Arrival, options: _Options) -> None:
