@@ -7,7 +7,8 @@ import pytest
 from derived import MOST_EXTRA_RANK, NOISE_SHARE, adapter_folders, derive
 from tasks import TASKS
 
-from perseid_server.adapters.lora import check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import lower
 from perseid_server.adapters.store import version_of
 from perseid_server.model.spec import LinearShape
 from tests.fakes import tiny_spec

@@ -6,7 +6,8 @@ from perseid_kernels.routing import GateTable
 from perseid_server.adapters.gate_residency import GateSource
 from perseid_server.adapters.gate_set_file import CheckedGateSet, check_gate_set
 from perseid_server.adapters.gate_table import build_table
-from perseid_server.adapters.lora import LoweredLinear, check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import LoweredLinear, lower
 from perseid_server.adapters.store import version_of
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec

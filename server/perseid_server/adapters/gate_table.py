@@ -26,7 +26,8 @@ from perseid_kernels.routing import Gates, GateTable
 from perseid_router.arrow import arrow_gate
 from perseid_router.gate_set import NEVER, Gate
 from perseid_server.adapters.gate_set_file import CheckedGateSet
-from perseid_server.adapters.lora import LoweredLinear, Site
+from perseid_server.adapters.lora import Site
+from perseid_server.adapters.lowering import LoweredLinear
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
 MeanSquares = Mapping[tuple[int, str], NDArray[np.float32]]

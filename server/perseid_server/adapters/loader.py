@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.lora import AdapterInfo, LoweredLinear, check_adapter, lower, lower_heads
+from perseid_server.adapters.lora import AdapterInfo, check_adapter
+from perseid_server.adapters.lowering import LoweredLinear, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.state import why
 from perseid_server.adapters.store import version_of

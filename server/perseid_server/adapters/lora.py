@@ -3,12 +3,12 @@
     y = W x + s · B A x        A [r, d_in], B [d_out, r], s = α/r or α/√r
 
 `check_adapter` decides before anything is accepted; whatever it does not understand it refuses by name, because an
-adapter that quietly does nothing is worse than none. `lower` turns a checked adapter into rank pages.
+adapter that quietly does nothing is worse than none. `lowering.py` turns a checked adapter into rank pages.
 NumPy only: the API process checks, the engine lowers.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from perseid_server.adapters.lora_config import LoraConfig, read_lora_config
 from perseid_server.adapters.tensor_file import TensorFile
 from perseid_server.errors import AdapterRejected
-from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec, LinearShape
+from perseid_server.model.spec import PARENT_OF_PROJECTION, BaseSpec, LinearShape
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PAGE_RANK = 16
@@ -35,9 +35,6 @@ _HEAD_TENSOR_NAME = re.compile(
 )
 MAX_HEADS = 8
 """Medusa heads whose first block an adapter may change; the same number as `speculation.heads_config.MAX_HEADS`."""
-HEADS = "medusa_heads"
-"""The fused linear of these blocks, which is in no layer (`HEADS_LAYER`)."""
-HEADS_LAYER = -1
 
 _OTHER_ARCHITECTURES = {
     "transformer.h.": "GPT-2, GPT-J, Falcon or BLOOM",
@@ -246,12 +243,12 @@ def _any_effect(pairs: Mapping[Any, Pair], file: TensorFile) -> bool:
         _refuse_not_finite(pair.a, a)
         b = file.read(pair.b)
         _refuse_not_finite(pair.b, b)
-        scaled = _scaled(b, pair.scale)
-        if not np.isfinite(scaled).all():
+        b = scaled(b, pair.scale)
+        if not np.isfinite(b).all():
             raise AdapterRejected(
                 f"tensor {pair.b!r} times its scale {pair.scale:g} (lora_alpha, alpha_pattern) exceeds float32"
             )
-        effect = effect or bool(a.any() and scaled.any())
+        effect = effect or bool(a.any() and b.any())
     return effect
 
 
@@ -260,10 +257,11 @@ def _refuse_not_finite(name: str, values: NDArray[np.float32]) -> None:
         raise AdapterRejected(f"tensor {name!r} holds {'NaN' if np.isnan(values).any() else 'Inf'}")
 
 
-def _scaled(b: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+def scaled(b: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """B times a scale. What overflows is infinite, and no warning."""
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled: NDArray[np.float32] = b * np.float32(scale)
-    return scaled
+        product: NDArray[np.float32] = b * np.float32(scale)
+    return product
 
 
 def _info(
@@ -296,92 +294,3 @@ def _info(
 
 
 _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class LoweredPair:
-    """One projection's product, Δ = Bᵀ A, at the rank it has."""
-
-    a: NDArray[np.float32]  # [rank, d_in]
-    b: NDArray[np.float32]  # [rank, d_out], scale included
-
-
-@dataclass(frozen=True, slots=True)
-class LoweredLinear:
-    """One fused linear of one layer: a pair for each projection, None for those that the adapter leaves alone.
-
-    `a` and `b` lay them out as pages, zeros where there is nothing; only the pairs are held.
-    """
-
-    layer: int
-    fused: str  # a key of FUSED_LINEARS, or HEADS
-    pairs: tuple[LoweredPair | None, ...]
-    widths: tuple[int, ...]  # d_out of each projection
-    num_inputs: int
-    num_pages: int
-
-    @property
-    def nbytes(self) -> int:
-        """Host bytes held."""
-        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs if pair is not None)
-
-    @property
-    def a(self) -> NDArray[np.float32]:
-        """[pages, PAGE_RANK · projections, d_in]"""
-        a = np.zeros((self.num_pages, len(self.pairs), PAGE_RANK, self.num_inputs), np.float32)
-        for index, pair in enumerate(self.pairs):
-            for page, rows in enumerate(_in_pages(pair.a) if pair is not None else ()):
-                a[page, index, : len(rows)] = rows
-        return a.reshape(self.num_pages, len(self.pairs) * PAGE_RANK, self.num_inputs)
-
-    @property
-    def b(self) -> NDArray[np.float32]:
-        """[pages, PAGE_RANK, Σ d_out]"""
-        b = np.zeros((self.num_pages, PAGE_RANK, sum(self.widths)), np.float32)
-        start = 0
-        for width, pair in zip(self.widths, self.pairs, strict=True):
-            for page, rows in enumerate(_in_pages(pair.b) if pair is not None else ()):
-                b[page, : len(rows), start : start + width] = rows
-            start += width
-        return b
-
-
-def _in_pages(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(rows), PAGE_RANK):
-        yield rows[start : start + PAGE_RANK]
-
-
-def lower(adapter: CheckedAdapter, base: BaseSpec) -> Iterator[LoweredLinear]:
-    """The adapter, ready to be written to rank pages, one fused linear at a time; those it does not touch are left
-    out."""
-    for layer in adapter.info.layers:
-        for fused, projections in FUSED_LINEARS.items():
-            found = [adapter.pairs.get(Site(layer, projection)) for projection in projections]
-            if any(pair is not None for pair in found):
-                yield LoweredLinear(
-                    layer,
-                    fused,
-                    pairs=tuple(_lower_pair(adapter.file, pair) if pair is not None else None for pair in found),
-                    widths=tuple(base.projections[projection].out_features for projection in projections),
-                    num_inputs=base.fused_shape(fused).in_features,
-                    num_pages=adapter.info.num_pages,
-                )
-
-
-def lower_heads(adapter: CheckedAdapter, base: BaseSpec) -> Iterator[LoweredLinear]:
-    """What it changes of Medusa heads, if it changes any: their first blocks, which share their input."""
-    if adapter.head_pairs:
-        found = [adapter.head_pairs.get(HeadSite(head)) for head in range(MAX_HEADS)]
-        yield LoweredLinear(
-            HEADS_LAYER,
-            HEADS,
-            pairs=tuple(_lower_pair(adapter.file, pair) if pair is not None else None for pair in found),
-            widths=(base.hidden_size,) * MAX_HEADS,
-            num_inputs=base.hidden_size,
-            num_pages=adapter.info.num_pages,
-        )
-
-
-def _lower_pair(file: TensorFile, pair: Pair) -> LoweredPair:
-    b = _scaled(file.read(pair.b), pair.scale)
-    return LoweredPair(file.read(pair.a), np.ascontiguousarray(b.T))

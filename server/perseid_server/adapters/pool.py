@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from perseid_kernels.rank_pages import RankPages
-from perseid_server.adapters.lora import HEADS, HEADS_LAYER, MAX_HEADS, LoweredLinear
+from perseid_server.adapters.lora import MAX_HEADS
+from perseid_server.adapters.lowering import HEADS, HEADS_LAYER, LoweredLinear
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
 

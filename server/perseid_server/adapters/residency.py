@@ -3,36 +3,18 @@
 All of this happens on the engine's thread, which asks and decides; the work is the loader's (`loader.py`).
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.segments import PageList
+from perseid_server.adapters.device_tier import DeviceTier
 from perseid_server.adapters.host_tier import HostTier
 from perseid_server.adapters.loader import Done, HostCopy, Loader, Read, Write
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
+from perseid_server.adapters.tracked import Tracked
 from perseid_server.model.spec import BaseSpec
-
-
-@dataclass(slots=True)
-class _Adapter:
-    """What is known of one version."""
-
-    version: str
-    path: Path
-    pages: tuple[int, ...] | None = None  # reserved or filled
-    num_pages: int = 0  # once it has been read
-    on_device: bool = False
-    users: int = 0
-    pinned: bool = False
-    forgotten: bool = False
-    reading: bool = False  # the loader brings it to the host
-    read_again: bool = False  # registered while it was read: the files may have gone and come back meanwhile
-    writing: bool = False  # the loader fills its pages
-    wanted: bool = False  # on the device, as soon as it can be
-    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -48,9 +30,9 @@ class Residency:
         self._pool = pool
         self._loader = Loader(spec, pool)
         self._host = HostTier(host_bytes)
-        self._adapters: dict[str, _Adapter] = {}
+        self._device = DeviceTier(pool)
+        self._adapters: dict[str, Tracked] = {}
         self._pinned: set[str] = set()
-        self._device_order: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._events = _Events()
         self._lookups = 0
         self._hits = 0
@@ -59,7 +41,7 @@ class Residency:
 
     def register(self, version: str, path: str) -> None:
         """Make a version known. Registering it again revives one that was to be forgotten."""
-        adapter = self._adapters.setdefault(version, _Adapter(version, Path(path)))
+        adapter = self._adapters.setdefault(version, Tracked(version, Path(path)))
         adapter.path = Path(path)
         adapter.forgotten = False
         adapter.error = None
@@ -112,22 +94,9 @@ class Residency:
         """Why these versions cannot be on the device together, beside what is pinned now."""
         adapters = [self._adapters[version] for version in versions]
         error = next((adapter.error for adapter in adapters if adapter.error is not None), None)
-        missing = not all(adapter.on_device for adapter in adapters)
-        return self._why_no_room(adapters) if error is None and missing else error
-
-    def _why_no_room(self, adapters: Sequence[_Adapter]) -> str | None:
-        """Why adapters can never be on the device together, as far as their sizes are known."""
-        needed = sum(adapter.num_pages for adapter in adapters)
-        pinned = [self._adapters[version] for version in self._pinned]
-        kept = sum(adapter.num_pages for adapter in pinned if adapter not in adapters)
-        kept = min(kept, self._pool.num_pages)  # more may be pinned than there is room for
-        if needed <= self._pool.num_pages - kept:
-            return None
-        beside = ", some of them for pinned adapters" if kept else ""  # how many, and whose, is nothing for a client
-        return (
-            f"the request's adapters need {needed} pages of adapter memory together and there are "
-            f"{self._pool.num_pages}{beside}; raise --adapter-memory, or name or pin fewer"
-        )
+        if error is not None or all(adapter.on_device for adapter in adapters):
+            return error
+        return self._device.why_never(adapters, [self._adapters[version] for version in self._pinned])
 
     @property
     def is_loading(self) -> bool:
@@ -182,18 +151,14 @@ class Residency:
             return "loading" if all(advanced) else "no_room"
         for adapter in adapters:
             adapter.users += 1
-            self._device_order.move_to_end(adapter.version)
+            self._device.used(adapter)
         self._lookups += len(adapters)
         self._hits += len(adapters) if first_ask else 0
         return "ready"
 
     def has_room(self, *versions: str, without: Sequence[str]) -> bool:
         """Whether there were pages for all these if nobody used those in `without`, as far as their sizes are known."""
-        adapters = [self._adapters[version] for version in versions]
-        missing = sum(adapter.num_pages for adapter in adapters if adapter.pages is None)
-        others = [self._adapters[version] for version in self._device_order if version not in versions]
-        idle = [each for each in others if not each.pinned and (each.users == 0 or each.version in without)]
-        return missing <= self._pool.num_free + sum(each.num_pages for each in idle)
+        return self._device.has_room([self._adapters[version] for version in versions], without)
 
     def release(self, *versions: str) -> None:
         """Give references back."""
@@ -225,7 +190,7 @@ class Residency:
 
     # --- from tier to tier --------------------------------------------------------------------------------------
 
-    def _advance(self, adapter: _Adapter, *, spare_wanted: bool = False, spared: Sequence[str] = ()) -> bool:
+    def _advance(self, adapter: Tracked, *, spare_wanted: bool = False, spared: Sequence[str] = ()) -> bool:
         """Take the next step towards the device; False when there is no room because everything is in use.
 
         `spare_wanted`: nobody asks just now, so nothing is evicted that came for a request and waits to be acquired.
@@ -245,42 +210,19 @@ class Residency:
                 "raise --adapter-memory",
             )
             return True
-        if not self._make_room(num_pages, spare_wanted=spare_wanted, spared=spared):
+        gone = self._device.make_room(num_pages, spare_wanted=spare_wanted, spared=spared)
+        if gone is None:
             return False
+        self._events.moved.update(each.version for each in gone)
         pages = self._pool.allocate(num_pages)
-        assert pages is not None, "_make_room() said there is room"
+        assert pages is not None, "make_room() said there is room"
         adapter.pages = pages
         adapter.writing = True
         self._host.used(adapter.version)
         self._loader.hand_over(Write(adapter.version, pages, host))
         return True
 
-    def _make_room(self, num_pages: int, *, spare_wanted: bool, spared: Sequence[str]) -> bool:
-        """Evict idle adapters, least recently used first, until enough pages are free; none if that cannot be."""
-        idle = [self._adapters[version] for version in self._device_order]
-        idle = [
-            adapter for adapter in idle if adapter.users == 0 and not adapter.pinned and adapter.version not in spared
-        ]
-        if spare_wanted:
-            idle = [adapter for adapter in idle if not adapter.wanted]
-        if self._pool.num_free + sum(len(adapter.pages or ()) for adapter in idle) < num_pages:
-            return False
-        for adapter in idle:
-            if self._pool.num_free >= num_pages:
-                break
-            self._leave_device(adapter)
-        return True
-
-    def _leave_device(self, adapter: _Adapter) -> None:
-        assert adapter.pages is not None, "it is on the device"
-        self._pool.free(adapter.pages)
-        adapter.pages = None
-        adapter.on_device = False
-        adapter.wanted = False
-        del self._device_order[adapter.version]
-        self._events.moved.add(adapter.version)
-
-    def _start_reading(self, adapter: _Adapter) -> None:
+    def _start_reading(self, adapter: Tracked) -> None:
         if self._host.get(adapter.version) is None and not adapter.reading:
             adapter.reading = True
             adapter.read_again = False
@@ -303,12 +245,11 @@ class Residency:
                 adapter.pages = None
                 self._fail(adapter, done.error, is_final=done.is_final)
             else:
-                adapter.on_device = True
-                self._device_order[adapter.version] = None
+                self._device.arrived(adapter)
                 self._events.moved.add(adapter.version)
         self._drop_if_forgotten(adapter)
 
-    def _keep_on_host(self, adapter: _Adapter, host: HostCopy) -> None:
+    def _keep_on_host(self, adapter: Tracked, host: HostCopy) -> None:
         adapter.num_pages = host.info.num_pages
         gone = self._host.keep(adapter.version, host, is_waited_for=self._is_waited_for, is_in_use=self._is_written)
         self._events.moved.update((adapter.version, *gone))
@@ -319,24 +260,25 @@ class Residency:
     def _is_written(self, version: str) -> bool:
         return self._adapters[version].writing
 
-    def _read_failed(self, adapter: _Adapter, error: str, *, is_final: bool) -> None:
+    def _read_failed(self, adapter: Tracked, error: str, *, is_final: bool) -> None:
         """The files of a version that is forgotten are deleted, also under the loader's hands: that is no failure."""
         if adapter.read_again:
             self._start_reading(adapter)
         elif not adapter.forgotten:
             self._fail(adapter, error, is_final=is_final)
 
-    def _fail(self, adapter: _Adapter, error: str, *, is_final: bool = True) -> None:
+    def _fail(self, adapter: Tracked, error: str, *, is_final: bool = True) -> None:
         """Those who wait are told. Unless the error is final, the next request for it tries again."""
         adapter.error = error if is_final else None
         adapter.wanted = False
         self._events.failed[adapter.version] = error
 
-    def _drop_if_forgotten(self, adapter: _Adapter) -> None:
+    def _drop_if_forgotten(self, adapter: Tracked) -> None:
         if not adapter.forgotten or adapter.users or adapter.reading or adapter.writing:
             return
         if adapter.on_device:
-            self._leave_device(adapter)
+            self._device.leave(adapter)
+            self._events.moved.add(adapter.version)
         if self._host.get(adapter.version) is not None:
             self._host.drop(adapter.version)
             self._events.moved.add(adapter.version)

@@ -1,14 +1,15 @@
-"""Work that goes on though nobody waits for it any more."""
+"""Work that goes on though nobody waits for it any more, and work on the disk, for which no event loop may wait."""
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
-from perseid_server.errors import PerseidError
+from perseid_server.errors import PerseidError, Unavailable
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -40,3 +41,13 @@ def _ended_unheard(change: asyncio.Task[Any]) -> None:
     error = None if change.cancelled() else change.exception()
     if error is not None and not isinstance(error, PerseidError):
         logger.error("a change of the adapters failed", exc_info=error)
+
+
+async def on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run blocking work on the adapter store in a thread. A full or broken disk is the operator's business, and
+    Unavailable to the client."""
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except OSError as error:
+        logger.exception("the adapter store failed")
+        raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error

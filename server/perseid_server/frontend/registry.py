@@ -10,12 +10,10 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
 
-from perseid_server.access.caller import current_caller
 from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.names import check_name
 from perseid_server.adapters.source import SourcePolicy, resolve_adapter
@@ -24,13 +22,12 @@ from perseid_server.engine.messages import AdapterState
 from perseid_server.errors import (
     AdapterRejected,
     Conflict,
-    Forbidden,
     InvalidRequest,
     NotFound,
     PerseidError,
     Unavailable,
 )
-from perseid_server.frontend.background import Background
+from perseid_server.frontend.background import Background, on_disk
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import (
     EngineAdapters,
@@ -43,17 +40,12 @@ from perseid_server.frontend.loaded import (
     what,
 )
 from perseid_server.frontend.loaded_names import LoadedNames
+from perseid_server.frontend.may_load import policy_for_caller, refuse_unseen
 from perseid_server.model.spec import BaseSpec
 from perseid_server.observe.record import current_call
 from perseid_server.speculation.heads_file import HeadsInfo
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_MOST_PATTERNS = 8
-"""More are not told in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +132,12 @@ class AdapterRegistry(LoadedNames):
         call = current_call()
         call.subject = name
         check_name(name, taken=self.reserved_names)
-        _refuse_unseen(name)
+        refuse_unseen(name)
         if not replace:
             self._refuse_taken(name)
         if adapter is not None:
             self._check_adapter(adapter)
-        options = _Options(source, replace, pin, adapter, policy or _policy_for_caller(self._policy))
+        options = _Options(source, replace, pin, adapter, policy or policy_for_caller(self._policy))
         started = time.perf_counter()
         try:
             loaded = await self._background.whole(self._load(name, options))
@@ -206,10 +198,10 @@ class AdapterRegistry(LoadedNames):
 
     async def _load(self, name: str, options: _Options) -> Loaded:
         folder = await asyncio.to_thread(resolve_adapter, options.source, options.policy)
-        arrivals = await self._on_disk(self._intake.take, name, folder)
+        arrivals = await on_disk(self._intake.take, name, folder)
         try:
             _refuse_adapter_of_others(arrivals[-1], options)
-            _refuse_unseen(*(arrival.name for arrival in arrivals))
+            refuse_unseen(*(arrival.name for arrival in arrivals))
             async with self._writing:
                 if not options.replace:
                     self._refuse_taken(*(arrival.name for arrival in arrivals))
@@ -225,7 +217,7 @@ class AdapterRegistry(LoadedNames):
         namings = [
             Naming(arrival.name, arrival.staged, options.source, options.pin, options.adapter) for arrival in arrivals
         ]
-        entries = await self._on_disk(self._store.commit, namings)
+        entries = await on_disk(self._store.commit, namings)
         for entry, arrival in zip(entries, arrivals, strict=True):
             self._serve(loaded_from(entry, arrival.content))
         self._changed()
@@ -235,14 +227,14 @@ class AdapterRegistry(LoadedNames):
     async def _unload(self, name: str) -> None:
         async with self._writing:
             loaded = self.get(name)
-            await self._on_disk(self._store.remove, name)
+            await on_disk(self._store.remove, name)
             del self._loaded[name]
             self._changed()
             await self._retire(loaded.version)
 
     async def _pin(self, name: str, pinned: bool) -> Loaded:
         async with self._writing:
-            entry = await self._on_disk(self._store.pin, self.get(name).name, pinned=pinned)
+            entry = await on_disk(self._store.pin, self.get(name).name, pinned=pinned)
             self._loaded[name] = replace(self._loaded[name], entry=entry)
             self._tell_pin(entry.version)
             return self._loaded[name]
@@ -305,43 +297,13 @@ class AdapterRegistry(LoadedNames):
             return
         forget(self._engine, loaded)
         with contextlib.suppress(Unavailable):  # what cannot be deleted now is deleted at the next change
-            await self._on_disk(
+            await on_disk(
                 self._store.collect, self.leases.versions() | {held.version for held in self._loaded.values()}
             )
 
     async def _retire_later(self, version: str) -> None:
         async with self._writing:
             await self._retire(version)
-
-    @staticmethod
-    async def _on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run blocking work on the store in a thread; a full or broken disk is the operator's business."""
-        try:
-            return await asyncio.to_thread(function, *args, **kwargs)
-        except OSError as error:
-            logger.exception("the adapter store failed")
-            raise Unavailable(f"the adapter store failed: {error.strerror or 'input/output error'}") from error
-
-
-def _policy_for_caller(policy: SourcePolicy) -> SourcePolicy:
-    """A caller that sees some names only may load folders of such names only."""
-    caller = current_caller()
-    return policy if caller.adapters is None else replace(policy, sees=caller.sees)
-
-
-def _refuse_unseen(*names: str) -> None:
-    """Whether or not a name is taken: what a caller cannot see it cannot give."""
-    for name in names:
-        if not current_caller().sees(name):
-            raise Forbidden(
-                f"name: this API key may use only {_listed(current_caller().adapters or ())}; {name!r} is none of them",
-                field="name",
-            )
-
-
-def _listed(patterns: Sequence[str]) -> str:
-    more = len(patterns) - _MOST_PATTERNS
-    return (", ".join(map(repr, patterns[:_MOST_PATTERNS])) or "the base") + (f" and {more} more" if more > 0 else "")
 
 
 def _refuse_adapter_of_others(arrival: Arrival, options: _Options) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from perseid_router.training.accuracy import kept_weights
-from perseid_server.adapters.lora import Site, lower
+from perseid_server.adapters.lora import Site
+from perseid_server.adapters.lowering import lower
 from perseid_server.model.config import DecoderConfig
 from perseid_server.model.spec import FUSED_LINEARS
 from perseid_server.training.workbench import Workbench

@@ -8,7 +8,8 @@ import torch
 
 from perseid_kernels.backend import backend_for
 from perseid_kernels.segments import PAGE_RANK, PageList
-from perseid_server.adapters.lora import CheckedAdapter, Site, check_adapter, lower
+from perseid_server.adapters.lora import CheckedAdapter, Site, check_adapter
+from perseid_server.adapters.lowering import lower
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.source import OPERATOR, resolve_adapter
 from perseid_server.adapters.store import version_of

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from perseid_server.adapters.lora import check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import lower
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
 from perseid_server.adapters.state import ResidencyEvents

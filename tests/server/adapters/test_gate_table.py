@@ -12,7 +12,8 @@ from perseid_router.arrow import arrow_gate
 from perseid_router.gate_set import NEVER, Gate, GateSet
 from perseid_server.adapters.gate_set_file import CheckedGateSet, check_gate_set
 from perseid_server.adapters.gate_table import build_table
-from perseid_server.adapters.lora import LoweredLinear, check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import LoweredLinear, lower
 from perseid_server.model.spec import FUSED_LINEARS
 from tests.fakes import tiny_spec
 from tests.server.adapters.folders import lora_config, lora_tensors, write_adapter

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from perseid_kernels.segments import PAGE_RANK as KERNELS_PAGE_RANK
-from perseid_server.adapters.lora import PAGE_RANK, WEIGHTS_FILE, Site, check_adapter, lower
+from perseid_server.adapters.lora import PAGE_RANK, WEIGHTS_FILE, Site, check_adapter
 from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.lowering import lower
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import LinearShape
 from tests.fakes import tiny_spec

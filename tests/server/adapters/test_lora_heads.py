@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 from torch import nn
 
-from perseid_server.adapters.lora import HEADS, HEADS_LAYER, MAX_HEADS, HeadSite, check_adapter, lower, lower_heads
+from perseid_server.adapters.lora import MAX_HEADS, HeadSite, check_adapter
+from perseid_server.adapters.lowering import HEADS, HEADS_LAYER, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.errors import AdapterRejected
 from perseid_server.speculation import heads_config

@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from perseid_server.adapters.lora import PAGE_RANK, WEIGHTS_FILE, LoweredLinear, Site, check_adapter, lower
+from perseid_server.adapters.lora import PAGE_RANK, WEIGHTS_FILE, Site, check_adapter
+from perseid_server.adapters.lowering import LoweredLinear, lower
 from perseid_server.model.spec import FUSED_LINEARS, PARENT_OF_PROJECTION, BaseSpec, LinearShape
 
 ALL = tuple(PARENT_OF_PROJECTION)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from perseid_kernels.segments import PAGE_RANK
-from perseid_server.adapters.lora import LoweredLinear, check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import LoweredLinear, lower
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.model.spec import FUSED_LINEARS
 from tests.fakes import tiny_spec

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from perseid_kernels.routing import Gates, GateTable
 from perseid_kernels.segments import PAGE_RANK, PageList
-from perseid_server.adapters.lora import check_adapter, lower
+from perseid_server.adapters.lora import check_adapter
+from perseid_server.adapters.lowering import lower
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.model.decoder import Decoder
 from perseid_server.model.spec import PARENT_OF_PROJECTION, BaseSpec
