@@ -29,7 +29,7 @@ def call_with(name: str, **more: str) -> None:
     calls = Calls(log_prompts=True)
     call = calls.open("http", f"GET {name}", more)
     call.subject = call.error_field = call.key = name
-    record = GenerationRecord(name, name, name, prompt=name, keeps_text=True)
+    record = GenerationRecord(id=name, model=name, adapter=name, prompt=name, keeps_text=True)
     record.answer().texts = [name]
     call.generations.append(record)
     calls.close(call)

@@ -56,6 +56,10 @@ class AdapterRoom:
         """It is on the device now."""
         self._loads.came(version)
 
+    def gone(self, version: str) -> None:
+        """No new request names it."""
+        self._loads.forget(version)
+
     def leave(self, sequence: Sequence) -> None:
         """It starts, or has ended: its claim is over, if it had one."""
         if sequence is self.claimant:

@@ -127,6 +127,7 @@ class Engine:
         """No new request names this version; it leaves memory with its last user."""
         self._routed.pop(version, None)
         self._drafter.forget_adapter(version)
+        self._scheduler.adapter_gone(version)
         if self._residency.knows(version):
             self._residency.forget(version)
 

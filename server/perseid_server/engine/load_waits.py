@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 MOST_WAITS = 1024
-"""Versions whose last load is remembered."""
+"""Versions whose last load is remembered, at most."""
 
 
 @dataclass(slots=True)
@@ -36,6 +36,10 @@ class LoadWaits:
         wait = self._waits.get(version)
         if wait is not None and wait.until is None:
             wait.until = self._clock()
+
+    def forget(self, version: str) -> None:
+        """It has gone for good."""
+        self._waits.pop(version, None)
 
     def waited_s(self, versions: Iterable[str], arrived: float) -> float:
         """For how long a sequence that arrived then, and has all it wants now, lacked some of it."""

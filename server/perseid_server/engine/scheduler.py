@@ -97,6 +97,10 @@ class Scheduler:
         """A version is on the device now."""
         self._adapters.came(version)
 
+    def adapter_gone(self, version: str) -> None:
+        """No new request names this version."""
+        self._adapters.gone(version)
+
     @property
     def decoding(self) -> list[Sequence]:
         """Running sequences that have one token to compute."""
