@@ -20,7 +20,7 @@ from tests.chaos.wall_clock import WallClock
 from tests.e2e.running import RunningServer
 
 YEAR_S = 365 * DAY_S
-LONG, ENDLESS = 500, 1400  # tokens, of which a thousand take a second at most
+SHORT, LONG, ENDLESS = 20, 500, 1400  # tokens, of which a thousand take a second at most
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def server(clock: WallClock, tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.mark.parametrize(
-    "jumps", [(YEAR_S, 0), pytest.param((DAY_S, -DAY_S, YEAR_S, -YEAR_S, 0), marks=pytest.mark.chaos)]
+    "jumps", [(YEAR_S,), pytest.param((DAY_S, -DAY_S, YEAR_S, -YEAR_S, 0), marks=pytest.mark.chaos)]
 )
 def test_a_wall_clock_that_jumps(clock: WallClock, server: RunningServer, jumps: tuple[int, ...]) -> None:
     alone = _ask(server, "free", LONG).json()["choices"][0]["text"]
@@ -59,8 +59,8 @@ def test_a_wall_clock_that_jumps(clock: WallClock, server: RunningServer, jumps:
             assert patient[1].result() == "OK"
             assert hasty[0].result().status_code == 408
             assert hasty[1].result() == "DEADLINE_EXCEEDED"
-            assert _ask(server, "free", LONG, 60.0).status_code == 200, "one that comes after it"
-            assert _ask_grpc(channel, LONG, 60.0) == "OK"
+            assert _ask(server, "free", SHORT, 60.0).status_code == 200, "one that comes after it"
+            assert _ask_grpc(channel, SHORT, 60.0) == "OK"
             assert _ask_grpc(channel, ENDLESS, 0.3) == "DEADLINE_EXCEEDED"
             refused = _ask(server, "slow", 1)
             assert (refused.status_code, int(refused.headers["Retry-After"]) <= 60) == (429, True)
