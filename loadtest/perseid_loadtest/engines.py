@@ -1,6 +1,7 @@
 """Everything that can be put side by side: Perseid over either transport, and any OpenAI-compatible server."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,7 +53,10 @@ def perseid(adapters: Sequence[str], arguments: Sequence[str]) -> Iterator[Serve
         command = [sys.executable, "-m", "perseid_server", "serve", "--http-port", "0", "--grpc-port", "0"]
         named = [part for adapter in adapters for part in ("--adapter", adapter)]
         started = time.perf_counter()
-        process = subprocess.Popen([*command, "--store", store, *named, *arguments], stdout=subprocess.PIPE, text=True)
+        environment = {"PERSEID_LOG_LEVEL": "warning", **os.environ}  # a line for each call is of no use here
+        process = subprocess.Popen(
+            [*command, "--store", store, *named, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        )
         try:
             http_url, grpc_address = _addresses(process)
             yield Server(process.pid, http_url, grpc_address, time.perf_counter() - started)
