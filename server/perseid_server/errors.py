@@ -19,6 +19,19 @@
 a handler is a bug: it is logged with its traceback and the client is told "internal error" and the request id.
 """
 
+import reprlib
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlong = 40
+_REPR.maxlevel = 3
+
+
+def quoted(value: Any) -> str:
+    """A value as a message shows it: its repr, cut where it is long or deep."""
+    return _REPR.repr(value)
+
 
 class PerseidError(Exception):
     """The root: `message` is written for the client; `field` names the offending input where there is one."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perseid_server.adapters.module_pattern import ModulePattern
-from perseid_server.adapters.untrusted import parse_json, quoted, read_small
-from perseid_server.errors import AdapterRejected
+from perseid_server.adapters.untrusted import parse_json, read_small
+from perseid_server.errors import AdapterRejected, quoted
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 4 << 20

@@ -24,8 +24,8 @@ from perseid_router.gate_set_config import (
 )
 from perseid_server.adapters.lora_config import MAX_RANK, MAX_TEXT
 from perseid_server.adapters.names import check_name
-from perseid_server.adapters.untrusted import parse_json, quoted, read_small
-from perseid_server.errors import AdapterRejected, InvalidRequest
+from perseid_server.adapters.untrusted import parse_json, read_small
+from perseid_server.errors import AdapterRejected, InvalidRequest, quoted
 from perseid_server.model.spec import BaseSpec
 
 CONFIG_FILE = "meteora.json"

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perseid_server.adapters.layout import ALL_FILES, FILES, HUB_FILES, kind_of
-from perseid_server.adapters.untrusted import quoted
-from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable
+from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable, quoted
 from perseid_server.speculation.heads_config import TENSORS_FILE
 from perseid_server.speculation.heads_folder import PICKLE_FILE, VLLM_TENSORS_FILE
 

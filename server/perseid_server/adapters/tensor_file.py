@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from perseid_server.adapters.untrusted import open_regular, parse_json, quoted
-from perseid_server.errors import AdapterRejected
+from perseid_server.adapters.untrusted import open_regular, parse_json
+from perseid_server.errors import AdapterRejected, quoted
 
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000

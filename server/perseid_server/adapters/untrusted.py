@@ -2,22 +2,11 @@
 
 import json
 import os
-import reprlib
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from perseid_server.errors import AdapterRejected
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 200
-_REPR.maxlong = 40
-_REPR.maxlevel = 3
-
-
-def quoted(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut where it is long or deep."""
-    return _REPR.repr(value)
+from perseid_server.errors import AdapterRejected, quoted
 
 
 def open_regular(path: Path) -> BinaryIO:

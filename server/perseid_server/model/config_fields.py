@@ -2,23 +2,13 @@
 asked for is refused by name. Imports no torch.
 """
 
-import reprlib
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from perseid_server.errors import UnsupportedModel
+from perseid_server.errors import UnsupportedModel, quoted
 
 Config = Mapping[str, Any]
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 200
-_REPR.maxlong = 40
-_REPR.maxlevel = 3
-
-
-def quoted(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut where it is long or deep."""
-    return _REPR.repr(value)
 
 
 def positive_int(config: Config, key: str, default: int | None = None, within: str = "") -> int:

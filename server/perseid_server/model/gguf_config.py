@@ -6,9 +6,9 @@ llama.cpp files Mistral and SmolLM2 under "llama". Keys: https://github.com/ggml
 from collections.abc import Mapping
 from typing import Any
 
-from perseid_server.errors import UnsupportedModel
+from perseid_server.errors import UnsupportedModel, quoted
 from perseid_server.model.config import FAMILIES, DecoderConfig, checked, unsupported_architecture
-from perseid_server.model.config_fields import number, quoted, token_ids
+from perseid_server.model.config_fields import number, token_ids
 from perseid_server.model.headers.gguf import GgufHeader
 from perseid_server.model.rope_scaling import RopeScaling
 

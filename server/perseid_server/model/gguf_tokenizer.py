@@ -11,8 +11,8 @@ from enum import IntEnum
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from perseid_server.errors import UnsupportedModel
-from perseid_server.model.config_fields import integer, names, quoted, token_ids, wrong
+from perseid_server.errors import UnsupportedModel, quoted
+from perseid_server.model.config_fields import integer, names, token_ids, wrong
 from perseid_server.model.headers.gguf import GgufHeader
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from perseid_server.errors import UnsupportedModel
-from perseid_server.model.config_fields import quoted, token_ids
+from perseid_server.errors import UnsupportedModel, quoted
+from perseid_server.model.config_fields import token_ids
 from perseid_server.model.gguf_config import end_token_ids
 from perseid_server.model.gguf_tokenizer import library_errors, token_text, tokenizer_from_gguf
 from perseid_server.model.headers.gguf import GgufHeader, read_gguf_header

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from perseid_server.adapters.untrusted import quoted
-from perseid_server.errors import AdapterRejected
+from perseid_server.errors import AdapterRejected, quoted
 from perseid_server.speculation.heads_config import MAX_HEADS
 
 MAX_LAYERS = 8

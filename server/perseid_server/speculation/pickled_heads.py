@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from perseid_server.adapters.untrusted import quoted
-from perseid_server.errors import AdapterRejected
+from perseid_server.errors import AdapterRejected, quoted
 from perseid_server.speculation.heads_config import TENSORS_FILE
 from perseid_server.speculation.heads_folder import PICKLE_FILE
 from perseid_server.speculation.heads_names import sort_names

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from perseid_server.adapters.untrusted import quoted
-from perseid_server.errors import AdapterRejected
+from perseid_server.errors import AdapterRejected, quoted
 
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 _STORAGES: Mapping[str, str] = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perseid_server.adapters.untrusted import open_regular, quoted, read_small
-from perseid_server.errors import AdapterRejected
+from perseid_server.adapters.untrusted import open_regular, read_small
+from perseid_server.errors import AdapterRejected, quoted
 
 
 def test_a_file_as_large_as_the_limit_is_read_whole(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from perseid_server.errors import UnsupportedModel
-from perseid_server.model.config_fields import integer, positive_int, quoted
+from perseid_server.errors import UnsupportedModel, quoted
+from perseid_server.model.config_fields import integer, positive_int
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
