@@ -217,7 +217,7 @@ class GenerationService:
             weight=caller.weight,
             cache_salt=caller.tenant,
         )
-        return Choice(generation, index, self._engine.submit(submit), self.text, self._metrics)
+        return Choice(generation, index, submit.request_id, self._engine.submit(submit), self.text, self._metrics)
 
     def _sequence_id(self, request_id: str) -> str:
         """A name for a new sequence. Clients choose request ids; two that choose the same must not meet."""
