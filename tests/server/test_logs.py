@@ -91,6 +91,19 @@ def test_an_event_of_several_lines_looks_like_no_other(capsys) -> None:
     assert "stacks:\n    first\n    \\x1b[2Jsecond" in told
 
 
+def test_a_traceback_looks_like_no_other_line(capsys) -> None:
+    configure_logging("info", "human")
+    try:
+        raise ExceptionGroup(HOSTILE, [ValueError(HOSTILE)])  # noqa: TRY301
+    except ExceptionGroup:
+        logging.getLogger("perseid_server.test").exception("a call failed")
+    first, *others = capsys.readouterr().err.split("\n")[:-1]
+    assert "a call failed" in first
+    assert any("2026-01-01 [info] forged \\x1b" in line for line in others)
+    assert all(line.isprintable() for line in others)
+    assert all(line.startswith("    ") for line in others[1:])
+
+
 def test_other_lines_of_a_call_have_its_id(capsys) -> None:
     configure_logging("info", "json")
     Calls().open("http", "GET /", {"x-request-id": "mine"})
