@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -26,8 +27,8 @@ BODY = {"model": "tiny", "prompt": "x", "max_tokens": 200, "ignore_eos": True}
 class Stopping(ApiServer):
     """Asks for something while it stops, as a client may."""
 
-    asked: list[int] = []
-    written: list[str] = []
+    asked: ClassVar[list[int]] = []
+    written: ClassVar[list[str]] = []
 
     async def stop(self) -> None:
         if self._http is not None:
