@@ -26,12 +26,12 @@ class ServerStatus:
         return self._engine_status() == "ready" and not self._service.draining
 
     def describe(self) -> str:
-        """Why it is not ready; "ready" if it is."""
+        """Why it is not ready, in words for everybody; "ready" if it is."""
         if self._service.draining:
             return "shutting down"
         if self._engine_status() == "ready":
             return "ready"
-        trouble = self._engine_trouble()
+        trouble, _, _ = self._engine_trouble().partition(":")  # what follows may name files, and anybody may ask
         return f"engine {self._engine_status()}" + (f": it {trouble}" if trouble else "")
 
     def changed(self) -> None:
