@@ -55,7 +55,7 @@ def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.
     """For people; JSON escapes by itself."""
     for name, value in event.items():
         if name == "event":
-            event[name] = "".join(map(_printable, str(value)))
+            event[name] = "".join(map(_printable, str(value).rstrip("\n")))
         elif name not in _OWN and isinstance(value, str):
             event[name] = _Quoted(value)
     return event
