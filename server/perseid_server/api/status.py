@@ -23,11 +23,11 @@ class ServerStatus:
     @property
     def is_ready(self) -> bool:
         """Able to generate now."""
-        return self._engine_status() == "ready" and not self._service.draining
+        return self._engine_status() == "ready" and not self._service.draining.has_begun
 
     def describe(self) -> str:
         """Why it is not ready, in words for everybody; "ready" if it is."""
-        if self._service.draining:
+        if self._service.draining.has_begun:
             return "shutting down"
         if self._engine_status() == "ready":
             return "ready"

@@ -255,6 +255,7 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
         metrics.engine_ready(engine.ready)
 
     registry.on_load(metrics.adapter_load_ended)
+    registry.draining.on_refusal(lambda: metrics.rejected("draining"))
     metrics.watch_adapters(registry.locations, registry.all_names)
     metrics.watch_processes(lambda: engine.pid)
     metrics.watch_step_age(lambda: engine.step_age_s() or 0.0)

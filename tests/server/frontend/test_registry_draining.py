@@ -25,6 +25,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event.set()
 
 
+def rejected_draining(stack: Stack) -> float | None:
+    return stack.metrics.registry.get_sample_value("perseid_requests_rejected_total", {"reason": "draining"})
+
+
 async def test_what_has_begun_is_made_and_nothing_else(stack: Stack, held: threading.Event) -> None:
     held.set()
     await stack.load("old")
@@ -42,6 +46,7 @@ async def test_what_has_begun_is_made_and_nothing_else(stack: Stack, held: threa
         with pytest.raises(Unavailable, match="the server is shutting down") as refused:
             await change
         assert refused.value.retry_after_s == 5.0
+    assert rejected_draining(stack) == 3
     assert not draining.done()
     held.set()
     await draining

@@ -79,7 +79,7 @@ class DebugRoutes:
             status=sources.status.describe(),
             version=__version__,
             uptime_s=time.monotonic() - self._started,
-            draining=sources.service.draining,
+            draining=sources.service.draining.has_begun,
             engine=_engine(sources.engine, answered=found is not None),
             queue=_queue(sources.admission),
             calls=_calls(sources.calls),
