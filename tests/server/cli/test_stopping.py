@@ -17,6 +17,7 @@ from perseid_server.access.ledger import Ledger
 from perseid_server.api.server import ApiServer
 from perseid_server.cli import serve
 from perseid_server.config import ServeConfig
+from perseid_server.ipc import connection
 from perseid_server.ipc.engine_client import EngineProcess
 from tests.fakes import byte_bundle
 from tests.server.observe.collector import Collector, collecting
@@ -41,6 +42,7 @@ class Stopping(ApiServer):
 
 @pytest_asyncio.fixture
 async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    monkeypatch.setattr(connection, "STOP_TIMEOUT_S", 0.2)
     monkeypatch.setattr(serve, "EngineProcess", partial(EngineProcess, entry="tests.server.ipc.engines:build"))
     monkeypatch.setattr(serve, "resolve_model", lambda _: SimpleNamespace(name="tiny"))
     monkeypatch.setattr(serve, "export_tokenizer", lambda _: byte_bundle())
