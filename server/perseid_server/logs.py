@@ -7,7 +7,8 @@ and paths are what clients sent, and must be able neither to begin a line of the
 import logging
 import re
 import sys
-from typing import Literal
+from io import StringIO
+from typing import Literal, TextIO
 
 import structlog
 
@@ -33,7 +34,7 @@ def configure_logging(level: str, style: Literal["human", "json"]) -> None:
         shared.append(_escape)
         # The usual formatter shows local variables: pages of them, and clients' prompts among them.
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+            colors=sys.stderr.isatty(), exception_formatter=_write_traceback, sort_keys=False
         )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
@@ -54,7 +55,7 @@ def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.
     """For people; JSON escapes by itself."""
     for name, value in event.items():
         if name == "event":
-            event[name] = "".join(map(_printable, str(value)))
+            event[name] = "".join(map(_printable, str(value).rstrip("\n")))
         elif name not in _OWN and isinstance(value, str):
             event[name] = _Quoted(value)
     return event
@@ -68,6 +69,13 @@ class _Quoted:
 
     def __repr__(self) -> str:
         return self._text if _PLAIN.fullmatch(self._text) else repr(self._text)
+
+
+def _write_traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """What an exception says may be a client's text."""
+    plain = StringIO()
+    structlog.dev.plain_traceback(plain, error)
+    out.write("".join(map(_printable, plain.getvalue())))
 
 
 def _printable(character: str) -> str:

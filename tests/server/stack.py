@@ -117,6 +117,7 @@ def make_stack(
     metrics = Metrics(8)
     process.on_step = lambda step: metrics.engine_stepped(step, registry.names())
     registry.on_load(metrics.adapter_load_ended)
+    registry.draining.on_refusal(lambda: metrics.rejected("draining"))
     metrics.watch_adapters(registry.locations, registry.all_names)
     metrics.watch_processes(lambda: None)
     text = TextProcessor(bundle or byte_bundle(), tiny_spec().vocab_size)

@@ -11,6 +11,7 @@ import structlog
 from perseid_server.logs import configure_logging
 from perseid_server.observe.calls import Calls
 from perseid_server.observe.record import GenerationRecord
+from tests.server.stack import LiveStack
 
 HOSTILE = "x\n2026-01-01 [info] forged \x1b[31m\r\x00\u2028\u202e status=200 é\ud800"
 
@@ -89,6 +90,35 @@ def test_an_event_of_several_lines_looks_like_no_other(capsys) -> None:
     logging.getLogger("perseid_server.test").error("stacks:\nfirst\n\x1b[2Jsecond")
     told = capsys.readouterr().err
     assert "stacks:\n    first\n    \\x1b[2Jsecond" in told
+
+
+def test_a_traceback_looks_like_no_other_line(capsys) -> None:
+    configure_logging("info", "human")
+    try:
+        raise ExceptionGroup(HOSTILE, [ValueError(HOSTILE)])  # noqa: TRY301
+    except ExceptionGroup:
+        logging.getLogger("perseid_server.test").exception("a call failed")
+    first, *others = capsys.readouterr().err.split("\n")[:-1]
+    assert "a call failed" in first
+    assert any("2026-01-01 [info] forged \\x1b" in line for line in others)
+    assert all(line.isprintable() for line in others)
+    assert all(line.startswith("    ") for line in others[1:])
+
+
+async def test_a_bug_has_one_traceback_and_the_id_of_its_call(
+    live: LiveStack, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(live.stack.service.text, "encode", broken)
+    configure_logging("info", "json")
+    async with live.http() as client:
+        told = await client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
+    assert told.status_code == 500
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if "Traceback" in json.dumps(line)]
+    assert line["request_id"] == told.headers["X-Request-Id"]
 
 
 def test_other_lines_of_a_call_have_its_id(capsys) -> None:

@@ -112,8 +112,9 @@ class Limiter:
 
         def spend(tokens: int) -> None:
             self.ledger.add(caller.key, tokens)
-            if state.tokens is not None:
-                state.tokens.take(tokens, self._clock())
+            bucket = self._states[caller.key].tokens  # as it is now: limits may have changed meanwhile
+            if bucket is not None:
+                bucket.take(tokens, self._clock())
 
         self._check_tokens(caller.key, state, num_prompt)
         spend(num_prompt)

@@ -23,15 +23,15 @@ class ServerStatus:
     @property
     def is_ready(self) -> bool:
         """Able to generate now."""
-        return self._engine_status() == "ready" and not self._service.draining
+        return self._engine_status() == "ready" and not self._service.draining.has_begun
 
     def describe(self) -> str:
-        """Why it is not ready; "ready" if it is."""
-        if self._service.draining:
+        """Why it is not ready, in words for everybody; "ready" if it is."""
+        if self._service.draining.has_begun:
             return "shutting down"
         if self._engine_status() == "ready":
             return "ready"
-        trouble = self._engine_trouble()
+        trouble, _, _ = self._engine_trouble().partition(":")  # what follows may name files, and anybody may ask
         return f"engine {self._engine_status()}" + (f": it {trouble}" if trouble else "")
 
     def changed(self) -> None:

@@ -126,13 +126,14 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
     most_connections = connections_of_each(allow_connections())
     async with contextlib.AsyncExitStack() as stack:
         security = stack.enter_context(secured(config))
+        behind_api = await stack.enter_async_context(contextlib.AsyncExitStack())  # what the last calls need to the end
         api = ApiServer(config.host, config.http_port, config.grpc_port, security.tls, most_connections)
         stack.push_async_callback(api.stop)
         source = await asyncio.to_thread(resolve_model, config.model)
         store_folder = config.store or _default_store(source.name)
         store = await asyncio.to_thread(_open_store, store_folder)
-        stack.callback(store.close)
-        limiter = stack.enter_context(limited(store_folder))
+        behind_api.callback(store.close)
+        limiter = behind_api.enter_context(limited(store_folder))
         gate = Gate(security.keys, limiter, open_metrics=config.metrics_role == "none")
         bundle = await asyncio.to_thread(export_tokenizer, source)
 
@@ -160,7 +161,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
         await stack.enter_async_context(metrics.measuring_lag())
         resolver = Resolver(registry, engine, config.gate_set)
         text = TextProcessor(bundle, base.vocab_size)
-        stack.callback(text.tokenizing.close)
+        behind_api.callback(text.tokenizing.close)
         drafting = Drafting(HeadsChooser(registry, engine.adapter_states), config.speculation)
         limits = AdmissionLimits.of(config.max_queue, config.max_queue_tokens, ready.kv_tokens or ready.max_model_len)
         timeouts = Timeouts(config.default_timeout, config.max_timeout)
@@ -173,7 +174,8 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
 
         status = ServerStatus(service, lambda: engine.status, lambda: engine.trouble)
         engine.on_status(lambda _: status.changed())
-        calls = Calls(log_prompts=config.log_prompts, on_close=stack.enter_context(traced(config)))
+        on_close = await behind_api.enter_async_context(traced(config))
+        calls = Calls(log_prompts=config.log_prompts, on_close=on_close)
         budget = BodyBudget(on_refusal=metrics.rejected)
         debug = DebugSources(engine, registry, service, admission, status, calls)
         app = build_app(service, registry, metrics, debug, base=base.name, root=config.model, gate=gate, budget=budget)
@@ -253,6 +255,7 @@ def _connect(engine: EngineProcess, metrics: Metrics, registry: AdapterRegistry)
         metrics.engine_ready(engine.ready)
 
     registry.on_load(metrics.adapter_load_ended)
+    registry.draining.on_refusal(lambda: metrics.rejected("draining"))
     metrics.watch_adapters(registry.locations, registry.all_names)
     metrics.watch_processes(lambda: engine.pid)
     metrics.watch_step_age(lambda: engine.step_age_s() or 0.0)

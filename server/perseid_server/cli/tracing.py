@@ -1,8 +1,9 @@
 """What `perseid serve` is told of traces. Without `--trace-endpoint` OpenTelemetry is not imported."""
 
+import asyncio
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,9 +26,10 @@ def check_tracing(config: ServeConfig) -> None:
     _tracing()
 
 
-@contextmanager
-def traced(config: ServeConfig) -> Iterator[OnClose | None]:
-    """Who is told of calls that are over; None without traces. Sends the last spans in the end."""
+@asynccontextmanager
+async def traced(config: ServeConfig) -> AsyncGenerator[OnClose | None]:
+    """Who is told of calls that are over; None without traces. Sends the last spans in the end, which may take seconds
+    and holds up nobody."""
     if config.trace_endpoint is None:
         yield None
         return
@@ -35,7 +37,7 @@ def traced(config: ServeConfig) -> Iterator[OnClose | None]:
     try:
         yield tracing.tell
     finally:
-        tracing.stop()
+        await asyncio.to_thread(tracing.stop)
 
 
 def _is_address(endpoint: str) -> bool:

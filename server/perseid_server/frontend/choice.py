@@ -20,14 +20,16 @@ class Choice:
         self,
         generation: Generation,
         index: int,
+        sequence: str,
         outputs: AsyncIterator[SequenceOutput],
         text: TextProcessor,
         metrics: Metrics,
     ) -> None:
-        """`outputs`: of the engine's sequence."""
+        """`sequence`: its id in the engine; `outputs`: of it."""
         options = generation.request.sampling
         self._generation = generation
         self._index = index
+        self._sequence = sequence
         self._stream = outputs
         self._text = text
         self._metrics = metrics
@@ -41,7 +43,7 @@ class Choice:
 
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer's deltas, the last one with its finish reason."""
-        record = self._generation.record.answer()
+        record = self._generation.record.answer(self._sequence)
         async with contextlib.aclosing(self._outputs()) as outputs:
             with self._metrics.time_request(self._generation) as timer:
                 async for whole in outputs:

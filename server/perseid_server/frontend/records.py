@@ -1,13 +1,19 @@
 """What is written down of a request for the operator (`perseid_server.observe`)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from perseid_server.frontend.adaptation import Resolved
 from perseid_server.frontend.adaptation_options import MAX_BLEND, AdaptationOptions, AutoOptions, BlendOf, Named
 from perseid_server.frontend.loaded import Loaded
 from perseid_server.frontend.requests import ChatInput, GenerationRequest, Input, SamplingOptions, TextInput, TokenInput
+from perseid_server.observe.line import MOST_TEXT, shortened
 from perseid_server.observe.record import GenerationRecord
 
 VERSION_CHARACTERS = 12
 """Of a content hash: enough to tell versions apart."""
+_MOST_TOKENS = MOST_TEXT // 3  # each takes three characters at least
+_MOST_MESSAGES = MOST_TEXT // 30
 
 
 def begin_record(request: GenerationRequest, base: str) -> GenerationRecord:
@@ -68,10 +74,19 @@ def _versioned(loaded: Loaded) -> str:
 
 
 def _prompt(source: Input) -> str:
+    """Hardly more of it than the log has: nothing has been checked yet, and there may be millions of tokens."""
     match source:
         case TextInput(text):
             return text
         case TokenInput(ids):
-            return repr(list(ids))
+            return _listed([*ids[:_MOST_TOKENS]], len(ids))
         case ChatInput(messages):
-            return repr([dict(message) for message in messages])
+            return _listed([_cut(message) for message in messages[:_MOST_MESSAGES]], len(messages))
+
+
+def _cut(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: shortened(value, MOST_TEXT) if isinstance(value, str) else value for name, value in message.items()}
+
+
+def _listed(shown: list[Any], total: int) -> str:
+    return repr(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

@@ -28,6 +28,7 @@ from perseid_server.errors import (
     Unavailable,
 )
 from perseid_server.frontend.background import Background, on_disk
+from perseid_server.frontend.draining import Draining
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import (
     EngineAdapters,
@@ -87,7 +88,7 @@ class AdapterRegistry(LoadedNames):
         self._versions: dict[str, Loaded] = {}  # all that the engine knows: named, or leased still
         self._background = Background()
         self._writing = asyncio.Lock()  # one change of names at a time
-        self._draining = False
+        self.draining = Draining()
         self._on_load: list[Callable[[str, float], None]] = []
         self._on_change: list[Callable[[], None]] = []
         self.leases = Leases(self._freed)
@@ -128,7 +129,7 @@ class AdapterRegistry(LoadedNames):
 
         `adapter`: name of the adapter that heads are for; None: as their file says, else the base.
         """
-        self._refuse_when_draining()
+        self.draining.check()
         call = current_call()
         call.subject = name
         check_name(name, taken=self.reserved_names)
@@ -150,19 +151,19 @@ class AdapterRegistry(LoadedNames):
 
     async def unload(self, name: str) -> None:
         """Take a name away. NotFound when there is none."""
-        self._refuse_when_draining()
+        self.draining.check()
         current_call().subject = name
         await self._background.whole(self._unload(name))
 
     async def pin(self, name: str, *, pinned: bool) -> Loaded:
         """Keep an adapter or a gate set on the device, or let it go. Heads are always there."""
-        self._refuse_when_draining()
+        self.draining.check()
         current_call().subject = name
         return await self._background.whole(self._pin(name, pinned))
 
     async def drain(self, grace_s: float) -> None:
         """Take no more changes; return when those that have begun are made, or the grace time is over."""
-        self._draining = True
+        self.draining.begin()
         if self._background.tasks:
             await asyncio.wait(self._background.tasks, timeout=grace_s)
 
@@ -242,10 +243,6 @@ class AdapterRegistry(LoadedNames):
     def _load_ended(self, outcome: str, started: float) -> None:
         for callback in self._on_load:
             callback(outcome, time.perf_counter() - started)
-
-    def _refuse_when_draining(self) -> None:
-        if self._draining:
-            raise Unavailable("the server is shutting down", retry_after_s=5.0)
 
     def _refuse_taken(self, *names: str) -> None:
         for name in names:

@@ -22,6 +22,7 @@ from perseid_server.frontend.adaptation import Resolved, Resolver
 from perseid_server.frontend.admission import OPEN_ANSWER, Admission, Place
 from perseid_server.frontend.choice import Choice
 from perseid_server.frontend.deadline import Deadline, Timeouts
+from perseid_server.frontend.draining import Draining
 from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
 from perseid_server.frontend.metrics import Metrics
@@ -67,7 +68,8 @@ class GenerationService:
         self._idle.set()
         self._serials = itertools.count()
         self.text = text
-        self.draining = False
+        self.draining = Draining()
+        self.draining.on_refusal(lambda: metrics.rejected("draining"))
         self._on_drain: list[Callable[[], None]] = []
 
     @property
@@ -111,7 +113,7 @@ class GenerationService:
 
     def check_room(self, caller: Caller) -> None:
         """QueueFull or Unavailable when no request of the caller's could come in now: it need not be read."""
-        self._check_draining()
+        self.draining.check()
         self._admission.check(caller)
 
     def on_drain(self, callback: Callable[[], None]) -> None:
@@ -120,7 +122,7 @@ class GenerationService:
 
     async def drain(self, grace_s: float) -> None:
         """Take no more requests; return when those in progress have ended, or the grace time has."""
-        self.draining = True
+        self.draining.begin()
         for callback in self._on_drain:
             callback()
         with contextlib.suppress(TimeoutError):
@@ -130,7 +132,7 @@ class GenerationService:
 
     @contextlib.contextmanager
     def _place_in_queue(self, request: GenerationRequest) -> Iterator[Place]:
-        self._check_draining()
+        self.draining.check()
         try:
             with self._admission.enter(request.caller, request.sampling.n) as place:
                 self._idle.clear()
@@ -138,11 +140,6 @@ class GenerationService:
         finally:
             if self._admission.in_progress == 0:
                 self._idle.set()
-
-    def _check_draining(self) -> None:
-        if self.draining:
-            self._metrics.rejected("draining")
-            raise Unavailable("the server is shutting down", retry_after_s=5.0)
 
     async def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         try:
@@ -217,7 +214,7 @@ class GenerationService:
             weight=caller.weight,
             cache_salt=caller.tenant,
         )
-        return Choice(generation, index, self._engine.submit(submit), self.text, self._metrics)
+        return Choice(generation, index, submit.request_id, self._engine.submit(submit), self.text, self._metrics)
 
     def _sequence_id(self, request_id: str) -> str:
         """A name for a new sequence. Clients choose request ids; two that choose the same must not meet."""

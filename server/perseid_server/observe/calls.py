@@ -59,6 +59,14 @@ class Calls:
             return
         call.ended = time.monotonic()
         try:
-            log_line(call, self._on_close(call) if self._on_close is not None else {})
+            log_line(call, self._told_by_listener(call))
         except Exception:  # what is told of a call must not become a failure of it
             logger.exception("call %s could not be told", call.request_id)
+
+    def _told_by_listener(self, call: CallRecord) -> Mapping[str, object]:
+        """A listener that fails costs the call no line."""
+        try:
+            return self._on_close(call) if self._on_close is not None else {}
+        except Exception:
+            logger.exception("call %s could not be told to who listens", call.request_id)
+            return {}

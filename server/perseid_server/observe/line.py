@@ -6,20 +6,24 @@ break it (`perseid_server.logs`).
 
 import logging
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 
-from perseid_server.observe.record import CallRecord
+from perseid_server.observe.record import ABORTED, CallRecord
 
 logger = logging.getLogger("perseid_server.calls")
 
 MOST_CHARACTERS = 200
 MOST_NAMES = 8
 MOST_TEXT = 1 << 15  # characters of prompts, and of answers, where they are wanted
+_USUAL = frozenset({None, ABORTED, HTTPStatus.SERVICE_UNAVAILABLE.name.lower()})
+"""How health checks end, every few seconds: answered, left (who watches does so), or told that it is not ready."""
 _PRECISION = 6  # digits behind the point: microseconds
 
 
 def log_line(call: CallRecord, more: Mapping[str, object]) -> None:
-    """Write the line of a call that is over; `more` ends it. Health checks and scrapes are for those who debug."""
-    level = logging.DEBUG if call.is_probe else logging.INFO
+    """Write the line of a call that is over; `more` ends it. Health checks and scrapes are for those who debug, unless
+    they are refused."""
+    level = logging.DEBUG if call.is_probe and call.error in _USUAL else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(level, "call", extra={"fields": {**fields_of(call), **more}})
 

@@ -38,6 +38,7 @@ class AnswerRecord:
     prefill_s: float = 0.0  # first scheduling to first token
     finish_reason: str | None = None
     texts: list[str] | None = None  # where they are wanted
+    sequence: str = ""  # its id in the engine, which no other has
 
     def saw(self, num_tokens: int, queue_s: float | None, prefill_s: float | None, load_s: float | None) -> None:
         """An output has come; its first one tells the times."""
@@ -65,9 +66,9 @@ class GenerationRecord:
     keeps_text: bool = False
     answers: list[AnswerRecord] = field(default_factory=list)
 
-    def answer(self) -> AnswerRecord:
-        """One more sequence is submitted."""
-        answer = AnswerRecord(texts=[] if self.keeps_text else None)
+    def answer(self, sequence: str = "") -> AnswerRecord:
+        """One more sequence is submitted, under this id."""
+        answer = AnswerRecord(texts=[] if self.keeps_text else None, sequence=sequence)
         self.answers.append(answer)
         return answer
 

@@ -137,6 +137,16 @@ def test_a_limit_that_changes_forgives_nothing(clock: Clock) -> None:
     refused(limiter, key("a", allowance=Allowance(requests_per_minute=2)))
 
 
+def test_a_limit_that_changes_while_a_request_runs_forgives_nothing(clock: Clock) -> None:
+    limiter = Limiter(clock=clock)
+    before, after = (key("a", allowance=Allowance(tokens_per_minute=limit)) for limit in (100, 50))
+    limiter.count_request(before)
+    with limiter.metered(before.caller, 10) as meter:
+        limiter.count_request(after)
+        meter.spend(15)
+    assert limiter.headers("a")["x-ratelimit-remaining-tokens"] == "25"
+
+
 def test_headers_are_openais(clock: Clock) -> None:
     limiter, one = Limiter(clock=clock), key("a", allowance=Allowance(requests_per_minute=60, tokens_per_minute=100))
     for _ in range(3):

@@ -97,6 +97,7 @@ async def test_limits_over_http(live: LiveStack) -> None:
     third = await call(live, "GET", "/v1/models", "few")
     assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert 1 <= int(third.headers["Retry-After"]) <= 30
+    assert (third.headers["x-ratelimit-limit-requests"], third.headers["x-ratelimit-remaining-requests"]) == ("2", "0")
     assert (await call(live, "GET", "/v1/models", "user")).status_code == 200
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 
 import grpc
@@ -114,7 +115,8 @@ async def test_too_much_is_refused_before_it_is_read_and_small_bodies_go_on(live
     second.close()
 
 
-async def test_chunks_are_refused_when_the_room_is_full(live: LiveStack) -> None:
+async def test_chunks_are_refused_when_the_room_is_full(live: LiveStack, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     budget = live.stack.budget
     reader, writer = await send(live, b"", "Transfer-Encoding: chunked")
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
@@ -126,7 +128,8 @@ async def test_chunks_are_refused_when_the_room_is_full(live: LiveStack) -> None
     assert told.startswith(b"HTTP/1.1 429 ")
     assert b"\r\nretry-after: 2\r\n" in told.lower()
     assert b'"rate_limit_error"' in await reader.readuntil(b"}}")
-    await until(lambda: budget.num_bytes == 0)
+    await until(lambda: budget.num_bytes == 0 and not live.stack.calls.open_calls)
+    assert [record.fields["error"] for record in caplog.records if hasattr(record, "fields")] == ["queue_full"]
     writer.close()
 
 

@@ -33,12 +33,17 @@ async def said(live: LiveStack, *pieces: bytes) -> bytes:
     ],
     ids=["words", "version", "host", "header", "chunk"],
 )
-async def test_an_error_of_the_usual_form(live: LiveStack, raw: bytes) -> None:
+async def test_an_error_of_the_usual_form(live: LiveStack, caplog: pytest.LogCaptureFixture, raw: bytes) -> None:
+    caplog.set_level(logging.INFO)
     head, _, body = (await said(live, raw)).partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert lines[0].startswith(b"http/1.1 400")
     assert b"connection: close" in lines
-    assert any(line.startswith(b"x-request-id: ") for line in lines)
+    (request_id,) = (
+        line.removeprefix(b"x-request-id: ").decode() for line in lines if line.startswith(b"x-request-id")
+    )
+    told = [record.fields["request_id"] for record in caplog.records if hasattr(record, "fields")]
+    assert request_id in told
     assert json.loads(body)["error"]["message"] == "the request is not valid HTTP/1.1"
 
 

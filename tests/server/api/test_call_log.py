@@ -331,7 +331,13 @@ async def test_health_checks_are_for_those_who_debug(live: LiveStack, channel, l
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
 
     await probe()
+    assert [(line["route"], line["error"]) for line in await lines()] == [("GET /metrics", "unauthenticated")]
+    caplog.clear()
+    live.stack.engine.status = "restarting"
+    async with live.http() as client:
+        assert (await client.get("/ready")).status_code == 503
     assert await lines() == []
+    live.stack.engine.status = "ready"
     caplog.set_level(logging.DEBUG)
     await probe()
     assert [line["route"] for line in await lines()] == [

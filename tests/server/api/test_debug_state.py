@@ -4,8 +4,11 @@ import asyncio
 import json
 from typing import Any
 
+import grpc
 import pytest
 
+from perseid_protos.perseid.v1 import generation_pb2 as pb
+from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server import __version__
 from perseid_server.api.http import debug
 from tests.fakes import BLOCK_SIZE
@@ -152,3 +155,20 @@ def test_the_document_has_its_schema(live: LiveStack) -> None:
     told = live.stack.app.openapi()
     assert "DebugState" in json.dumps(told["paths"]["/debug/state"])
     assert {"sequences", "adapters", "kv"} <= set(told["components"]["schemas"]["DebugState"]["properties"])
+
+
+async def test_calls_that_choose_the_same_id_are_told_apart(live: LiveStack) -> None:
+    """gRPC's answers have the id of their call, which the client may choose."""
+    live.stack.engine.hold()
+    async with grpc.aio.insecure_channel(live.grpc) as channel:
+        stub, asked = stubs.GenerationStub(channel), pb.GenerateRequest(prompt="a", request_id="same")
+        calls = []
+        for name in ("first", "second"):
+            metadata = (*bearer("user").items(), ("x-request-id", name))
+            calls.append(stub.Generate(asked, metadata=metadata))
+            await live.stack.engine.submissions(len(calls))
+        told = await state_of(live)
+        live.stack.engine.go_on()
+        await asyncio.gather(*calls)
+    assert [one["request_id"] for one in told["sequences"]["shown"]] == ["first", "second"]
+    assert {one["id"].partition("#")[0] for one in told["sequences"]["shown"]} == {"same"}

@@ -56,6 +56,7 @@ async def status_of(watch: Any) -> int:
         ("starting", "", "engine starting"),
         ("restarting", "", "engine restarting"),
         ("restarting", "was ended by SIGKILL", "engine restarting: it was ended by SIGKILL"),
+        ("restarting", "could not be started: /srv/model: no such file", "engine restarting: it could not be started"),
         ("stopped", "", "engine stopped"),
     ],
 )

@@ -8,8 +8,11 @@ import httpx
 import pytest
 
 from perseid_server import __version__
+from perseid_server.access.keys import Allowance
+from perseid_server.api.http.access import NEEDS
 from perseid_server.api.server import ApiServer
-from tests.server.stack import LiveStack, write_adapter
+from tests.server.access.rings import bearer, gate_of, key
+from tests.server.stack import LiveStack, make_stack, serving, write_adapter
 from tests.tools import require_tool
 
 BODY = {"model": "tiny", "prompt": "say", "max_tokens": 4}
@@ -111,6 +114,30 @@ def test_the_openapi_document_can_be_made(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['/debug/state', '/detokenize']", done.stderr
+
+
+def statuses(live: LiveStack, method: str, path: str) -> set[str]:
+    """What the document says may be answered."""
+    return set(live.stack.app.openapi()["paths"][path][method.lower()]["responses"])
+
+
+async def test_the_document_has_the_refusals_of_a_key_that_asks_too_often(tmp_path) -> None:
+    stack = make_stack(tmp_path, gate=gate_of(key("few", "admin", "generate", allowance=Allowance(1))))
+    async with serving(stack) as live, live.http() as client:
+        await client.get("/v1/models", headers=bearer("few"))
+        for method, path in stack.routes()[1:]:
+            told = await client.request(method, path.partition("{")[0], headers=bearer("few"), json={})
+            assert told.status_code == 429 or NEEDS.get(path) == "open", path
+            assert str(told.status_code) in statuses(live, method, path), path
+            assert (NEEDS.get(path) == "open") == statuses(live, method, path).isdisjoint({"401", "403"}), path
+
+
+async def test_the_document_has_the_refusals_of_a_server_that_drains(live: LiveStack) -> None:
+    await live.stack.registry.drain(0)
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        body = {"lora_name": "x", "lora_path": "x"} if "/load" in path else {"lora_name": "x"}
+        assert (await post(live, path, body)).status_code == 503
+        assert "503" in statuses(live, "POST", path)
 
 
 def test_fastapis_own_telemetry_is_off(live: LiveStack) -> None:

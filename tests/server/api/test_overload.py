@@ -52,7 +52,7 @@ async def test_a_full_queue_reads_no_body(tmp_path, monkeypatch: pytest.MonkeyPa
             assert set(await asyncio.gather(*(status_of(live, path) for _ in range(200)))) == {b"429"}
         async with live.http() as client:
             assert (await client.post("/tokenize", json={"model": "tiny"})).status_code == 400  # others are read
-        live.stack.service.draining = True
+        live.stack.service.draining.begin()
         assert await status_of(live, b"/v1/completions") == b"503"
 
 
@@ -63,7 +63,7 @@ async def test_a_full_queue_reads_no_message(tmp_path, monkeypatch: pytest.Monke
             for call in calls:
                 assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "1 requests are in progress, the limit is 1" in await call.details()
-        live.stack.service.draining = True
+        live.stack.service.draining.begin()
         call = channel.stream_unary("/perseid.v1.Generation/Generate")(never())
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 

@@ -42,21 +42,22 @@ def test_without_the_extra_the_command_says_what_to_install(
     assert done.err.count("\n") == 1
 
 
-def test_calls_are_told_to_the_collector() -> None:
+async def test_calls_are_told_to_the_collector() -> None:
     with collecting() as collector:
-        with traced(ServeConfig(trace_endpoint=collector.endpoint, trace_sample=1.0)) as tell:
+        async with traced(ServeConfig(trace_endpoint=collector.endpoint, trace_sample=1.0)) as tell:
             assert tell is not None
             tell(CallRecord("http", "GET /"))
         assert [span.name for span in collector.spans] == ["GET /"]
-    with traced(ServeConfig()) as tell:
+    async with traced(ServeConfig()) as tell:
         assert tell is None
 
 
 def test_without_the_option_nothing_of_ours_is_imported() -> None:
     """FastAPI imports OpenTelemetry's interface where it finds it."""
     code = (
-        "import sys, perseid_server.cli.serve as serve\n"
-        "with serve.traced(serve.ServeConfig()) as tell: pass\n"
+        "import asyncio, sys, perseid_server.cli.serve as serve\n"
+        "async def main():\n    async with serve.traced(serve.ServeConfig()): pass\n"
+        "asyncio.run(main())\n"
         "serve.check_tracing(serve.ServeConfig())\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )

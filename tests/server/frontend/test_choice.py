@@ -68,7 +68,7 @@ def run(outputs: Sequence[SequenceOutput], **sampling: object) -> Run:
             yield output
 
     async def collect() -> list[Delta]:
-        choice = Choice(generation, 0, stream(), TEXT, metrics)
+        choice = Choice(generation, 0, "id#0", stream(), TEXT, metrics)
         return [delta async for delta in choice.deltas()]
 
     options = SamplingOptions(**sampling)  # type: ignore[arg-type]

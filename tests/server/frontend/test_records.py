@@ -5,6 +5,7 @@ import pytest
 from perseid_server.frontend.adaptation_options import AutoOptions, BlendOf, Named
 from perseid_server.frontend.records import begin_record
 from perseid_server.frontend.requests import ChatInput, GenerationRequest, SamplingOptions, TextInput, TokenInput
+from perseid_server.observe.line import MOST_TEXT
 from perseid_server.observe.record import CallRecord
 from tests.server.stack import Stack
 
@@ -34,6 +35,21 @@ def test_prompts_are_kept_only_where_they_are_wanted(source, operation: str, pro
     for keeps_text in (False, True):
         record = begin_record(GenerationRequest("r", source, call=CallRecord(keeps_text=keeps_text)), "tiny")
         assert (record.operation, record.prompt) == (operation, prompt if keeps_text else None)
+
+
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        (TokenInput((1,) * (4 << 20)), " more"),
+        (ChatInput(({"role": "user", "content": "x" * (4 << 20)},)), f"… ({4 << 20} characters)'}}]"),
+        (ChatInput(({"role": "user", "content": "x"},) * 100_000), " more"),
+    ],
+)
+def test_of_a_long_prompt_hardly_more_is_kept_than_is_told(source, end: str) -> None:
+    record = begin_record(GenerationRequest("r", source, call=CallRecord(keeps_text=True)), "tiny")
+    assert record.prompt is not None
+    assert MOST_TEXT < len(record.prompt) < 2 * MOST_TEXT
+    assert record.prompt.endswith(end)
 
 
 def test_settings_that_say_nothing_are_left_out() -> None:

@@ -25,6 +25,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event.set()
 
 
+def rejected_draining(stack: Stack) -> float | None:
+    return stack.metrics.registry.get_sample_value("perseid_requests_rejected_total", {"reason": "draining"})
+
+
 async def test_what_has_begun_is_made_and_nothing_else(stack: Stack, held: threading.Event) -> None:
     held.set()
     await stack.load("old")
@@ -47,6 +51,7 @@ async def test_what_has_begun_is_made_and_nothing_else(stack: Stack, held: threa
     await draining
     assert load.done(), "it is waited for"
     assert {adapter.name for adapter in stack.registry.list()} == {"old", "one"}
+    assert rejected_draining(stack) == 3
 
 
 async def test_a_disk_that_hangs_is_not_waited_for_beyond_the_grace(stack: Stack, held: threading.Event) -> None:

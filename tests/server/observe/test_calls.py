@@ -42,6 +42,7 @@ def test_who_listens_adds_to_the_line_and_cannot_break_it(caplog) -> None:
     broken = Calls(on_close=lambda call: {"x": 1 / 0})
     broken.close(broken.open("http", "GET /b", {}))
     assert "could not be told" in caplog.text
+    assert [line["route"] for line in lines(caplog)] == ["GET /a", "GET /b"]
 
 
 def test_the_first_reason_counts() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from perseid_server.access.caller import Caller, calling
+from perseid_server.access.caller import ANYONE, Caller, calling
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.http.bodies import refuse
 from perseid_server.errors import NotFound, PerseidError
@@ -57,10 +57,17 @@ class Access:
             return
         headers = Headers(scope=scope)
         secret = secret_of(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        known = ANYONE
+
+        def recognised(caller: Caller) -> None:
+            nonlocal known
+            known = caller
+            current_call().recognised(caller)
+
         try:
-            caller = self._gate.enter(secret, need_of(scope["path"], self._gate), current_call().recognised)
+            caller = self._gate.enter(secret, need_of(scope["path"], self._gate), recognised)
         except PerseidError as error:
-            await refuse(error, send)
+            await refuse(error, self._telling(known, send))
             return
         with calling(caller):
             await self._app(scope, receive, self._telling(caller, send))

@@ -39,7 +39,7 @@ class AdapterRoutes:
         add("/v1/models/{model:path}", self.model, methods=["GET"], response_model=None, responses=card)
         add("/v1/medusa_heads", self.all_heads, methods=["GET"], response_model=None, responses=cards)
         add("/v1/medusa_heads/{name:path}", self.heads, methods=["GET"], response_model=None, responses=card)
-        text, load, unload = PlainTextResponse, errors(404, 409, 503), errors(404)
+        text, load, unload = PlainTextResponse, errors(404, 409, 503), errors(404, 503)
         add("/v1/load_lora_adapter", self.load, methods=["POST"], response_class=text, responses=load)
         add("/v1/unload_lora_adapter", self.unload, methods=["POST"], response_class=text, responses=unload)
 

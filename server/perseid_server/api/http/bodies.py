@@ -74,6 +74,7 @@ def _counted(receive: Receive, held: Held) -> Receive:
         try:
             held.received(total)
         except QueueFull as error:
+            current_call().failed(error)
             raise HTTPException(429, error.message, {"Retry-After": str(math.ceil(error.retry_after_s))}) from error
         return message
 

@@ -79,7 +79,7 @@ class DebugRoutes:
             status=sources.status.describe(),
             version=__version__,
             uptime_s=time.monotonic() - self._started,
-            draining=sources.service.draining,
+            draining=sources.service.draining.has_begun,
             engine=_engine(sources.engine, answered=found is not None),
             queue=_queue(sources.admission),
             calls=_calls(sources.calls),
@@ -132,7 +132,7 @@ def _call(call: CallRecord) -> schemas.CallInfo:
 
 
 def _sequences(found: EngineState, names: Mapping[str, str], calls: Calls) -> schemas.Sequences:
-    call_of = {one.id: call.request_id for call in calls.open_calls for one in call.generations}
+    call_of = {answer.sequence: call.request_id for call in calls.open_calls for answer in call.answers}
     shown = [_sequence(one, names, call_of) for one in found.sequences]
     return schemas.Sequences(running=found.num_running, waiting=found.num_waiting, shown=shown)
 
@@ -140,7 +140,7 @@ def _sequences(found: EngineState, names: Mapping[str, str], calls: Calls) -> sc
 def _sequence(one: SequenceState, names: Mapping[str, str], call_of: Mapping[str, str]) -> schemas.SequenceInfo:
     return schemas.SequenceInfo(
         id=one.request_id,
-        request_id=call_of.get(one.request_id.rpartition("#")[0]),
+        request_id=call_of.get(one.request_id),
         tenant=one.tenant,
         stage=one.stage,
         adapters=[schemas.AdapterName(name=names.get(version), version=version) for version in one.versions],

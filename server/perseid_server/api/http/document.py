@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from perseid_server.api.http.access import NEEDS
 from perseid_server.api.http.answer_schemas import ErrorAnswer
 
 Responses = dict[int | str, dict[str, Any]]
@@ -23,7 +24,8 @@ _WHY: Mapping[int, str] = {
     500: "The engine gave the request up.",
     503: "The server cannot generate now; try again after Retry-After seconds.",
 }
-_EVERYWHERE = (401, 403, 413)
+_EVERYWHERE = (413, 429)
+_WITH_KEY = (401, 403)
 _WITH_BODY = (400, 408)
 _RETRIED = (429, 503)
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
@@ -58,17 +60,18 @@ def _document(app: FastAPI) -> dict[str, Any]:
         schemas.pop(unused, None)
     own = ErrorAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= own.pop("$defs") | {"ErrorAnswer": own}
-    for operations in told["paths"].values():
+    for path, operations in told["paths"].items():
         for operation in operations.values():
-            _complete(operation)
+            _complete(operation, needs_key=NEEDS.get(path) != "open")
     return told
 
 
-def _complete(operation: dict[str, Any]) -> None:
+def _complete(operation: dict[str, Any], *, needs_key: bool) -> None:
     """Errors as they are: what FastAPI would answer with 422, this server answers with 400."""
     told = operation["responses"]
     told.pop("422", None)
-    for status in (*_EVERYWHERE, *(_WITH_BODY if "requestBody" in operation else ())):
+    with_key = _WITH_KEY if needs_key else ()
+    for status in (*_EVERYWHERE, *with_key, *(_WITH_BODY if "requestBody" in operation else ())):
         told.setdefault(str(status), {"description": _WHY[status]})
     for status in sorted(told):
         if int(status) >= 400:

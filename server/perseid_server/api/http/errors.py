@@ -1,6 +1,5 @@
 """Errors as OpenAI's clients know them: {"error": {message, type, param, code}}. Never a traceback."""
 
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from perseid_server.errors import (
     Unavailable,
 )
 from perseid_server.observe.record import current_call
-
-logger = logging.getLogger(__name__)
 
 _UNION_MEMBER = re.compile(r"str|int|(list|function|constrained)\W.*")
 
@@ -112,9 +109,9 @@ def _http_exception(_: Request, error: HTTPException) -> Response:
     return JSONResponse(_body(str(error.detail), kind), error.status_code, error.headers)
 
 
-def _unexpected(request: Request, error: Exception) -> Response:
+def _unexpected(request: Request, _: Exception) -> Response:
+    """Starlette raises it again behind the answer, and uvicorn writes it into the log."""
     request_id = getattr(request.state, "request_id", "unknown")
-    logger.error("request %s failed", request_id, exc_info=error)
     body = _body(f"internal error in request {request_id}", "server_error")
     return JSONResponse(body, 500, {"X-Request-Id": request_id})  # no middleware of ours sees this answer
 

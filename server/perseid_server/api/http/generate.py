@@ -4,7 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ class GenerationRoutes:
         self._base = base
         self.router = APIRouter()
         add = self.router.add_api_route
-        told, chat = (answers(model, 404, 429, 500, 503) for model in (Completion, ChatCompletion))
+        told, chat = (answers(model, 404, 500, 503) for model in (Completion, ChatCompletion))
         for responses in (told, chat):
             responses[200]["content"] = {"text/event-stream": {"schema": _EVENT}}
         add("/v1/completions", self.completions, methods=["POST"], response_model=None, responses=told)
@@ -93,15 +93,11 @@ class GenerationRoutes:
             )
             for i, source in enumerate(inputs)
         ]
-        stack = AsyncExitStack()
-        try:
+        async with AsyncExitStack() as stack:  # sees why a request ends: one that is not answered costs nothing
             generations = await _unless_left(request, self._start_all(stack, requests))
-        except BaseException:
-            await stack.aclose()
-            raise
-        if body.stream and generations is not None:
-            return _Stream(_stream(shape, body, generations), stack)
-        async with stack:
+            if body.stream and generations is not None:
+                running = stack.pop_all()
+                return _Stream(_stream(shape, body, generations, running), running)
             whole = None if generations is None else await _unless_left(request, _whole(shape, generations))
             return Response(status_code=499) if whole is None else whole  # nobody reads that
 
@@ -174,8 +170,23 @@ async def _has_left(request: Request) -> None:
         pass
 
 
-async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Generation]) -> AsyncGenerator[bytes]:
-    """Server-sent events, one for each delta. An error after the first byte is an event too."""
+async def _stream(
+    shape: Shape, body: SamplingFields, generations: Sequence[Generation], running: AsyncExitStack
+) -> AsyncGenerator[bytes]:
+    """Server-sent events, one for each delta. An error after the first byte is an event too, once the requests that
+    run have ended with it."""
+    try:
+        async with running, aclosing(_events(shape, body, generations)) as events:
+            async for event in events:
+                yield event
+            yield _DONE
+    except PerseidError as error:
+        generations[0].request.call.failed(error)
+        yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
+
+
+async def _events(shape: Shape, body: SamplingFields, generations: Sequence[Generation]) -> AsyncGenerator[bytes]:
+    """All but the last."""
     options = body.stream_options
     with_usage = options is not None and options.include_usage
     head = shape.head(generations[0], chunk=True)
@@ -184,23 +195,18 @@ async def _stream(shape: Shape, body: SamplingFields, generations: Sequence[Gene
         usage = {"usage": None} if with_usage else {}
         return b"data: " + msgspec.json.encode({**head, "choices": choices, **usage, **more}) + b"\n\n"
 
-    try:
-        for index in range(sum(one.request.sampling.n for one in generations)):
-            opening = shape.opening(index)
-            if opening is not None:
-                yield event([opening])
-        async for delta in _deltas(generations):
-            continuous = options is not None and options.continuous_usage_stats
-            more = {"usage": usage_json(_total(generations))} if continuous else {}
-            more |= {"perseid": {"routing": token_routing_json([delta])}} if delta.routing else {}
-            yield event([shape.delta(delta)], **more)
-        if with_usage or generations[0].routing is not None or generations[0].is_lossy:
-            told = {"usage": usage_json(_total(generations))} if with_usage else {}
-            yield event([], **told, perseid=perseid_json(generations))
-        yield _DONE
-    except PerseidError as error:
-        generations[0].request.call.failed(error)
-        yield b"data: " + json.dumps(body_of(error)).encode() + b"\n\n" + _DONE
+    for index in range(sum(one.request.sampling.n for one in generations)):
+        opening = shape.opening(index)
+        if opening is not None:
+            yield event([opening])
+    async for delta in _deltas(generations):
+        continuous = options is not None and options.continuous_usage_stats
+        more = {"usage": usage_json(_total(generations))} if continuous else {}
+        more |= {"perseid": {"routing": token_routing_json([delta])}} if delta.routing else {}
+        yield event([shape.delta(delta)], **more)
+    if with_usage or generations[0].routing is not None or generations[0].is_lossy:
+        told = {"usage": usage_json(_total(generations))} if with_usage else {}
+        yield event([], **told, perseid=perseid_json(generations))
 
 
 class _Stream(StreamingResponse):

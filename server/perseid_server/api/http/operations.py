@@ -32,7 +32,7 @@ class OperationRoutes:
         add("/ready", self.ready, methods=["GET"], response_model=None, responses=ready)
         add("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
         add("/version", self.version, methods=["GET"], response_model=None, responses=answers(VersionAnswer))
-        add("/tokenize", self.tokenize, methods=["POST"], response_model=None, responses=answers(Tokens))
+        add("/tokenize", self.tokenize, methods=["POST"], response_model=None, responses=answers(Tokens, 503))
         add("/detokenize", self.detokenize, methods=["POST"], response_model=None, responses=answers(Prompt))
 
     async def health(self) -> Response:

@@ -83,11 +83,13 @@ class PatientProtocol(H11Protocol):
         """
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            request_id = uuid.uuid4().hex
+            logger.info("what is no HTTP/1.1 gets 400", extra={"fields": {"request_id": request_id}})
             body = msgspec.json.encode(body_of(InvalidRequest("the request is not valid HTTP/1.1")))
             headers = [
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(body))),
-                ("X-Request-Id", uuid.uuid4().hex),
+                ("X-Request-Id", request_id),
                 ("Connection", "close"),
             ]
             events = [h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.EndOfMessage()]
