@@ -7,14 +7,13 @@ read keeps the change from all others. This one looks at the status itself; each
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context
 from perseid_server.api.status import ServerStatus
 from perseid_server.errors import NotFound
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = health_pb2.HealthCheckResponse
 _MOST_SHOWN = 100  # characters of a service's name
 
