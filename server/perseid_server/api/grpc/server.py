@@ -69,9 +69,10 @@ class GrpcServer:
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._credentials = credentials
+        self.health = HealthServicer(status, SERVICES)
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(status, SERVICES), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def bind(self, host: str, port: int) -> int:
