@@ -36,9 +36,11 @@ class Reading:
         """The call's next message in bytes, or EOF. InvalidRequest when it is too large, QueueFull when it is late and
         there is no room for that, DeadlineExceeded when it does not come."""
         message = await self._read(context, caller)
-        if message is not grpc.aio.EOF and len(message) > self._max_bytes:
-            raise InvalidRequest(f"the message has {len(message)} bytes; expected at most {self._max_bytes}")
-        return message
+        num_bytes = 0 if message is grpc.aio.EOF else len(message)
+        if num_bytes <= self._max_bytes:
+            return message
+        del message  # this frame goes with the error, as far as a client that does not read lets it
+        raise InvalidRequest(f"the message has {num_bytes} bytes; expected at most {self._max_bytes}")
 
     async def _read(self, context: Context, caller: Caller) -> Any:
         async with self.turns.turn(caller.tenant or context.peer()):
