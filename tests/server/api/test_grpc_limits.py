@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import grpc
@@ -54,6 +55,19 @@ async def test_an_answer_may_be_larger_than_any_request(live: LiveStack, monkeyp
     async with grpc.aio.insecure_channel(live.grpc, [("grpc.max_receive_message_length", -1)]) as channel:
         told = await stubs.GenerationStub(channel).Generate(SHORT, timeout=30)
     assert told.choices[0] == large
+
+
+async def test_the_log_says_of_which_calls_the_message_did_not_come(
+    live: LiveStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with grpc.aio.insecure_channel(live.grpc, [("grpc.max_send_message_length", -1)]) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as refused:
+            await stubs.GenerationStub(channel).Generate(pb.GenerateRequest(prompt="x" * (17 << 20)), timeout=30)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await until(lambda: not live.stack.calls.open_calls)
+    (line,) = [record.fields for record in caplog.records if record.name == "perseid_server.calls"]
+    assert line["error"] == "message_incomplete"
 
 
 # --- without a key --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from perseid_server.api.grpc.errors import abort
 from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler, service_of, shape_of
 from perseid_server.api.grpc.reading import Reading
 from perseid_server.errors import InvalidRequest, PerseidError, QueueFull
+from perseid_server.observe.record import current_call
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,11 @@ class Patience(grpc.aio.ServerInterceptor):
 
 
 async def _only(reading: Reading, context: Context, caller: Caller) -> Any:
-    message = await reading.next(context, caller)
+    try:
+        message = await reading.next(context, caller)
+    except asyncio.CancelledError:  # the client left, or the transport found the message too large and has told it
+        current_call().refused("message_incomplete")
+        raise
     if message is grpc.aio.EOF:
         raise InvalidRequest("the call has no message")
     return message
