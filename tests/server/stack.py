@@ -22,6 +22,7 @@ from perseid_server.access.gate import Gate
 from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore
 from perseid_server.api.body_budget import BodyBudget
+from perseid_server.api.grpc.health import HealthServicer
 from perseid_server.api.grpc.patience import Patience
 from perseid_server.api.grpc.server import GrpcServer
 from perseid_server.api.http.app import build_app
@@ -141,6 +142,7 @@ class LiveStack:
     stack: Stack
     addresses: Addresses
     patience: Patience
+    health: HealthServicer
     api: ApiServer
     stop: Callable[[], object] = lambda: None
 
@@ -183,7 +185,7 @@ async def serving(
             most_connections,
         )
         addresses = await api.start(stack.app, grpc_server)
-        yield LiveStack(stack, addresses, grpc_server.patience, api)
+        yield LiveStack(stack, addresses, grpc_server.patience, grpc_server.health, api)
     finally:
         stack.engine.go_on()
         await api.stop()

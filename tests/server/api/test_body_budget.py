@@ -238,7 +238,7 @@ async def test_without_a_key_a_message_is_not_even_waited_for(tmp_path) -> None:
             method = "Generate" if make == channel.stream_unary else "GenerateStream"
             call = make(f"/perseid.v1.Generation/{method}")(message())
             assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert live.patience._late.total == 0
+        assert live.patience.tenants.late.total == 0
 
 
 async def test_refusals_are_counted(tmp_path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
-from perseid_server.api.grpc import patience
+from perseid_server.api.grpc import patience, reading
 from perseid_server.ipc.inbox import MAX_UNREAD
 from tests.fakes import expected
 from tests.server.api.real_engine import serving_process
@@ -103,12 +103,12 @@ def begin(channel: grpc.aio.Channel, until: asyncio.Event, method: str = "Genera
 
 async def late(live: LiveStack, count: int) -> None:
     """Return when so many messages are known to be late."""
-    await until(lambda: live.patience._late.total == count)
+    await until(lambda: live.patience.tenants.late.total == count)
 
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 async def test_a_message_that_does_not_come(live: LiveStack, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr(patience, "MESSAGE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(reading, "MESSAGE_TIMEOUT_S", 0.1)
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="message did not come within") as ended:
             await begin(channel, asyncio.Event(), method)
@@ -130,8 +130,8 @@ async def test_a_call_without_a_message(live: LiveStack) -> None:
 async def test_few_messages_may_be_late_and_others_are_answered(
     live: LiveStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "AT_ONCE_S", 0.05)
-    monkeypatch.setattr(live.patience._late, "limit", 2)
+    monkeypatch.setattr(reading, "AT_ONCE_S", 0.05)
+    monkeypatch.setattr(live.patience.tenants.late, "limit", 2)
     come = asyncio.Event()
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         waiting = [begin(channel, come) for _ in range(2)]
@@ -150,7 +150,7 @@ async def test_few_messages_may_be_late_and_others_are_answered(
 async def test_who_leaves_before_the_message_is_forgotten(
     live: LiveStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(patience, "AT_ONCE_S", 0.05)
+    monkeypatch.setattr(reading, "AT_ONCE_S", 0.05)
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         call = begin(channel, asyncio.Event())
         await late(live, 1)
@@ -162,14 +162,14 @@ async def test_who_leaves_before_the_message_is_forgotten(
 async def test_few_messages_are_read_at_once_and_those_who_leave_make_room(
     live: LiveStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "AT_ONCE_S", 60.0)
-    reading = live.patience._reading
+    monkeypatch.setattr(reading, "AT_ONCE_S", 60.0)
+    turns = live.patience.tenants.turns
     async with grpc.aio.insecure_channel(live.grpc) as channel:
         calls = [begin(channel, asyncio.Event()) for _ in range(2 * patience.MOST_READING)]
-        await until(lambda: len(reading._waiters or ()) == patience.MOST_READING)
+        await until(lambda: turns.num_waiting == patience.MOST_READING)
         asking = asyncio.create_task(answer(channel))
-        await until(lambda: len(reading._waiters) == patience.MOST_READING + 1)
+        await until(lambda: turns.num_waiting == patience.MOST_READING + 1)
         for call in calls:
             call.cancel()
         assert await asking == expected(tuple(b"say"), None, 12)
-    await until(lambda: reading._value == patience.MOST_READING)
+    await until(lambda: turns.num_free == patience.MOST_READING)

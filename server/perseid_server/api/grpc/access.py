@@ -8,7 +8,7 @@ import grpc
 from perseid_server.access.caller import call_as
 from perseid_server.access.gate import Gate, Need, secret_of
 from perseid_server.api.grpc.errors import abort
-from perseid_server.api.grpc.handlers import Continuation, Found, Handler
+from perseid_server.api.grpc.handlers import Continuation, Found, Handler, service_of
 from perseid_server.errors import PerseidError
 from perseid_server.observe.record import current_call
 
@@ -22,7 +22,7 @@ _NEEDS: Mapping[str, Need] = {
 
 def need_of(method: str) -> Need:
     """What `/package.Service/Method` needs; what is not listed is the operator's."""
-    return _NEEDS.get(method.rpartition("/")[0].lstrip("/"), "operator")
+    return _NEEDS.get(service_of(method), "operator")
 
 
 class Access(grpc.aio.ServerInterceptor):

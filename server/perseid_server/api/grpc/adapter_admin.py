@@ -5,25 +5,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-import grpc
-
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as pb
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context
 from perseid_server.frontend.gate_sets import columns_of
 from perseid_server.frontend.heads import whom
 from perseid_server.frontend.loaded import Loaded, LoadedAdapter, LoadedGateSet, LoadedHeads
 from perseid_server.frontend.registry import AdapterRegistry
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-Handler = Callable[[Any, Request, Context], Awaitable[Response]]
+Method = Callable[[Any, Request, Context], Awaitable[Response]]
 
 _LOCATION = {"disk": pb.LOCATION_DISK, "host": pb.LOCATION_HOST, "device": pb.LOCATION_DEVICE}
 
 
-def _mapped(handler: Handler[Request, Response]) -> Handler[Request, Response]:
+def _mapped(handler: Method[Request, Response]) -> Method[Request, Response]:
     """Errors become statuses."""
 
     @functools.wraps(handler)

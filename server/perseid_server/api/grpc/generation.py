@@ -2,9 +2,6 @@
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
-
-import grpc
 
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc
@@ -18,6 +15,7 @@ from perseid_server.api.grpc.adaptation import (
     routing_of,
 )
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context
 from perseid_server.api.grpc.speculation import read_speculation, speculation_report
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.generation import Delta, Generation, Usage
@@ -33,8 +31,6 @@ from perseid_server.frontend.service import GenerationService
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import TokenLogprobs
 from perseid_server.observe.record import current_call
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _FINISH = {
     None: pb.FINISH_REASON_UNSPECIFIED,

@@ -14,6 +14,11 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Found]]
 Around: TypeAlias = Callable[[Context], contextlib.AbstractAsyncContextManager[None]]
 
 
+def service_of(method: str) -> str:
+    """The full name of the service in `/package.Service/Method`."""
+    return method.rpartition("/")[0].lstrip("/")
+
+
 def shape_of(handler: Handler) -> tuple[Any, Any]:
     """How to make such a handler, and what it does."""
     return {

@@ -7,16 +7,19 @@ read keeps the change from all others. This one looks at the status itself; each
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from perseid_server.access.caller import Caller
 from perseid_server.api.grpc.errors import abort
+from perseid_server.api.grpc.handlers import Context
 from perseid_server.api.status import ServerStatus
-from perseid_server.errors import NotFound
+from perseid_server.errors import NotFound, QueueFull
+from perseid_server.frontend.shared_limit import SharedLimit
 
-Context = grpc.aio.ServicerContext[Any, Any]
+MOST_WATCHES = 1024
 Response = health_pb2.HealthCheckResponse
 _MOST_SHOWN = 100  # characters of a service's name
+_RETRY_AFTER_S = 60.0
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
@@ -26,6 +29,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # u
         """`services`: full names; the empty one stands for the server."""
         self._status = status
         self._services = frozenset(services) | {""}
+        self.watches = SharedLimit(MOST_WATCHES)
 
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
         """The status now."""
@@ -40,16 +44,24 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # u
         statuses = {name: Response(status=self._now()) for name in self._services}
         return health_pb2.HealthListResponse(statuses=statuses)
 
-    async def Watch(self, request: Any, _: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """The status now, and each time it changes."""
-        told = None
-        while True:
-            change = self._status.next_change()
-            now = self._now() if request.service in self._services else Response.SERVICE_UNKNOWN
-            if now != told:
-                yield Response(status=now)
-                told = now
-            await change.wait()
+        connection = Caller(tenant=context.peer())  # no key is needed, and so there is no other tenant
+        if not (self.watches.fits(1) and self.watches.is_fair(connection, 1)):
+            full = f"{self.watches.total} calls watch already, as many as may; call Check instead"
+            await abort(context, QueueFull(full, retry_after_s=_RETRY_AFTER_S))
+        self.watches.take(connection, 1)
+        try:
+            is_known, told = request.service in self._services, None
+            while True:
+                change = self._status.next_change()
+                now = self._now() if is_known else Response.SERVICE_UNKNOWN
+                if now != told:
+                    yield Response(status=now)
+                    told = now
+                await change.wait()
+        finally:
+            self.watches.give_back(connection, 1)
 
     def _now(self) -> Any:
         return Response.SERVING if self._status.is_ready else Response.NOT_SERVING

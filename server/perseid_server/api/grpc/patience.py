@@ -1,8 +1,8 @@
 """Calls with limits on what a client may send and how long it may take, as PatientProtocol has them for HTTP.
 
-grpc.aio itself waits without end for a call's message, however many of the largest are on their way, and for a client
-that does not read its answer. So here calls with one message are handled as if they had a stream of them: it is for
-us then when the message is read, and the wire is the same.
+grpc.aio itself waits without end for a call's messages, however many of the largest are on their way, and for a client
+that does not read its answer. So here all calls are handled as if they had a stream of messages: it is for us then when
+the next one is read, and the wire is the same.
 """
 
 import asyncio
@@ -15,33 +15,40 @@ from typing import Any, TypeAlias
 import grpc
 
 from perseid_server.access.caller import Caller, current_caller
-from perseid_server.api.body_budget import BodyBudget
+from perseid_server.api.body_budget import MAX_BODY_BYTES, BodyBudget
+from perseid_server.api.grpc.access import need_of
 from perseid_server.api.grpc.errors import abort
-from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler
-from perseid_server.errors import DeadlineExceeded, InvalidRequest, PerseidError, QueueFull
-from perseid_server.frontend.shared_limit import SharedLimit
+from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler, service_of, shape_of
+from perseid_server.api.grpc.reading import Reading
+from perseid_server.errors import InvalidRequest, PerseidError, QueueFull
+from perseid_server.observe.record import current_call
 
 logger = logging.getLogger(__name__)
 
-MOST_READING = 16  # calls whose message is read now; of the others' nothing is taken beyond a first window
-AT_ONCE_S = 0.1  # in which most messages have come
-MOST_LATE = 16  # calls whose message has not, and is still read
-MESSAGE_TIMEOUT_S = 60.0  # in which all have
+MOST_READING = 16
+MOST_LATE = 16
+FEW_READING = 4  # of small messages, where one that is not small is found out when it has come
+OPEN_BYTES = 1 << 10  # of a message to a service that is open to everybody
+STREAM_BYTES = 4 << 10  # of each message of a stream
 STALL_TIMEOUT_S = 30.0  # in which a client must take what lies before the next part of its answer
-_RETRY_AFTER_S = 2.0
 
 Check: TypeAlias = Callable[[Caller], None]
 
 
 class Patience(grpc.aio.ServerInterceptor):
-    """The outermost: it reads what the others' handlers are given, and sends what they yield."""
+    """Reads what the handlers of Access and Decoding are given, and sends what they yield.
+
+    Three kinds of calls have places and limits of their own, so that none keeps another waiting: those of tenants,
+    those that need no key, and streams of messages (reflection). Small messages do not count in the budget.
+    """
 
     def __init__(self, budget: BodyBudget, doors: Mapping[str, Check]) -> None:
         """`doors`, by service: raises what a caller is told for whom there is no room; nothing is read then."""
         self._budget = budget
         self._doors = doors
-        self._reading = asyncio.Semaphore(MOST_READING)
-        self._late = SharedLimit(MOST_LATE)
+        self.tenants = Reading(MOST_READING, MOST_LATE, MAX_BODY_BYTES, budget.count_refusal)
+        self.open = Reading(FEW_READING, FEW_READING, OPEN_BYTES, budget.count_refusal)
+        self.streams = Reading(FEW_READING, MOST_LATE, STREAM_BYTES, budget.count_refusal)
 
     async def intercept_service(
         self,
@@ -50,81 +57,69 @@ class Patience(grpc.aio.ServerInterceptor):
     ) -> Found:
         """grpc.aio."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
-        service = handler_call_details.method.rpartition("/")[0].lstrip("/")
-        check = self._doors.get(service, lambda _: None)
-        return self._streaming(handler, check) if handler.response_streaming else self._single(handler, check)
+        return handler if handler is None else self._patient(handler, handler_call_details.method)
 
-    def _single(self, handler: Handler, check: Check) -> Handler:
-        behave: Any = handler.unary_unary
+    def _patient(self, handler: Handler, method: str) -> Handler:
+        behave = shape_of(handler)[1]
 
-        async def answer(_: object, context: Context) -> Any:
-            async with self._request(handler, check, context) as request:
+        async def single(_: object, context: Context) -> Any:
+            async with self._requested(handler, method, context) as request:
                 return await behave(request, context)
 
-        made: Handler = grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
-        return made
-
-    def _streaming(self, handler: Handler, check: Check) -> Handler:
-        behave: Any = handler.unary_stream
-
-        async def answer(_: object, context: Context) -> None:
-            async with self._request(handler, check, context) as request:
+        async def streaming(_: object, context: Context) -> None:
+            async with self._requested(handler, method, context) as request:
                 if inspect.isasyncgenfunction(behave):
                     await _send(behave(request, context), context)
                 else:
                     await behave(request, context)
 
-        made: Handler = grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+        made: Handler = (
+            grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler(single, None, handler.response_serializer)
+        )
         return made
 
     @contextlib.asynccontextmanager
-    async def _request(self, handler: Handler, check: Check, context: Context) -> AsyncIterator[Any]:
-        """The call's message, which counts in the budget meanwhile. Errors of ours end the call when all is let go:
-        a client that does not read takes its time with them too."""
+    async def _requested(self, handler: Handler, method: str, context: Context) -> AsyncIterator[Any]:
+        """What the handler is given: the call's message, or the stream of them. Errors of ours end the call when all is
+        let go: a client that does not read takes its time with them too."""
         try:
             caller = current_caller()
-            check(caller)
-            message = await self._message(context, caller)
-            with self._budget.hold(caller, len(message)):
-                decode = handler.request_deserializer
-                message = message if decode is None else decode(message)  # what it was made of is not kept
-                yield message
+            if handler.request_streaming:
+                async with contextlib.aclosing(self._stream(handler, context, caller)) as messages:
+                    yield messages
+            elif need_of(method) == "open":
+                yield _decoded(handler, await _only(self.open, context, caller))
+            else:
+                if check := self._doors.get(service_of(method)):
+                    check(caller)
+                message = await _only(self.tenants, context, caller)
+                with self._budget.hold(caller, len(message)):
+                    message = _decoded(handler, message)  # what it was made of is not kept
+                    yield message
         except PerseidError as error:
             await abort(context, error)
 
-    async def _message(self, context: Context, caller: Caller) -> Any:
-        await self._reading.acquire()
-        reading = asyncio.ensure_future(context.read())
-        try:
-            try:
-                await asyncio.wait({reading}, timeout=AT_ONCE_S)
-            finally:
-                self._reading.release()
-            await asyncio.sleep(0)  # on a loop that is late it may have come, and not been looked at
-            if not reading.done():
-                await self._wait_for_late(reading, caller)
-            message = await reading
-        finally:
-            reading.cancel()
-        if message is grpc.aio.EOF:
-            raise InvalidRequest("the call has no message")
-        return message
+    async def _stream(self, handler: Handler, context: Context, caller: Caller) -> AsyncGenerator[Any]:
+        while (message := await self.streams.next(context, caller)) is not grpc.aio.EOF:
+            yield _decoded(handler, message)
 
-    async def _wait_for_late(self, reading: asyncio.Future[Any], caller: Caller) -> None:
-        if not (self._late.fits(1) and self._late.is_fair(caller, 1)):
-            self._budget.count_refusal()
-            raise QueueFull(
-                f"{self._late.total} messages are on their way already; try again", retry_after_s=_RETRY_AFTER_S
-            )
-        self._late.take(caller, 1)
-        try:
-            await asyncio.wait({reading}, timeout=MESSAGE_TIMEOUT_S)
-        finally:
-            self._late.give_back(caller, 1)
-        if not reading.done():
-            raise DeadlineExceeded(f"the call's message did not come within {MESSAGE_TIMEOUT_S:g} s")
+
+async def _only(reading: Reading, context: Context, caller: Caller) -> Any:
+    try:
+        message = await reading.next(context, caller)
+    except asyncio.CancelledError:  # the client left, or the transport found the message too large and has told it
+        current_call().refused("message_incomplete")
+        raise
+    if message is grpc.aio.EOF:
+        raise InvalidRequest("the call has no message")
+    return message
+
+
+def _decoded(handler: Handler, message: Any) -> Any:
+    decode: Any = handler.request_deserializer
+    return message if decode is None else decode(message)
 
 
 async def _send(answers: AsyncGenerator[Any], context: Context) -> None:

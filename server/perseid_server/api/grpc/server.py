@@ -31,7 +31,7 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing, or speaks no TLS, is let go
     ("grpc.http2.bdp_probe", 0),  # a call's first window stays at 64 KiB: what may come before its message is read
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
-    ("grpc.max_send_message_length", MAX_BODY_BYTES),
+    ("grpc.max_send_message_length", -1),  # what has been computed is delivered; limits of requests bound it
     ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word is found out,
     ("grpc.keepalive_timeout_ms", 20_000),  # and what it asked for is freed
     ("grpc.keepalive_permit_without_calls", 1),
@@ -69,9 +69,10 @@ class GrpcServer:
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._credentials = credentials
+        self.health = HealthServicer(status, SERVICES)
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service, base), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServicer_to_server(AdapterAdminServicer(registry), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(status, SERVICES), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def bind(self, host: str, port: int) -> int:
