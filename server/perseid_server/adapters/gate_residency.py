@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, why
-from perseid_server.errors import PerseidError
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, is_final, why
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +175,8 @@ class GateResidency:
             self._events.moved.add(version)
         elif gates.load_again:
             self.prefetch(version)
-        elif isinstance(error, PerseidError) and not gates.forgotten:
-            self._events.failed[version] = gates.error = error.message
+        elif is_final(error) and not gates.forgotten:
+            self._events.failed[version] = gates.error = why(error)
         elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
             logger.error("loading gate set %s failed", version[:12], exc_info=error)
             self._events.failed[version] = why(error)

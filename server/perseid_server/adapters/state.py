@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perseid_server.errors import PerseidError
+from perseid_server.errors import PerseidError, Unavailable
 
 Admission = Literal["ready", "loading", "no_room", "failed"]
 Location = Literal["disk", "host", "device"]
@@ -16,6 +16,11 @@ def why(error: BaseException) -> str:
         return error.message
     what = error.strerror if isinstance(error, OSError) else None
     return what or f"an internal error ({type(error).__name__})"
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether an error in a load lies in what was loaded, so that trying again would not help."""
+    return isinstance(error, PerseidError) and not isinstance(error, Unavailable)
 
 
 @dataclass(frozen=True, slots=True)
