@@ -51,6 +51,7 @@ class _GateSet:
 class _Events:
     moved: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
 
 
 class GateResidency:
@@ -161,7 +162,7 @@ class GateResidency:
                 self._drop_if_forgotten(version)
         self._evict()
         events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed)
+        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
 
     def close(self) -> None:
         """End the loader thread."""
@@ -180,6 +181,7 @@ class GateResidency:
         elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
             logger.error("loading gate set %s failed", version[:12], exc_info=error)
             self._events.failed[version] = why(error)
+            self._events.passing.add(version)
 
     def _evict(self) -> None:
         idle = [

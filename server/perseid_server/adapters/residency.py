@@ -21,6 +21,7 @@ from perseid_server.model.spec import BaseSpec
 class _Events:
     moved: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
 
 
 class Residency:
@@ -182,7 +183,7 @@ class Residency:
             if self._adapters[version].wanted:
                 self._advance(self._adapters[version], spare_wanted=True)
         events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed)
+        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
 
     def close(self) -> None:
         """End the loader thread."""
@@ -272,6 +273,8 @@ class Residency:
         adapter.error = error if is_final else None
         adapter.wanted = False
         self._events.failed[adapter.version] = error
+        if not is_final:
+            self._events.passing.add(adapter.version)
 
     def _drop_if_forgotten(self, adapter: Tracked) -> None:
         if not adapter.forgotten or adapter.users or adapter.reading or adapter.writing:

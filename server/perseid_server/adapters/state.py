@@ -29,6 +29,7 @@ class ResidencyEvents:
 
     moved: tuple[str, ...] = ()  # versions whose location changed
     failed: Mapping[str, str] = field(default_factory=dict)  # version → why it cannot be loaded
+    passing: frozenset[str] = frozenset()  # of these, those that may be loaded when they are asked for again
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ def test_an_error_that_passes_is_told_to_who_waits_and_the_next_request_tries_ag
             told = run(engine)[f"early{number}"][-1]
         assert told.finish_reason == "error"
         assert words in told.error
+        assert told.error_kind == "unavailable"
         assert "secret" not in told.error
         assert stage.residency.error(version) is None
     engine.submit(job("late", adapter=version, num_tokens=3))
