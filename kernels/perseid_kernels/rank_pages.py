@@ -52,11 +52,16 @@ class RankPages:
         return PAGE_RANK * (len(slices) * num_inputs + sum(slices)) * dtype.itemsize + 4 * len(slices)
 
     def write(self, page: int, a_CK: Tensor, b_RN: Tensor) -> None:
-        """Fill one page. A slice's rank is its last row of A that is not zero; B's rows beyond it do not count."""
+        """Fill one page. A slice's rank is its last row of A that is not zero; B's rows beyond it do not count.
+
+        All rows count as in use until it is done: where it fails half way, the next write clears what this one left.
+        """
         in_use = a_CK.view(len(self.slices), PAGE_RANK, -1).ne(0).any(dim=2)
         ranks = (in_use * torch.arange(1, PAGE_RANK + 1, device=in_use.device)).amax(dim=1).tolist()
+        were = self.live[page].tolist()
+        self.live[page].fill_(PAGE_RANK)
         start = 0
-        for index, (width, rank, before) in enumerate(zip(self.slices, ranks, self.live[page].tolist(), strict=True)):
+        for index, (width, rank, before) in enumerate(zip(self.slices, ranks, were, strict=True)):
             first, end = index * PAGE_RANK, start + width
             self.a[page, first : first + rank].copy_(a_CK[first : first + rank])
             self.b[page, :rank, start:end].copy_(b_RN[:rank, start:end])

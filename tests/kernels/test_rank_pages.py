@@ -41,6 +41,18 @@ def test_writing_finds_the_rows_in_use(rng: torch.Generator, ranks: tuple[int, .
     assert not any(tensor[2].any() for tensor in (pages.a, pages.b, pages.live))
 
 
+def test_a_write_that_fails_half_way_leaves_nothing_for_the_next(rng: torch.Generator) -> None:
+    pages, clean = new_pages(), new_pages()
+    a, b = page(rng, (16, 16, 16))
+    with pytest.raises(RuntimeError):
+        pages.write(1, a.to(DEVICE), b[:, : SLICES[0]].to(DEVICE))  # ends at the second slice's columns
+    a, b = page(rng, (4, 0, 4))
+    for each in (pages, clean):
+        each.write(1, a.to(DEVICE), b.to(DEVICE))
+    for held, expected in ((pages.a, clean.a), (pages.b, clean.b), (pages.live, clean.live)):
+        assert torch.equal(held, expected)
+
+
 def test_a_zero_row_between_others_is_in_use(rng: torch.Generator) -> None:
     pages = new_pages()
     a, b = page(rng, (5, 5, 5))

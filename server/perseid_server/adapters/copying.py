@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import why_missing
-from perseid_server.adapters.lora_config import MAX_CONFIG_BYTES
 from perseid_server.adapters.source import AdapterFolder
+from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES, unreadable
 from perseid_server.errors import AdapterRejected, TooLarge
 
 MAX_ADAPTER_BYTES = 8 << 30
@@ -24,7 +24,7 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
     except FileNotFoundError:
         raise AdapterRejected(_why_missing(folder.path, name)) from None
     except OSError as error:
-        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
+        raise unreadable(name, error) from error
     with reader, target.open("xb") as writer:
         status = os.fstat(reader.fileno())
         opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
@@ -55,7 +55,7 @@ def _read(reader: BinaryIO, size: int, name: str) -> bytes:
     try:
         return reader.read(size)
     except OSError as error:
-        raise AdapterRejected(f"{name} cannot be read: {error.strerror}") from error
+        raise unreadable(name, error) from error
 
 
 def _why_missing(folder: Path, name: str) -> str:

@@ -9,6 +9,7 @@ from perseid_server.adapters.gate_table import build_table
 from perseid_server.adapters.lora import check_adapter
 from perseid_server.adapters.lowering import LoweredLinear, lower
 from perseid_server.adapters.store import version_of
+from perseid_server.adapters.untrusted import unreadable
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import BaseSpec
 
@@ -17,7 +18,8 @@ VERSION_LENGTH = 64
 
 
 def load_gate_table(base: BaseSpec, device: torch.device, source: GateSource) -> GateTable:
-    """Build a gate set's table. AdapterRejected when its files are gone, changed or not what they were."""
+    """Build a gate set's table. AdapterRejected when its files are gone, changed or not what they were, Unavailable
+    when they cannot be read now."""
     checked = _check(base, source)
     num_filed = len(checked.config.adapters) if checked is not None else 0
     joined = [_lowered(base, source, column) for column in range(num_filed, len(source.adapters))]
@@ -31,7 +33,7 @@ def _check(base: BaseSpec, source: GateSource) -> CheckedGateSet | None:
         if len(source.path.name) == VERSION_LENGTH and version_of(source.path) != source.path.name:
             raise AdapterRejected("its files have changed since it was loaded; load it again")
     except OSError as error:
-        raise AdapterRejected(f"its files cannot be read: {error.strerror}") from error
+        raise unreadable("its files", error) from error
     checked = check_gate_set(source.path, base)
     columns = tuple(column.version for column in checked.config.adapters)
     if columns != source.adapters[: len(columns)]:

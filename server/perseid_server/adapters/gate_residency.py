@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, why
-from perseid_server.errors import PerseidError
+from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, is_final, why
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ class _GateSet:
 class _Events:
     moved: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
 
 
 class GateResidency:
@@ -162,7 +162,7 @@ class GateResidency:
                 self._drop_if_forgotten(version)
         self._evict()
         events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed)
+        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
 
     def close(self) -> None:
         """End the loader thread."""
@@ -176,11 +176,12 @@ class GateResidency:
             self._events.moved.add(version)
         elif gates.load_again:
             self.prefetch(version)
-        elif isinstance(error, PerseidError) and not gates.forgotten:
-            self._events.failed[version] = gates.error = error.message
+        elif is_final(error) and not gates.forgotten:
+            self._events.failed[version] = gates.error = why(error)
         elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
             logger.error("loading gate set %s failed", version[:12], exc_info=error)
             self._events.failed[version] = why(error)
+            self._events.passing.add(version)
 
     def _evict(self) -> None:
         idle = [

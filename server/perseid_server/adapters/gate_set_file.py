@@ -26,6 +26,7 @@ from perseid_router.gate_set_config import read_config
 from perseid_router.request_router import RequestRouter
 from perseid_server.adapters.lora import Site
 from perseid_server.adapters.tensor_file import TensorFile
+from perseid_server.adapters.untrusted import unreadable
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import FUSED_LINEARS, BaseSpec
 
@@ -99,6 +100,8 @@ def check_gate_set(folder: Path, base: BaseSpec) -> CheckedGateSet:
     try:
         config = read_config(folder)
     except GateSetError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(CONFIG_FILE, error.__cause__) from error
         raise AdapterRejected(str(error)) from error
     if not (folder / WEIGHTS_FILE).is_file():
         raise AdapterRejected(f"the gate set has no {WEIGHTS_FILE}; expected it beside {CONFIG_FILE}")

@@ -12,9 +12,10 @@ from pathlib import Path
 from perseid_server.adapters.lora import AdapterInfo, check_adapter
 from perseid_server.adapters.lowering import LoweredLinear, lower, lower_heads
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.adapters.state import why
+from perseid_server.adapters.state import is_final, why
 from perseid_server.adapters.store import version_of
-from perseid_server.errors import AdapterRejected, PerseidError, Unavailable
+from perseid_server.adapters.untrusted import unreadable
+from perseid_server.errors import AdapterRejected, PerseidError
 from perseid_server.model.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
@@ -105,11 +106,10 @@ class Loader:
         while (job := self._jobs.get()) is not None:
             try:
                 self._done.put(self._do(job))
-            except PerseidError as error:
-                self._done.put(Done(job, error=error.message, is_final=not isinstance(error, Unavailable)))
             except Exception as error:  # whatever it is, it costs those who wait for this adapter and nobody else
-                logger.exception("loading adapter %s failed", job.version[:12])
-                self._done.put(Done(job, error=why(error), is_final=False))
+                if not isinstance(error, PerseidError):
+                    logger.exception("loading adapter %s failed", job.version[:12])
+                self._done.put(Done(job, error=why(error), is_final=is_final(error)))
 
     def _do(self, job: Read | Write) -> Done:
         if isinstance(job, Read):
@@ -120,10 +120,8 @@ class Loader:
     def _read(self, job: Read) -> HostCopy:
         try:
             actual = version_of(job.path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise AdapterRejected(f"its files cannot be read: {error.strerror}") from error
-        except OSError as error:  # a disk that hiccups, too many open files: the next request may do better
-            raise Unavailable(f"its files cannot be read now: {error.strerror}") from error
+        except OSError as error:
+            raise unreadable("its files", error) from error
         if actual != job.version:
             raise AdapterRejected("its files have changed since it was loaded; load it again")
         checked = check_adapter(job.path, self._spec)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perseid_server.adapters.module_pattern import ModulePattern
-from perseid_server.adapters.untrusted import parse_json, read_small
+from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES, parse_json, read_small, unreadable
 from perseid_server.errors import AdapterRejected, quoted
 
 CONFIG_FILE = "adapter_config.json"
-MAX_CONFIG_BYTES = 4 << 20
 MAX_RANK = 256
 MAX_PATTERN_KEYS = 4096
 MAX_EXPRESSION_CHARACTERS = 4096  # of one pattern's keys that are more than names
@@ -116,7 +115,7 @@ def _load(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise AdapterRejected(f"the adapter has no {CONFIG_FILE}; expected a PEFT adapter folder") from None
     except OSError as error:
-        raise AdapterRejected(f"{CONFIG_FILE} cannot be read: {error.strerror}") from error
+        raise unreadable(CONFIG_FILE, error) from error
     except ValueError as error:
         raise AdapterRejected(f"{CONFIG_FILE} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):

@@ -15,7 +15,6 @@ from typing import Any
 
 from perseid_router.gate_set_config import (
     MAX_COLUMNS,
-    MAX_CONFIG_BYTES,
     GateSetError,
     check_count,
     check_keys,
@@ -24,7 +23,7 @@ from perseid_router.gate_set_config import (
 )
 from perseid_server.adapters.lora_config import MAX_RANK, MAX_TEXT
 from perseid_server.adapters.names import check_name
-from perseid_server.adapters.untrusted import parse_json, read_small
+from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES, parse_json, read_small, unreadable
 from perseid_server.errors import AdapterRejected, InvalidRequest, quoted
 from perseid_server.model.spec import BaseSpec
 
@@ -71,7 +70,7 @@ def _load(path: Path) -> Any:
             "rows"
         ) from None
     except OSError as error:
-        raise AdapterRejected(f"{CONFIG_FILE} cannot be read: {error.strerror}") from error
+        raise unreadable(CONFIG_FILE, error) from error
     except ValueError as error:
         raise AdapterRejected(f"{CONFIG_FILE} is not valid JSON: {error}") from error
 

@@ -74,10 +74,12 @@ class AdapterPool:
                 for fused, target in of_layer.items():
                     _write(target, pages, by_site.get((layer, fused)))
             of_heads = by_site.get((HEADS_LAYER, HEADS))
-            if of_heads is not None or self.changes_heads(pages):
+            if of_heads is not None:
+                self._changes_heads.update(pages)  # before: a write may fail half way
+            if self.changes_heads(pages):
                 _write(self.heads, pages, of_heads)
-        change = self._changes_heads.difference_update if of_heads is None else self._changes_heads.update
-        change(pages)
+        if of_heads is None:
+            self._changes_heads.difference_update(pages)
         if self._stream is not None:
             self._stream.synchronize()  # blocks the loader thread only
 

@@ -3,7 +3,8 @@
 All of this happens on the engine's thread, which asks and decides; the work is the loader's (`loader.py`).
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +22,17 @@ from perseid_server.model.spec import BaseSpec
 class _Events:
     moved: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
 
 
 class Residency:
     """Implements `engine.ports.Residency` over a pool."""
 
-    def __init__(self, spec: BaseSpec, pool: AdapterPool, host_bytes: int) -> None:
+    def __init__(
+        self, spec: BaseSpec, pool: AdapterPool, host_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock`: what pinned versions that failed to load wait on, s."""
+        self._clock = clock
         self._pool = pool
         self._loader = Loader(spec, pool)
         self._host = HostTier(host_bytes)
@@ -44,7 +50,7 @@ class Residency:
         adapter = self._adapters.setdefault(version, Tracked(version, Path(path)))
         adapter.path = Path(path)
         adapter.forgotten = False
-        adapter.error = None
+        adapter.forget_failures()
         adapter.read_again = adapter.reading
 
     def forget(self, version: str) -> None:
@@ -58,6 +64,8 @@ class Residency:
     def pin(self, version: str, pinned: bool) -> None:
         """Bring a version to the device and keep it there, or let it be evicted again."""
         adapter = self._adapters[version]
+        if adapter.forgotten:  # and in use still
+            return
         adapter.pinned = pinned
         if pinned:
             adapter.wanted = True
@@ -87,8 +95,9 @@ class Residency:
         return "host" if self._host.get(version) is not None else "disk"
 
     def error(self, version: str) -> str | None:
-        """Why the version cannot be loaded."""
-        return self._adapters[version].error
+        """Why the version cannot be loaded, or could not when that was last tried."""
+        adapter = self._adapters[version]
+        return adapter.error or adapter.trouble
 
     def problem(self, *versions: str) -> str | None:
         """Why these versions cannot be on the device together, beside what is pinned now."""
@@ -125,7 +134,7 @@ class Residency:
                 one.users,
                 one.pinned,
                 is_loading=one.reading or one.writing,
-                error=one.error,
+                error=self.error(version),
             )
 
     # --- use ----------------------------------------------------------------------------------------------------
@@ -179,10 +188,11 @@ class Residency:
         for done in self._loader.done():
             self._take_over(done)
         for version in self._pinned:
-            if self._adapters[version].wanted:
-                self._advance(self._adapters[version], spare_wanted=True)
+            adapter = self._adapters[version]
+            if adapter.wanted and adapter.retry_at <= self._clock():
+                self._advance(adapter, spare_wanted=True)
         events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed)
+        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
 
     def close(self) -> None:
         """End the loader thread."""
@@ -246,6 +256,7 @@ class Residency:
                 self._fail(adapter, done.error, is_final=done.is_final)
             else:
                 self._device.arrived(adapter)
+                adapter.forget_failures()
                 self._events.moved.add(adapter.version)
         self._drop_if_forgotten(adapter)
 
@@ -268,10 +279,11 @@ class Residency:
             self._fail(adapter, error, is_final=is_final)
 
     def _fail(self, adapter: Tracked, error: str, *, is_final: bool = True) -> None:
-        """Those who wait are told. Unless the error is final, the next request for it tries again."""
-        adapter.error = error if is_final else None
-        adapter.wanted = False
+        """Those who wait are told. Unless the error is final, the next request for it tries again, or its pin does."""
+        adapter.load_failed(error, self._clock(), is_final=is_final)
         self._events.failed[adapter.version] = error
+        if not is_final:
+            self._events.passing.add(adapter.version)
 
     def _drop_if_forgotten(self, adapter: Tracked) -> None:
         if not adapter.forgotten or adapter.users or adapter.reading or adapter.writing:

@@ -112,7 +112,9 @@ class Residents:
     def poll(self) -> ResidencyEvents:
         """What happened since the last poll."""
         adapters, gates = self._adapters.poll(), self._gates.poll()
-        return ResidencyEvents((*adapters.moved, *gates.moved), {**adapters.failed, **gates.failed})
+        return ResidencyEvents(
+            (*adapters.moved, *gates.moved), {**adapters.failed, **gates.failed}, adapters.passing | gates.passing
+        )
 
     def stats(self) -> ResidencyStats:
         """Counts for the metrics."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perseid_server.errors import PerseidError
+from perseid_server.errors import PerseidError, Unavailable
 
 Admission = Literal["ready", "loading", "no_room", "failed"]
 Location = Literal["disk", "host", "device"]
@@ -18,12 +18,18 @@ def why(error: BaseException) -> str:
     return what or f"an internal error ({type(error).__name__})"
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether an error in a load lies in what was loaded, so that trying again would not help."""
+    return isinstance(error, PerseidError) and not isinstance(error, Unavailable)
+
+
 @dataclass(frozen=True, slots=True)
 class ResidencyEvents:
     """What happened since the last poll."""
 
     moved: tuple[str, ...] = ()  # versions whose location changed
     failed: Mapping[str, str] = field(default_factory=dict)  # version → why it cannot be loaded
+    passing: frozenset[str] = frozenset()  # of these, those that may be loaded when they are asked for again
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from perseid_server.adapters.untrusted import open_regular, parse_json
+from perseid_server.adapters.untrusted import open_regular, parse_json, unreadable
 from perseid_server.errors import AdapterRejected, quoted
 
 MAX_HEADER_BYTES = 4 << 20
@@ -61,7 +61,7 @@ class TensorFile:
                 header_size = _header_size(path, file.read(8), size)
                 raw = file.read(header_size)
         except OSError as error:
-            raise AdapterRejected(f"{path.name} cannot be read: {error.strerror}") from error
+            raise unreadable(path.name, error) from error
         entries = _parse(path, raw, 8 + header_size, _ALL_TYPES if integers else _STORED_AS)
         _check_layout(path, entries, 8 + header_size, size)
         return TensorFile(path, {entry.name: entry for entry in entries}, size)
@@ -87,14 +87,16 @@ class TensorFile:
         return self._read(entry).astype(np.int64, copy=False).reshape(entry.shape)
 
     def _read(self, entry: TensorEntry) -> NDArray[Any]:
-        count = prod(entry.shape)
+        raw = bytearray(entry.nbytes)
         try:
-            values = np.fromfile(self.path, dtype=_ALL_TYPES[entry.dtype], count=count, offset=entry.offset)
+            with open_regular(self.path) as file:  # np.fromfile would take an error of the disk for the file's end
+                file.seek(entry.offset)
+                nbytes = file.readinto(raw)
         except OSError as error:
-            raise AdapterRejected(f"{self.path.name} cannot be read: {error.strerror}") from error
-        if values.size != count:
+            raise unreadable(self.path.name, error) from error
+        if nbytes != entry.nbytes:
             raise AdapterRejected(f"{self.path.name}: tensor {entry.name!r} is cut short")
-        return values
+        return np.frombuffer(raw, _ALL_TYPES[entry.dtype])
 
 
 def _header_size(path: Path, prefix: bytes, size: int) -> int:

@@ -1,15 +1,42 @@
 """What a stranger's file says: read as far as a limit, parsed strictly, quoted briefly. Standard library only."""
 
+import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from perseid_server.errors import AdapterRejected, quoted
+from perseid_server.errors import AdapterRejected, PerseidError, Unavailable, quoted
+
+MAX_CONFIG_BYTES = 4 << 20
+"""Of a configuration file, whatever it belongs to."""
+_LASTING = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENXIO,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EINVAL,  # a place before the file's start
+    }
+)
+"""Errors that say something of the file itself, so that the next try would meet them too."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def unreadable(name: str, error: OSError) -> PerseidError:
+    """What is told of a file that cannot be read: AdapterRejected where that lasts, otherwise Unavailable, for a disk
+    that hiccups or too many open files say nothing against the file."""
+    if error.errno in _LASTING:
+        return AdapterRejected(f"{name} cannot be read: {error.strerror}")
+    return Unavailable(f"{name} cannot be read now: {error.strerror or type(error).__name__}")
+
+
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading. AdapterRejected for a pipe, which would be waited for, or a device, which may
     have no end; OSError where it cannot be opened."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -11,6 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from perseid_server.engine.messages import ErrorKind
 from perseid_server.engine.ports import ChunkResult, Runner, ScheduledStep
 from perseid_server.engine.sequence import Sequence
 
@@ -29,6 +30,7 @@ class Loss:
 
     sequence: Sequence
     error: str
+    kind: ErrorKind = "failed"
 
 
 class Attempts:
@@ -59,7 +61,7 @@ class Attempts:
                 raise
             newest = max(step.chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.rank)).sequence
             logger.exception("a step failed; request %s is given up", newest.id)
-            return (), Loss(newest, _told(error))
+            return (), _loss(newest, error)
         self._num_failed = self._num_blamed = 0
         return results, None
 
@@ -70,10 +72,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
 
 
-def _told(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return (
-            "the engine ran out of memory in a step, and this request, which began last, was given up for the others "
-            f"({type(error).__name__}); try again, or send a shorter prompt"
-        )
-    return f"the step failed: {type(error).__name__}"
+def _loss(sequence: Sequence, error: Exception) -> Loss:
+    if not is_out_of_memory(error):
+        return Loss(sequence, f"the step failed: {type(error).__name__}")
+    told = (
+        "the engine ran out of memory in a step, and this request, which began last, was given up for the others "
+        f"({type(error).__name__}); try again, or send a shorter prompt"
+    )
+    return Loss(sequence, told, "unavailable")

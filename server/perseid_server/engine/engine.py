@@ -20,13 +20,7 @@ from perseid_server.engine.deadlines import Deadlines
 from perseid_server.engine.describing import describe
 from perseid_server.engine.drafting import Drafter, Room
 from perseid_server.engine.kv_blocks import BlockAllocator
-from perseid_server.engine.messages import (
-    AdapterState,
-    EngineStats,
-    SequenceOutput,
-    StepOutputs,
-    Submit,
-)
+from perseid_server.engine.messages import AdapterState, EngineStats, ErrorKind, SequenceOutput, StepOutputs, Submit
 from perseid_server.engine.ports import Chunk, ChunkResult, Residency, Runner, ScheduledStep
 from perseid_server.engine.scheduler import Scheduler, SchedulerLimits
 from perseid_server.engine.sequence import Sequence
@@ -220,7 +214,9 @@ class Engine:
         for version, why in events.failed.items():
             logger.error("adapter %s cannot be loaded: %s", version[:12], why)
             waiting = [sequence for sequence in self._scheduler.waiting if version in sequence.adaptation.versions]
-            outputs += [self._end_with_error(sequence, f"the adapter cannot be loaded: {why}") for sequence in waiting]
+            kind: ErrorKind = "unavailable" if version in events.passing else "failed"
+            told = f"the adapter cannot be loaded: {why}"
+            outputs += [self._end_with_error(sequence, told, kind) for sequence in waiting]
         for version in events.moved:
             if self._residency.knows(version) and self._residency.location(version) == "device":
                 self._scheduler.adapter_came(version)
@@ -247,7 +243,7 @@ class Engine:
         self.before_run(step)
         results, loss = self._attempts.run(self._runner, step)
         if loss is not None:
-            outputs.append(self._end_with_error(loss.sequence, loss.error))
+            outputs.append(self._end_with_error(loss.sequence, loss.error, loss.kind))
         return results
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> Iterator[SequenceOutput]:
@@ -285,9 +281,9 @@ class Engine:
         self._gate_entropy += routed.entropy
         chunk.sequence.add_prompt_shares(routed.prompt_shares)
 
-    def _end_with_error(self, sequence: Sequence, error: str) -> SequenceOutput:
+    def _end_with_error(self, sequence: Sequence, error: str, kind: ErrorKind = "failed") -> SequenceOutput:
         self._end(sequence)
-        return failure(sequence.id, error)
+        return failure(sequence.id, error, kind)
 
     def _end(self, sequence: Sequence) -> None:
         self._drafter.ended(sequence)

@@ -14,7 +14,7 @@ from perseid_server.model.spec import BaseSpec
 from perseid_server.speculation.options import OFF, Speculation
 
 FinishReason = Literal["stop", "length", "error"]
-ErrorKind = Literal["failed", "deadline"]
+ErrorKind = Literal["failed", "unavailable", "deadline"]  # unavailable: the same request may do better later
 
 
 # --- API process → engine ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from perseid_server.engine.messages import SequenceOutput
-from perseid_server.errors import DeadlineExceeded, GenerationFailed, PerseidError
+from perseid_server.errors import DeadlineExceeded, GenerationFailed, PerseidError, Unavailable
 from perseid_server.frontend.detokenizer import Detokenizer, Piece
 from perseid_server.frontend.generation import Delta, Generation, StopReason
 from perseid_server.frontend.metrics import Metrics
@@ -122,4 +122,6 @@ def _error_of(output: SequenceOutput) -> PerseidError:
     """Why the engine ended a sequence."""
     if output.error_kind == "deadline":
         return DeadlineExceeded(output.error or "timeout: the request's time was over", field="timeout")
+    if output.error_kind == "unavailable":
+        return Unavailable(output.error or "the engine gave this request up; try again")
     return GenerationFailed(output.error or "the engine gave this request up")

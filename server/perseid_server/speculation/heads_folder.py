@@ -18,7 +18,6 @@ VLLM_TENSORS_FILE = "model.safetensors"
 FOREIGN_CONFIG_FILE = "config.json"
 """It is often wrong: the tensors are believed, and it gives warnings."""
 PICKLE_FILE = "medusa_lm_head.pt"
-MAX_CONFIG_BYTES = 4 << 20
 
 
 def is_heads(folder: Path) -> bool:
@@ -60,13 +59,14 @@ def read_foreign_config(folder: Path) -> Mapping[str, Any]:
 
 
 def read_small(path: Path) -> bytes | None:
-    """A configuration file, None where there is none. AdapterRejected when it cannot be read or is too large."""
+    """A configuration file, None where there is none. AdapterRejected when it cannot be read or is too large,
+    Unavailable when it cannot be read now."""
     try:
-        return untrusted.read_small(path, MAX_CONFIG_BYTES)
+        return untrusted.read_small(path, untrusted.MAX_CONFIG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise AdapterRejected(f"{path.name} cannot be read: {error.strerror}") from error
+        raise untrusted.unreadable(path.name, error) from error
 
 
 def _says_medusa(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from perseid_server.adapters.untrusted import unreadable
 from perseid_server.errors import AdapterRejected, quoted
 from perseid_server.speculation.heads_config import TENSORS_FILE
 from perseid_server.speculation.heads_folder import PICKLE_FILE
@@ -44,7 +45,7 @@ def unpickle_heads(folder: Path) -> None:
             "again with torch.save, or as safetensors"
         ) from error
     except OSError as error:
-        raise AdapterRejected(f"{PICKLE_FILE} cannot be read: {error.strerror}") from error
+        raise unreadable(PICKLE_FILE, error) from error
     save_file(tensors, folder / TENSORS_FILE)
     path.unlink()
 

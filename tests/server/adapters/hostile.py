@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from perseid_router import gate_set
 from perseid_server.adapters.lora import WEIGHTS_FILE
-from perseid_server.adapters.lora_config import CONFIG_FILE, MAX_CONFIG_BYTES
+from perseid_server.adapters.lora_config import CONFIG_FILE
+from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES
 from perseid_server.speculation import heads_config
 from tests.server.meteora_folder import write_meteora
 from tests.server.speculation.heads_folders import write_heads

@@ -9,7 +9,7 @@ import torch
 
 from perseid_kernels.routing import GateTable
 from perseid_server.adapters.gate_residency import MAX_IDLE, GateResidency, GateSource
-from perseid_server.errors import AdapterRejected
+from perseid_server.errors import AdapterRejected, Unavailable
 
 SOURCE = GateSource(None, ("a",), (None,), null=True)
 
@@ -107,8 +107,16 @@ def test_a_set_that_cannot_be_loaded_says_why():
     gates.close()
 
 
-def test_want_of_memory_costs_those_who_wait_and_nobody_else():
-    errors = [MemoryError("m")]
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("m"), "an internal error (MemoryError)"),
+        (Unavailable("its files cannot be read now"), "its files cannot be read now"),
+    ],
+    ids=["memory", "files"],
+)
+def test_what_passes_costs_those_who_wait_and_nobody_else(error: Exception, told: str):
+    errors = [error]
 
     def build(source: GateSource) -> GateTable:
         if errors:
@@ -118,7 +126,9 @@ def test_want_of_memory_costs_those_who_wait_and_nobody_else():
     gates = GateResidency(build)
     gates.register("g", SOURCE, pinned=False)
     assert gates.acquire("g") == "loading"
-    assert settle(gates) == (set(), {"g": "an internal error (MemoryError)"})
+    while gates.is_loading:
+        events = gates.poll()
+    assert (events.failed, events.passing) == ({"g": told}, {"g"})
     assert gates.acquire("g") == "loading", "the next request tries again"
     settle(gates)
     assert gates.acquire("g") == "ready"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perseid_server.adapters.lora_config import CONFIG_FILE, MAX_CONFIG_BYTES, read_lora_config
+from perseid_server.adapters.lora_config import CONFIG_FILE, read_lora_config
+from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES
 from perseid_server.errors import AdapterRejected
 from tests.server.adapters.folders import lora_config
 

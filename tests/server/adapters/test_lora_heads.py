@@ -1,5 +1,6 @@
 """Adapters that change Medusa heads: accepted, refused, and lowered to the products that PEFT computes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,20 @@ def test_pages_hold_them_and_forget_them(tmp_path: Path) -> None:
     pool.write((1,), lower(plain, BASE))
     assert not pool.changes_heads((1,))
     assert not pool.heads.a.any()
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    tensors = lora_tensors(BASE) | head_tensors(0, 1)
+    config = lora_config(target_modules=["q_proj", "v_proj", "down_proj", "linear"])
+    both = check_adapter(write_adapter(tmp_path / "both", tensors=tensors, config=config), BASE)
+    plain = check_adapter(write_adapter(tmp_path / "plain"), BASE)
+    (of_heads,) = lower_heads(both, BASE)
+    pool = AdapterPool(BASE, 2, torch.device("cpu"), torch.float32)
+    with pytest.raises(RuntimeError):
+        pool.write((1,), [*lower(both, BASE), replace(of_heads, pairs=of_heads.pairs[:1], widths=(SIZE,))])
+    pool.write((1,), lower(plain, BASE))
+    assert not pool.changes_heads((1,))
+    assert not any(tensor.any() for tensor in (pool.heads.a, pool.heads.b, pool.heads.live))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from perseid_server.adapters import loader
+from perseid_server.adapters.tracked import FIRST_RETRY_S, LAST_RETRY_S
 from perseid_server.engine.adapter_room import AdapterRoom
 from perseid_server.engine.fairness import Shares
 from perseid_server.engine.sequence import Sequence
@@ -113,27 +114,66 @@ def test_an_error_that_passes_is_told_to_who_waits_and_the_next_request_tries_ag
             told = run(engine)[f"early{number}"][-1]
         assert told.finish_reason == "error"
         assert words in told.error
+        assert told.error_kind == "unavailable"
         assert "secret" not in told.error
-        assert stage.residency.error(version) is None
+        assert words in stage.residency.error(version)
     engine.submit(job("late", adapter=version, num_tokens=3))
     assert run(engine)["late"][-1].finish_reason == "length"
 
 
-def test_a_pin_whose_load_failed_is_not_tried_again_and_again(stage, monkeypatch):
+def test_a_pin_whose_load_failed_is_tried_again_after_a_while_longer_each_time(stage, monkeypatch):
     stage = stage(num_pages=2)
     version = stage.adapter(1)
-    tries = []
+    now, tries = [100.0], []
+    monkeypatch.setattr(stage.residency, "_clock", lambda: now[0])
 
     def fail(path):
-        tries.append(path)
-        raise MemoryError
+        tries.append(now[0])
+        raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(loader, "version_of", fail)
         stage.residency.pin(version, True)
-        for _ in range(5):
+        for _ in range(8):
             stage.settle()
-    assert len(tries) == 1
-    stage.use(version)
+            now[0] += FIRST_RETRY_S
+        assert tries == [100.0, 100 + FIRST_RETRY_S, 100 + 3 * FIRST_RETRY_S, 100 + 7 * FIRST_RETRY_S]
+        [told] = stage.residency.residents()
+        assert told.error == stage.residency.error(version) == "its files cannot be read now: Input/output error"
+        now[0] += 10 * LAST_RETRY_S
+        for _ in range(20):  # in the end as often as this
+            stage.settle()
+            now[0] += LAST_RETRY_S
+    assert tries[-1] - tries[-2] == LAST_RETRY_S
+    now[0] += LAST_RETRY_S
+    stage.settle()
     assert stage.places(version) == ["device"]
+    assert stage.residency.error(version) is None
+
+
+def test_a_request_for_a_pinned_version_does_not_wait_for_its_next_try(stage, monkeypatch):
+    stage = stage(num_pages=2)
+    version = stage.adapter(1)
+
+    def fail(path):
+        raise MemoryError
+
+    monkeypatch.setattr(stage.residency, "_clock", lambda: 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "version_of", fail)
+        stage.residency.pin(version, True)
+        stage.settle()
+    stage.use(version)
     assert stage.residency.is_pinned(version)
+
+
+def test_a_pin_of_a_version_that_was_forgotten_and_is_in_use_is_none(stage):
+    stage = stage(num_pages=2)
+    version = stage.adapter(1)
+    stage.use(version)
+    stage.residency.forget(version)
+    stage.residency.pin(version, True)
+    stage.residency.release(version)
+    stage.settle()
+    assert not stage.residency.knows(version)
+    assert stage.pool.num_free == 2

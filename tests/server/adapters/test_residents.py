@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perseid_kernels.routing import GateTable
+from perseid_server.adapters import loader
 from perseid_server.adapters.gate_residency import GateResidency, GateSource
 from perseid_server.adapters.pool import AdapterPool
 from perseid_server.adapters.residency import Residency
@@ -63,6 +64,24 @@ def test_both_kinds_are_told(residents: Residents, tmp_path: Path):
         Resident(a, "adapter", "disk"),
         Resident("g", "gate_set", "device", is_pinned=True),
     ]
+
+
+def test_what_passes_is_told_of_both_kinds(
+    residents: Residents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loader, "version_of", fail)
+    monkeypatch.setattr(residents._gates, "_build", fail)
+    a = adapter(residents, tmp_path, 1)
+    residents.register_gate_set("g", None, (a,), null=True, pinned=False)
+    residents.acquire("g", a)
+    passing: set[str] = set()
+    while residents.is_loading:
+        passing |= residents.poll().passing
+        time.sleep(0)
+    assert passing == {"g", a}
 
 
 def test_nothing_is_held_before_all_is_there(residents: Residents, tmp_path: Path):

@@ -80,6 +80,7 @@ def test_prompts_too_large_for_memory_are_given_up_one_by_one_and_who_runs_goes_
     outputs = run(engine)
     for number in range(count):
         assert "ran out of memory" in outputs[f"huge{number}"][-1].error
+        assert outputs[f"huge{number}"][-1].error_kind == "unavailable"
     assert tokens(outputs["old"]) == expected(prompt_of(5), None, 20)[1:]
     assert engine.stats().kv_blocks_used == 0
     for number in range(count):  # nobody runs beside them
@@ -87,6 +88,12 @@ def test_prompts_too_large_for_memory_are_given_up_one_by_one_and_who_runs_goes_
     assert len(run(engine)) == count
     engine.submit(request("after", prompt_of(6), 3))
     assert tokens(run(engine)["after"]) == expected(prompt_of(6), None, 3)
+
+
+def test_a_step_that_breaks_is_no_lack_of_anything():
+    engine = huge_prompts(RuntimeError("an illegal memory access was encountered"), 1)
+    told = run(engine)["huge0"][-1]
+    assert (told.error, told.error_kind) == ("the step failed: RuntimeError", "failed")
 
 
 def test_large_steps_that_fail_for_another_reason_end_the_engine():

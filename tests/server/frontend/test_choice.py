@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perseid_server.engine.messages import RoutingReport, SequenceOutput
+from perseid_server.engine.messages import ErrorKind, RoutingReport, SequenceOutput
+from perseid_server.errors import DeadlineExceeded, GenerationFailed, PerseidError, Unavailable
 from perseid_server.frontend.adaptation import Resolved
 from perseid_server.frontend.choice import Choice
 from perseid_server.frontend.generation import Delta, Generation, Usage
@@ -170,3 +171,11 @@ def test_gaps_are_counted_by_output_and_time_by_token(monkeypatch: pytest.Monkey
     assert told.sample("inter_token_latency_seconds_sum") == 1.0
     assert told.sample("request_time_per_output_token_seconds_sum") == 1.0 / 5
     assert told.sample("request_generation_tokens_sum") == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("failed", GenerationFailed), ("unavailable", Unavailable), ("deadline", DeadlineExceeded)]
+)
+def test_an_answer_that_the_engine_ends_says_whether_to_try_again(kind: ErrorKind, error: type[PerseidError]) -> None:
+    with pytest.raises(error, match="no luck"):
+        run([SequenceOutput("r", finish_reason="error", error="no luck", error_kind=kind)])
