@@ -11,18 +11,29 @@ class Prefixes:
         self._blocks = blocks
 
     def cached(self, sequence: Sequence) -> list[int]:
-        """Blocks of the sequence's prefix that are there already. The last token is always computed: its logits
-        are needed."""
-        if sequence.wants_prompt_logprobs:
-            return []
-        most = (len(sequence.token_ids) - 1) // self._blocks.block_size
-        return self._blocks.find(self._key(sequence, index) for index in range(most))
+        """Blocks of the sequence's prefix that are there already."""
+        return self._blocks.find(self._key(sequence, index) for index in range(self._most(sequence)))
+
+    def cached_if(self, sequence: Sequence, least: int) -> list[int] | None:
+        """The same if they are at least so many. To be told again that they are not costs one lookup: of the block
+        where the last search ended."""
+        if least > self._most(sequence):
+            return None
+        searched = sequence.block_keys[:least]
+        if searched and not self._blocks.find(searched[-1:]):
+            return None
+        cached = self.cached(sequence)
+        return cached if len(cached) >= least else None
 
     def publish(self, sequence: Sequence) -> None:
         """Let full blocks be found whose K and V are complete."""
         for index in range(sequence.num_published, sequence.num_computed // self._blocks.block_size):
             self._blocks.publish(sequence.blocks[index], self._key(sequence, index))
             sequence.num_published = index + 1
+
+    def _most(self, sequence: Sequence) -> int:
+        """Blocks of others that it can use. The last token is always computed: its logits are needed."""
+        return 0 if sequence.wants_prompt_logprobs else (len(sequence.token_ids) - 1) // self._blocks.block_size
 
     def _key(self, sequence: Sequence, index: int) -> bytes:
         """Key of a full block. Each is computed once: tokens stay what they are, whatever becomes of the blocks."""
