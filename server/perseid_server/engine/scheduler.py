@@ -137,7 +137,7 @@ class Scheduler:
 
     def _continued(self, *, leaves_some: bool) -> tuple[dict[Sequence, int], Sequence | None]:
         """How many tokens those who run compute in the next step, and the first whose prompt does not fit into it.
-        `leaves_some`: prompts that were begun leave a part of the step to others."""
+        `leaves_some`: such a prompt leaves a part of the step to others."""
         budget, kept = self._limits.max_batch_tokens, 0
         counts: dict[Sequence, int] = {}
         behind: Sequence | None = None
@@ -145,7 +145,7 @@ class Scheduler:
             if sequence not in self.running:
                 continue  # preempted for one before it
             wanted = sequence.num_to_compute
-            if wanted > 1 and kept == 0 and leaves_some:
+            if wanted > budget and kept == 0 and leaves_some:
                 kept = budget // SHORT_SHARE
             count = min(wanted, budget - kept)
             behind = sequence if count < wanted and behind is None else behind

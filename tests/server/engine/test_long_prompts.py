@@ -41,9 +41,9 @@ def test_a_flood_of_short_ones_leaves_a_long_one_the_larger_part():
     engine.step()
     for number in range(200):
         engine.submit(job(f"s{number}", length=4, num_tokens=1))
-    for _ in range((LONG - STEP) // PART):
+    for left in range(LONG - STEP, STEP, -PART):
         engine.step()
-        assert rows(runner)["long"] == PART
+        assert rows(runner)["long"] == PART, left
         assert len(rows(runner)) > 1
 
 
@@ -56,6 +56,16 @@ def test_what_nobody_may_take_stays_with_the_prompt_that_was_begun():
         assert rows(runner) == {"first": STEP}
     engine.step()
     assert rows(runner) == {"first": LONG % STEP, "second": STEP - LONG % STEP}
+
+
+def test_a_rest_that_fits_into_the_step_is_read_as_a_whole():
+    engine, runner = new_engine()
+    engine.submit(job("long", length=STEP + 30))
+    engine.step()
+    for number in range(3):
+        engine.submit(job(f"s{number}", length=4))
+    engine.step()
+    assert rows(runner) == {"long": 30, "s0": 2}
 
 
 def test_who_has_been_served_more_does_not_pass():
