@@ -169,7 +169,7 @@ class Scheduler:
         sequence's blocks. Full blocks become findable, what drafts needed beyond goes back."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.start + chunk.count + num_accepted
-        if sequence.num_to_compute <= 1:  # it decodes; a prompt keeps the blocks for its rest
+        if sequence.num_to_compute <= min(sequence.num_output, 1):  # it decodes; a prompt keeps blocks for its rest
             needed = self._blocks.blocks_for(sequence.num_computed)
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]

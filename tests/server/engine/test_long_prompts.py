@@ -109,6 +109,15 @@ def test_a_prompt_keeps_its_blocks_through_a_step_that_had_room_for_one_of_its_t
         assert len(engine._sequences["long"].blocks) == engine._blocks.blocks_for(40)
 
 
+def test_a_prompt_with_one_token_left_keeps_the_block_for_it():
+    engine, runner = new_engine()
+    engine.submit(job("long", length=STEP + 1))
+    engine.step()
+    assert rows(runner) == {"long": STEP}
+    assert len(engine._sequences["long"].blocks) == engine._blocks.blocks_for(STEP + 1)
+    assert tokens(run(engine)["long"]) == expected(prompt_of(STEP + 1, sum(b"long")), None, 8)
+
+
 class Lookups(dict[bytes, int]):
     """The blocks by key, and how often one was looked for."""
 
