@@ -5,7 +5,7 @@ from perseid_server.engine.sequence import Sequence
 
 
 class Prefixes:
-    """Looks up and publishes the blocks of sequences."""
+    """Looks up, hands out and publishes the blocks of sequences."""
 
     def __init__(self, blocks: BlockAllocator) -> None:
         self._blocks = blocks
@@ -24,6 +24,20 @@ class Prefixes:
             return None
         cached = self.cached(sequence)
         return cached if len(cached) >= least else None
+
+    def has_room(self, sequence: Sequence, cached: list[int]) -> bool:
+        """Whether there are blocks for all its tokens, when it shares these."""
+        needed = self._blocks.blocks_for(len(sequence.token_ids)) - self._blocks.num_held(cached)
+        return needed <= self._blocks.num_free
+
+    def take_blocks(self, sequence: Sequence, cached: list[int]) -> None:
+        """Give a sequence that `has_room` these, and new ones for the rest of its tokens."""
+        self._blocks.share(cached)
+        new = self._blocks.allocate(self._blocks.blocks_for(len(sequence.token_ids)) - len(cached))
+        assert new is not None, "has_room() said there is room"
+        sequence.blocks = cached + new
+        sequence.num_computed = len(cached) * self._blocks.block_size
+        sequence.num_published = len(cached)
 
     def publish(self, sequence: Sequence) -> None:
         """Let full blocks be found whose K and V are complete."""

@@ -14,7 +14,7 @@ for a long prompt, and it does not starve. For one that was preempted everybody 
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -226,7 +226,7 @@ class Scheduler:
             if budget == 0 or len(self.running) >= self._limits.max_num_seqs or self._blocks.num_free == 0:
                 return
             cached = self._prefix_to_start(sequence, behind, budget)
-            if cached is None or not self._fits(sequence, cached):
+            if cached is None or not self._prefixes.has_room(sequence, cached):
                 num_unfit += 1
                 if self._must_be_next(sequence, wants_blocks=cached is not None) or num_unfit == MOST_UNFIT:
                     return
@@ -275,17 +275,8 @@ class Scheduler:
             self.waiting.put_first(sequence)
         return False
 
-    def _fits(self, sequence: Sequence, cached: Iterable[int]) -> bool:
-        needed = self._blocks.blocks_for(len(sequence.token_ids)) - self._blocks.num_held(cached)
-        return needed <= self._blocks.num_free
-
     def _start(self, sequence: Sequence, cached: list[int], budget: int) -> Chunk:
-        self._blocks.share(cached)
-        new = self._blocks.allocate(self._blocks.blocks_for(len(sequence.token_ids)) - len(cached))
-        assert new is not None, "_fits() said there is room"
-        sequence.blocks = cached + new
-        sequence.num_computed = len(cached) * self._blocks.block_size
-        sequence.num_published = len(cached)
+        self._prefixes.take_blocks(sequence, cached)
         if sequence.scheduled_at is None:
             sequence.num_cached = sequence.num_computed
         self.cache_queries += len(sequence.token_ids)
