@@ -1,5 +1,6 @@
 """What a soak run checks, on runs that are known."""
 
+import asyncio
 import mmap
 import os
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from perseid_loadtest.soak import NUM_CHURNED, VERSIONS_OF_EACH, _churn, _flat, _of_requests, _plan
+from perseid_loadtest.traffic import memory
 from perseid_loadtest.traffic.memory import Watched, own_mib
+from perseid_loadtest.traffic.probes import FIRST, Probes
 from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
 from perseid_server.adapters.lora import check_adapter
 from perseid_server.adapters.store import version_of
@@ -15,6 +18,8 @@ from tests.fakes import tiny_spec
 from tests.server.stack import write_adapter
 
 PLAN = _plan(("a",))
+NOBODY = 2**22 + 1
+"""The id of no process."""
 
 
 def record(number: int, error: str | None = None, missing: int = 0) -> RequestRecord:
@@ -43,10 +48,35 @@ def test_memory_is_flat_within_five_percent(mib, flat):
     assert _flat(Watched("engine", 1, mib)).held is flat
 
 
+@pytest.mark.parametrize("mib", [[], [100.0, 100.0]])
+def test_too_few_samples_say_nothing(mib):
+    check = _flat(Watched("engine", 1, mib))
+    assert not check.held
+    assert "not enough samples" in check.found
+
+
 def test_memory_of_this_process_and_of_none():
     assert 5 < own_mib(os.getpid()) < 100_000
     with pytest.raises(ProcessLookupError):
-        own_mib(2**22 + 1)
+        own_mib(NOBODY)
+
+
+async def test_a_process_that_goes_is_told_and_the_others_are_watched_on(monkeypatch):
+    monkeypatch.setattr(memory, "EVERY_S", 0.0)
+    gone, here = Watched("engine process", NOBODY, [100.0] * 9), Watched("API process", os.getpid())
+    watching = asyncio.create_task(memory.Memory((gone, here)).watch(after_s=0.0))
+    async with asyncio.timeout(30.0):
+        while len(here.mib) < 3 and not watching.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    watching.cancel()
+    assert [_flat(gone).held, _flat(here).held] == [False, True]
+    assert "ended during the run" in _flat(gone).found
+
+
+async def test_probes_of_a_server_that_is_gone_are_not_the_same():
+    probes = Probes("127.0.0.1:1", PLAN)
+    probes._answers = {FIRST: (1, 2)}
+    assert await probes.ask_alone() == (0, 1)
 
 
 def test_memory_of_mapped_files_is_not_a_processs_own(tmp_path):
