@@ -3,15 +3,18 @@
 import asyncio
 import mmap
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from perseid_loadtest.soak import NUM_CHURNED, VERSIONS_OF_EACH, _churn, _flat, _of_requests, _plan
+from perseid_loadtest.soak import NUM_CHURNED, _flat, _named, _of_requests, _plan
 from perseid_loadtest.traffic import memory
+from perseid_loadtest.traffic.churn import changes
 from perseid_loadtest.traffic.memory import Watched, own_mib
 from perseid_loadtest.traffic.probes import FIRST, Probes
 from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
+from perseid_loadtest.variations import Variations
 from perseid_server.adapters.lora import check_adapter
 from perseid_server.adapters.store import version_of
 from tests.fakes import tiny_spec
@@ -92,12 +95,16 @@ def test_memory_of_mapped_files_is_not_a_processs_own(tmp_path):
     del filled
 
 
-def test_what_churns_is_new_to_every_server_and_differs_from_name_to_name(tmp_path):
+def test_what_churns_is_new_to_every_server_each_time(tmp_path):
     sources = [write_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
-    churn = _churn(sources, tmp_path / "made")
+    churned = Variations(sources, tmp_path / "made", NUM_CHURNED)
+    churn = _named(churned)
     assert len(churn) == NUM_CHURNED
-    versions = {version_of(Path(folder)) for folders in churn.values() for folder in folders}
-    assert len(versions) == NUM_CHURNED * VERSIONS_OF_EACH
-    assert versions.isdisjoint({version_of(source) for source in sources})
-    for folders in churn.values():
-        assert check_adapter(Path(folders[0]), tiny_spec()).info.rank == 2
+    seen = [version_of(source) for source in sources]
+    seen += [version_of(Path(folder)) for (folder,) in churn.values()]
+    for change in islice(changes(churn, frozenset(churn)), 30 * NUM_CHURNED):
+        churned.renew(change.source)
+        seen.append(version_of(Path(change.source)))
+    assert len(set(seen)) == len(seen)
+    for (folder,) in churn.values():
+        assert check_adapter(Path(folder), tiny_spec()).info.rank == 2

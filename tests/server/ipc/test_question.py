@@ -77,3 +77,18 @@ async def test_one_question_is_under_way_at_a_time() -> None:
     assert await last is None
     with pytest.raises(asyncio.CancelledError):
         await asked[0]
+
+
+async def test_who_asks_for_more_than_is_under_way_gets_the_next_answer() -> None:
+    question, sent = StateQuestion(), []
+    few = asyncio.create_task(question.ask(sent.append, 1, LONG_S))
+    many = asyncio.create_task(question.ask(sent.append, 2, LONG_S))
+    fewer = asyncio.create_task(question.ask(sent.append, 0, LONG_S))
+    await asyncio.sleep(0)
+    assert sent == [DescribeState(1)]
+    question.answered(STATE)
+    assert [await few, await fewer] == [STATE, STATE]
+    await asyncio.sleep(0)
+    assert sent[1:] == [DescribeState(2)]
+    question.answered(None)
+    assert await many is None
