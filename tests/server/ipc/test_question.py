@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -79,16 +80,16 @@ async def test_one_question_is_under_way_at_a_time() -> None:
         await asked[0]
 
 
-async def test_who_asks_for_more_than_is_under_way_gets_the_next_answer() -> None:
+async def test_who_asks_for_another_length_of_lists_gets_an_answer_of_that_length() -> None:
     question, sent = StateQuestion(), []
-    few = asyncio.create_task(question.ask(sent.append, 1, LONG_S))
-    many = asyncio.create_task(question.ask(sent.append, 2, LONG_S))
-    fewer = asyncio.create_task(question.ask(sent.append, 0, LONG_S))
+    asked = [asyncio.create_task(question.ask(sent.append, limit, LONG_S)) for limit in (1, 2, 1)]
     await asyncio.sleep(0)
-    assert sent == [DescribeState(1)]
-    question.answered(STATE)
-    assert [await few, await fewer] == [STATE, STATE]
+    assert sent == [DescribeState(1), DescribeState(2)]
+    longer = replace(STATE, num_running=2)
+    for state in (STATE, longer, STATE):  # in the order of the questions; nobody has asked for the last
+        question.answered(state)
+    assert await asyncio.gather(*asked) == [STATE, longer, STATE]
+    asked = [asyncio.create_task(question.ask(sent.append, limit, LONG_S)) for limit in (1, 2)]
     await asyncio.sleep(0)
-    assert sent[1:] == [DescribeState(2)]
     question.answered(None)
-    assert await many is None
+    assert await asyncio.gather(*asked) == [None, None]
