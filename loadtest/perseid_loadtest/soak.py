@@ -35,7 +35,7 @@ from perseid_loadtest.traffic.record import RequestRecord, Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import find_highest_rate
 from perseid_loadtest.traffic.tally import Stop
-from perseid_loadtest.variations import vary
+from perseid_loadtest.variations import Variations
 from perseid_loadtest.workload import TOKEN_RANGE
 
 SHARE_OF_CAPACITY = 0.8
@@ -47,7 +47,6 @@ KV_MEMORY = ("--kv-memory", "128")
 """MiB. Memory of the KV cache is taken as blocks are first used; so small a cache is in use as a whole after seconds,
 and nothing of it is left to grow when measuring begins."""
 NUM_CHURNED = 4
-VERSIONS_OF_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("no example adapters here; run it in a source checkout")
     sources = _folders(adapters)
     with tempfile.TemporaryDirectory() as folder:
-        churn = _churn([Path(source) for source in sources.values()], Path(folder))
-        first = [f"{name}={versions[0]}" for name, versions in churn.items()]
+        churned = Variations([Path(source) for source in sources.values()], Path(folder), NUM_CHURNED)
+        first = [f"{name}={copy}" for name, (copy,) in _named(churned).items()]
         arguments = ["--adapter-root", folder, *KV_MEMORY, *options.server_args]
         with perseid([*adapters, *first], arguments) as server:
-            sys.exit(uvloop.run(_soak(server, tuple(sources), churn, options)))
+            sys.exit(uvloop.run(_soak(server, tuple(sources), churned, options)))
 
 
-async def _soak(
-    server: Server, names: tuple[str, ...], churn: Mapping[str, Sequence[str]], options: argparse.Namespace
-) -> int:
+async def _soak(server: Server, names: tuple[str, ...], churned: Variations, options: argparse.Namespace) -> int:
     """`names`: of adapters that stay."""
     from perseid_loadtest.traffic.http_target import HttpTarget  # noqa: PLC0415  needs aiohttp
 
     console, target = Console(), HttpTarget(server.http_url)
+    churn = _named(churned)
     plan = _plan((*churn, *names))
     try:
         await target.open()
@@ -93,6 +91,7 @@ async def _soak(
             target,
             options={"soak_minutes": options.minutes},
             churn=churn,
+            before_load=churned.renew,
             asked_for=frozenset((*churn, *names)),
             metrics_url=server.http_url,
         )
@@ -118,10 +117,9 @@ def _folders(adapters: Sequence[str]) -> Mapping[str, str]:
     return {name: str(Path(folder).absolute()) for name, _, folder in named}
 
 
-def _churn(sources: Sequence[Path], folder: Path) -> Mapping[str, Sequence[str]]:
-    """Names that keep getting another version, and the versions of each."""
-    versions = vary(sources, folder, NUM_CHURNED * VERSIONS_OF_EACH)
-    return {f"soak-churn-{number}": versions[number::NUM_CHURNED] for number in range(NUM_CHURNED)}
+def _named(churned: Variations) -> Mapping[str, tuple[str]]:
+    """Names that keep getting another version, and the folder of each, which is another before each load."""
+    return {f"soak-churn-{number}": (folder,) for number, folder in enumerate(churned.folders)}
 
 
 def _plan(names: tuple[str, ...]) -> Plan:
@@ -168,10 +166,14 @@ def _of_requests(run: Run, plan: Plan) -> list[Check]:
 
 def _flat(process: Watched) -> Check:
     """The median of the last third of the samples, beside that of the first."""
-    third = max(len(process.mib) // 3, 1)
+    name, third = f"memory of the {process.name} flat", len(process.mib) // 3
+    if process.has_ended:
+        return Check(name, False, "it ended during the run")
+    if third == 0:
+        return Check(name, False, f"not enough samples: {len(process.mib)}")
     first, last = statistics.median(process.mib[:third]), statistics.median(process.mib[-third:])
     found = f"{first:.0f} MiB at first, {last:.0f} MiB at the end ({last / first - 1:+.1%})"
-    return Check(f"memory of the {process.name} flat", abs(last / first - 1) <= MOST_GROWTH, found)
+    return Check(name, abs(last / first - 1) <= MOST_GROWTH, found)
 
 
 async def _same_alone(probes: Probes) -> Check:

@@ -1,20 +1,28 @@
 """What a soak run checks, on runs that are known."""
 
+import asyncio
 import mmap
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from perseid_loadtest.soak import NUM_CHURNED, VERSIONS_OF_EACH, _churn, _flat, _of_requests, _plan
+from perseid_loadtest.soak import NUM_CHURNED, _flat, _named, _of_requests, _plan
+from perseid_loadtest.traffic import memory
+from perseid_loadtest.traffic.churn import changes
 from perseid_loadtest.traffic.memory import Watched, own_mib
+from perseid_loadtest.traffic.probes import FIRST, Probes
 from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
+from perseid_loadtest.variations import Variations
 from perseid_server.adapters.lora import check_adapter
 from perseid_server.adapters.store import version_of
 from tests.fakes import tiny_spec
 from tests.server.stack import write_adapter
 
 PLAN = _plan(("a",))
+NOBODY = 2**22 + 1
+"""The id of no process."""
 
 
 def record(number: int, error: str | None = None, missing: int = 0) -> RequestRecord:
@@ -43,10 +51,35 @@ def test_memory_is_flat_within_five_percent(mib, flat):
     assert _flat(Watched("engine", 1, mib)).held is flat
 
 
+@pytest.mark.parametrize("mib", [[], [100.0, 100.0]])
+def test_too_few_samples_say_nothing(mib):
+    check = _flat(Watched("engine", 1, mib))
+    assert not check.held
+    assert "not enough samples" in check.found
+
+
 def test_memory_of_this_process_and_of_none():
     assert 5 < own_mib(os.getpid()) < 100_000
     with pytest.raises(ProcessLookupError):
-        own_mib(2**22 + 1)
+        own_mib(NOBODY)
+
+
+async def test_a_process_that_goes_is_told_and_the_others_are_watched_on(monkeypatch):
+    monkeypatch.setattr(memory, "EVERY_S", 0.0)
+    gone, here = Watched("engine process", NOBODY, [100.0] * 9), Watched("API process", os.getpid())
+    watching = asyncio.create_task(memory.Memory((gone, here)).watch(after_s=0.0))
+    async with asyncio.timeout(30.0):
+        while len(here.mib) < 3 and not watching.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    watching.cancel()
+    assert [_flat(gone).held, _flat(here).held] == [False, True]
+    assert "ended during the run" in _flat(gone).found
+
+
+async def test_probes_of_a_server_that_is_gone_are_not_the_same():
+    probes = Probes("127.0.0.1:1", PLAN)
+    probes._answers = {FIRST: (1, 2)}
+    assert await probes.ask_alone() == (0, 1)
 
 
 def test_memory_of_mapped_files_is_not_a_processs_own(tmp_path):
@@ -62,12 +95,16 @@ def test_memory_of_mapped_files_is_not_a_processs_own(tmp_path):
     del filled
 
 
-def test_what_churns_is_new_to_every_server_and_differs_from_name_to_name(tmp_path):
+def test_what_churns_is_new_to_every_server_each_time(tmp_path):
     sources = [write_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
-    churn = _churn(sources, tmp_path / "made")
+    churned = Variations(sources, tmp_path / "made", NUM_CHURNED)
+    churn = _named(churned)
     assert len(churn) == NUM_CHURNED
-    versions = {version_of(Path(folder)) for folders in churn.values() for folder in folders}
-    assert len(versions) == NUM_CHURNED * VERSIONS_OF_EACH
-    assert versions.isdisjoint({version_of(source) for source in sources})
-    for folders in churn.values():
-        assert check_adapter(Path(folders[0]), tiny_spec()).info.rank == 2
+    seen = [version_of(source) for source in sources]
+    seen += [version_of(Path(folder)) for (folder,) in churn.values()]
+    for change in islice(changes(churn, frozenset(churn)), 30 * NUM_CHURNED):
+        churned.renew(change.source)
+        seen.append(version_of(Path(change.source)))
+    assert len(set(seen)) == len(seen)
+    for (folder,) in churn.values():
+        assert check_adapter(Path(folder), tiny_spec()).info.rank == 2

@@ -59,15 +59,22 @@ def _of(name: str, sources: Sequence[str], asked_for: frozenset[str]) -> Iterato
 
 
 class Churn:
-    """One change every `every_s`, one at a time. What it changed it puts back at the end."""
+    """One change every `every_s`, one at a time. What it changed it puts back at the end. `before_load` gets each
+    source just before it is loaded."""
 
     def __init__(
-        self, target: Target, sources: Mapping[str, Sequence[str]], asked_for: frozenset[str], every_s: float
+        self,
+        target: Target,
+        sources: Mapping[str, Sequence[str]],
+        asked_for: frozenset[str],
+        every_s: float,
+        before_load: Callable[[str], None] | None = None,
     ) -> None:
         self._target = target
         self._sources = sources
         self._asked_for = asked_for
         self._every_s = every_s
+        self._before_load = before_load
         self._last: dict[str, Change] = {}  # the last that succeeded, by name
         self.records: list[ChurnRecord] = []
 
@@ -98,6 +105,8 @@ class Churn:
             if change.action == "unload":
                 await self._target.unload(change.adapter)
             else:
+                if self._before_load is not None:
+                    self._before_load(change.source)
                 await self._target.load(change.adapter, change.source, replace=change.action == "replace")
             self._last[change.adapter] = change
         except Failed as failed:

@@ -24,6 +24,14 @@ class Watched:
     name: str
     pid: int
     mib: list[float] = field(default_factory=list)
+    has_ended: bool = False
+
+    def sample(self) -> None:
+        """Once more, if it is still there."""
+        try:
+            self.mib.append(own_mib(self.pid))
+        except ProcessLookupError:
+            self.has_ended = True
 
 
 def processes_of(pid: int) -> tuple[Watched, ...]:
@@ -51,9 +59,9 @@ class Memory:
         self.processes = processes
 
     async def watch(self, after_s: float = SETTLE_S) -> None:
-        """From so many seconds on, until cancelled, or until a process is gone."""
+        """From so many seconds on, until cancelled."""
         await asyncio.sleep(after_s)
         while True:
             for process in self.processes:
-                process.mib.append(own_mib(process.pid))
+                process.sample()
             await asyncio.sleep(EVERY_S)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ class Session:
     churn: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sources by name
     asked_for: frozenset[str] = frozenset()  # adapters that traffic names
     churn_every_s: float = 1.0
+    before_load: Callable[[str], None] | None = None  # gets each source of the churn just before it is loaded
     metrics_url: str | None = None
     api_key: str | None = None
 
@@ -61,7 +62,7 @@ class Session:
             await driver.run()
             return ()
         began = time.perf_counter()
-        churn = Churn(self.target, self.churn, self.asked_for, self.churn_every_s)
+        churn = Churn(self.target, self.churn, self.asked_for, self.churn_every_s, self.before_load)
 
         def now() -> float:
             return time.perf_counter() - began

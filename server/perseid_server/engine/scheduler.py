@@ -137,7 +137,7 @@ class Scheduler:
 
     def _continued(self, *, leaves_some: bool) -> tuple[dict[Sequence, int], Sequence | None]:
         """How many tokens those who run compute in the next step, and the first whose prompt does not fit into it.
-        `leaves_some`: prompts that were begun leave a part of the step to others."""
+        `leaves_some`: such a prompt leaves a part of the step to others."""
         budget, kept = self._limits.max_batch_tokens, 0
         counts: dict[Sequence, int] = {}
         behind: Sequence | None = None
@@ -145,7 +145,7 @@ class Scheduler:
             if sequence not in self.running:
                 continue  # preempted for one before it
             wanted = sequence.num_to_compute
-            if wanted > 1 and kept == 0 and leaves_some:
+            if wanted > budget and kept == 0 and leaves_some:
                 kept = budget // SHORT_SHARE
             count = min(wanted, budget - kept)
             behind = sequence if count < wanted and behind is None else behind
@@ -169,7 +169,7 @@ class Scheduler:
         sequence's blocks. Full blocks become findable, what drafts needed beyond goes back."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.start + chunk.count + num_accepted
-        if sequence.num_to_compute <= 1:  # it decodes; a prompt keeps the blocks for its rest
+        if sequence.num_to_compute <= min(sequence.num_output, 1):  # it decodes; a prompt keeps blocks for its rest
             needed = self._blocks.blocks_for(sequence.num_computed)
             self._blocks.release(sequence.blocks[needed:])
             del sequence.blocks[needed:]
@@ -225,36 +225,37 @@ class Scheduler:
         for sequence in self.waiting.in_order():
             if budget == 0 or len(self.running) >= self._limits.max_num_seqs or self._blocks.num_free == 0:
                 return
-            if not self._fits(sequence):
+            cached = self._prefix_to_start(sequence, behind, budget)
+            if cached is None or not self._prefixes.has_room(sequence, cached):
                 num_unfit += 1
-                if self._must_be_next(sequence) or num_unfit == MOST_UNFIT:
-                    return
-            elif behind is not None and not self._may_pass(sequence, behind, budget):
-                num_unfit += 1
-                if sequence.was_preempted or num_unfit == MOST_UNFIT:
+                if self._must_be_next(sequence, wants_blocks=cached is not None) or num_unfit == MOST_UNFIT:
                     return
             elif self._take_adapters(sequence):
-                chunk = self._start(sequence, budget)
+                chunk = self._start(sequence, cached, budget)
                 budget -= chunk.count
                 yield chunk
 
-    def _may_pass(self, sequence: Sequence, other: Sequence, budget: int) -> bool:
-        """Whether a waiting sequence may take tokens that one which has begun could use: all its prompt has room, and
-        it has no worse a claim."""
-        rows = len(sequence.token_ids) - len(self._prefixes.cached(sequence)) * self._blocks.block_size
-        return rows <= budget and self._claim(sequence) <= self._claim(other)
+    def _prefix_to_start(self, sequence: Sequence, behind: Sequence | None, budget: int) -> list[int] | None:
+        """The blocks of a waiting sequence's prefix that are there. None if it may not take tokens that one which has
+        begun could use: it may with no worse a claim, and room for all its prompt."""
+        if behind is None:
+            return self._prefixes.cached(sequence)
+        if self._claim(sequence) > self._claim(behind):
+            return None
+        too_many = max(len(sequence.token_ids) - budget, 0)
+        return self._prefixes.cached_if(sequence, self._blocks.blocks_for(too_many))
 
     def _claim(self, sequence: Sequence) -> tuple[int, tuple[float, float]]:
         """Least goes first, whoever has arrived first."""
         return sequence.request.priority, self._shares[sequence].service
 
-    def _must_be_next(self, sequence: Sequence) -> bool:
-        """Whether nobody may take blocks before a sequence for which there are too few."""
+    def _must_be_next(self, sequence: Sequence, *, wants_blocks: bool) -> bool:
+        """Whether nobody may take blocks before a sequence that is passed over, for want of them or otherwise."""
         if sequence.was_preempted:
             return True
-        if sequence.unfit_since is None:
+        if sequence.unfit_since is None and wants_blocks:
             sequence.unfit_since = self._num_steps
-        if self._num_steps - sequence.unfit_since < PATIENCE:
+        if sequence.unfit_since is None or self._num_steps - sequence.unfit_since < PATIENCE:
             return False
         self.waiting.put_first(sequence)
         return True
@@ -274,19 +275,8 @@ class Scheduler:
             self.waiting.put_first(sequence)
         return False
 
-    def _fits(self, sequence: Sequence) -> bool:
-        cached = self._prefixes.cached(sequence)
-        needed = self._blocks.blocks_for(len(sequence.token_ids)) - self._blocks.num_held(cached)
-        return needed <= self._blocks.num_free
-
-    def _start(self, sequence: Sequence, budget: int) -> Chunk:
-        cached = self._prefixes.cached(sequence)
-        self._blocks.share(cached)
-        new = self._blocks.allocate(self._blocks.blocks_for(len(sequence.token_ids)) - len(cached))
-        assert new is not None, "_fits() said there is room"
-        sequence.blocks = cached + new
-        sequence.num_computed = len(cached) * self._blocks.block_size
-        sequence.num_published = len(cached)
+    def _start(self, sequence: Sequence, cached: list[int], budget: int) -> Chunk:
+        self._prefixes.take_blocks(sequence, cached)
         if sequence.scheduled_at is None:
             sequence.num_cached = sequence.num_computed
         self.cache_queries += len(sequence.token_ids)

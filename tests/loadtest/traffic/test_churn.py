@@ -39,8 +39,8 @@ def test_sources_as_they_are_written(tmp_path: Path):
         parse_churn(["a"])
 
 
-async def run(target: FakeTarget, sources, asked_for=frozenset(), seconds: float = 0.25):
-    session = Session(target, churn=sources, asked_for=asked_for, churn_every_s=0.04)
+async def run(target: FakeTarget, sources, asked_for=frozenset(), seconds: float = 0.25, before_load=None):
+    session = Session(target, churn=sources, asked_for=asked_for, churn_every_s=0.04, before_load=before_load)
     return await session.run(plan(Gamma(200.0)), Limits(duration_s=seconds), Stop())
 
 
@@ -54,6 +54,15 @@ async def test_churn_runs_beside_traffic_and_is_put_back():
     last = {change[1]: change for change in target.changes}
     assert last["extra"] == ("unload", "extra")
     assert last["asked"] == ("replace", "asked", "one")
+
+
+async def test_a_source_is_told_before_each_load_of_it():
+    target = FakeTarget()
+    await run(target, {"a": ("one",)}, before_load=lambda source: target.changes.append(("before", source)))
+    loads = [place for place, change in enumerate(target.changes) if change[0] in ("load", "replace")]
+    assert len(loads) >= 1
+    assert all(target.changes[place - 1] == ("before", "one") for place in loads)
+    assert sum(change[0] == "before" for change in target.changes) == len(loads)
 
 
 async def test_a_change_that_fails_is_written_down_and_nothing_is_put_back():

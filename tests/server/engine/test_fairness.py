@@ -481,7 +481,9 @@ def test_no_place_is_idle_while_somebody_could_run():
         unfit = [scheduler._num_steps - each.unfit_since for each in scheduler.waiting if each.unfit_since is not None]
         is_kept = any(each.was_preempted for each in scheduler.waiting) or max(unfit, default=0) >= PATIENCE
         if has_room and not is_kept and before == traffic.engine.stats().num_preemptions:
-            able = [each for each in scheduler.waiting if not each.adaptation.versions and scheduler._fits(each)]
+            found = scheduler._prefixes
+            bases = [each for each in scheduler.waiting if not each.adaptation.versions]
+            able = [each for each in bases if found.has_room(each, found.cached(each))]
             assert not able or len(unfit) >= MOST_UNFIT
     assert {traffic.owner[name] for name in traffic.ended} == {"base", "cold", "large"}
 

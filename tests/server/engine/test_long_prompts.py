@@ -1,6 +1,8 @@
 """A prompt that takes many steps leaves something of each to short ones, and nobody loses by it."""
 
 from perseid_server.engine.engine import Engine
+from perseid_server.engine.messages import Submit
+from perseid_server.model.sampling_params import SamplingParams
 from tests.fakes import FakeRunner, expected, fake_engine
 from tests.server.engine.test_engine import prompt_of, run, tokens
 from tests.server.engine.test_fairness import job
@@ -39,9 +41,9 @@ def test_a_flood_of_short_ones_leaves_a_long_one_the_larger_part():
     engine.step()
     for number in range(200):
         engine.submit(job(f"s{number}", length=4, num_tokens=1))
-    for _ in range((LONG - STEP) // PART):
+    for left in range(LONG - STEP, STEP, -PART):
         engine.step()
-        assert rows(runner)["long"] == PART
+        assert rows(runner)["long"] == PART, left
         assert len(rows(runner)) > 1
 
 
@@ -54,6 +56,16 @@ def test_what_nobody_may_take_stays_with_the_prompt_that_was_begun():
         assert rows(runner) == {"first": STEP}
     engine.step()
     assert rows(runner) == {"first": LONG % STEP, "second": STEP - LONG % STEP}
+
+
+def test_a_rest_that_fits_into_the_step_is_read_as_a_whole():
+    engine, runner = new_engine()
+    engine.submit(job("long", length=STEP + 30))
+    engine.step()
+    for number in range(3):
+        engine.submit(job(f"s{number}", length=4))
+    engine.step()
+    assert rows(runner) == {"long": 30, "s0": 2}
 
 
 def test_who_has_been_served_more_does_not_pass():
@@ -95,3 +107,75 @@ def test_a_prompt_keeps_its_blocks_through_a_step_that_had_room_for_one_of_its_t
         engine.step()
         assert rows(runner)["long"] == 1
         assert len(engine._sequences["long"].blocks) == engine._blocks.blocks_for(40)
+
+
+def test_a_prompt_with_one_token_left_keeps_the_block_for_it():
+    engine, runner = new_engine()
+    engine.submit(job("long", length=STEP + 1))
+    engine.step()
+    assert rows(runner) == {"long": STEP}
+    assert len(engine._sequences["long"].blocks) == engine._blocks.blocks_for(STEP + 1)
+    assert tokens(run(engine)["long"]) == expected(prompt_of(STEP + 1, sum(b"long")), None, 8)
+
+
+class Lookups(dict[bytes, int]):
+    """The blocks by key, and how often one was looked for."""
+
+    count = 0
+
+    def get(self, key: bytes, default: int | None = None) -> int | None:  # type: ignore[override]
+        self.count += 1
+        return super().get(key, default)
+
+
+def count_lookups(engine: Engine) -> Lookups:
+    engine._blocks._block_of = lookups = Lookups(engine._blocks._block_of)
+    return lookups
+
+
+def behind_a_long_one(tenant: str) -> tuple[Engine, FakeRunner, Lookups]:
+    """Prompts of a known prefix of many blocks, which all have more to compute than a step has tokens."""
+    engine, runner = new_engine()
+    known = prompt_of(160, 1)
+    engine.submit(Submit("known", known, SamplingParams(max_tokens=1, temperature=0.0)))
+    run(engine)
+    engine.submit(job("served", length=8, num_tokens=40, tenant="greedy"))
+    engine.submit(job("long", length=LONG, tenant="modest", weight=1000.0))
+    engine.step()
+    for number in range(6):
+        prompt = (*known, *prompt_of(100, number))
+        engine.submit(Submit(f"w{number}", prompt, SamplingParams(max_tokens=1, temperature=0.0), tenant=tenant))
+    return engine, runner, count_lookups(engine)
+
+
+def test_prompts_that_do_not_fit_behind_a_long_one_cost_one_lookup_each():
+    engine, runner, lookups = behind_a_long_one("modest")
+    engine.step()
+    lookups.count = 0
+    engine.step()
+    assert rows(runner) == {"served": 1, "long": STEP - 1}
+    assert lookups.count == 6
+
+
+def test_nothing_is_looked_up_for_who_has_been_served_more():
+    engine, runner, lookups = behind_a_long_one("greedy")
+    engine.step()
+    assert rows(runner) == {"served": 1, "long": STEP - 1}
+    assert lookups.count == 0
+
+
+def test_a_prefix_is_looked_up_once_for_a_prompt_that_starts():
+    engine, _ = new_engine()
+    engine.submit(job("first", length=160, num_tokens=1))
+    run(engine)
+    lookups = count_lookups(engine)
+    engine.submit(Submit("again", prompt_of(160, sum(b"first")), SamplingParams(max_tokens=1, temperature=0.0)))
+    (output,) = engine.step().outputs
+    assert output.cached_tokens == 156
+    assert lookups.count == 39
+    engine.submit(job("long", length=LONG))
+    engine.step()
+    engine.submit(Submit("passes", prompt_of(160, sum(b"first")), SamplingParams(max_tokens=1, temperature=0.0)))
+    lookups.count = 0
+    assert [each.request_id for each in engine.step().outputs] == ["passes"]
+    assert lookups.count <= 40

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -77,3 +78,18 @@ async def test_one_question_is_under_way_at_a_time() -> None:
     assert await last is None
     with pytest.raises(asyncio.CancelledError):
         await asked[0]
+
+
+async def test_who_asks_for_another_length_of_lists_gets_an_answer_of_that_length() -> None:
+    question, sent = StateQuestion(), []
+    asked = [asyncio.create_task(question.ask(sent.append, limit, LONG_S)) for limit in (1, 2, 1)]
+    await asyncio.sleep(0)
+    assert sent == [DescribeState(1), DescribeState(2)]
+    longer = replace(STATE, num_running=2)
+    for state in (STATE, longer, STATE):  # in the order of the questions; nobody has asked for the last
+        question.answered(state)
+    assert await asyncio.gather(*asked) == [STATE, longer, STATE]
+    asked = [asyncio.create_task(question.ask(sent.append, limit, LONG_S)) for limit in (1, 2)]
+    await asyncio.sleep(0)
+    question.answered(None)
+    assert await asyncio.gather(*asked) == [None, None]
