@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 """
 
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ from perseid_server.errors import AdapterRejected, quoted
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 """What is parsed holds up the other threads meanwhile. An adapter of 80 layers has 1,120 tensors, 200 KB of header."""
-_MOST_BRACKETS = 4 * MAX_TENSORS  # of each kind; two are a tensor's own, some may stand in the metadata's texts
+_MOST_BRACKETS = 4 * MAX_TENSORS  # of each kind; a tensor has two
+_LIMITS = (
+    f"expected at most {MAX_TENSORS} tensors, described in {MAX_HEADER_BYTES} bytes; experts of MoE models are not "
+    "supported"
+)
+_TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*+"?', re.DOTALL)  # one that does not end goes to the end: read once
 MAX_DIMENSIONS = 8
 MAX_NAME = 256
 _MAX_NUMBERS = 1 << 48
@@ -103,11 +109,13 @@ def _header_size(path: Path, prefix: bytes, size: int) -> int:
     if len(prefix) < 8:
         raise AdapterRejected(f"{path.name} has {size} bytes; a safetensors file starts with 8 bytes of header length")
     length: int = struct.unpack("<Q", prefix)[0]
-    if length > min(size - 8, MAX_HEADER_BYTES):
+    if length > size - 8:
         raise AdapterRejected(
-            f"{path.name} is not a safetensors file or is cut short: it announces a header of {length} bytes "
-            f"(the file has {size}, the limit is {MAX_HEADER_BYTES})"
+            f"{path.name} is not a safetensors file or is cut short: it announces a header of {length} bytes, and the "
+            f"file has {size}"
         )
+    if length > MAX_HEADER_BYTES:
+        raise AdapterRejected(f"{path.name} has a header of {length} bytes: {_LIMITS}")
     return length
 
 
@@ -115,8 +123,8 @@ def _parse(path: Path, raw: bytes, data_start: int, types: Mapping[str, np.dtype
     def broken(why: str) -> NoReturn:
         raise AdapterRejected(f"{path.name}: the safetensors header is damaged: {why}")
 
-    if max(raw.count(b"["), raw.count(b"{")) > _MOST_BRACKETS:  # nested or empty ones by the million
-        broken(f"it holds more lists or objects than {MAX_TENSORS} tensors need")
+    if _has_many_brackets(raw) and _has_many_brackets(_TEXT.sub(b"", raw)):  # nested or empty ones by the million
+        raise AdapterRejected(f"{path.name} holds more lists or objects than its tensors may need: {_LIMITS}")
     try:
         header = parse_json(raw)
     except ValueError as error:
@@ -125,8 +133,12 @@ def _parse(path: Path, raw: bytes, data_start: int, types: Mapping[str, np.dtype
         broken("it is not an object")
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
-        broken(f"it lists {len(header)} tensors, the limit is {MAX_TENSORS}")
+        raise AdapterRejected(f"{path.name} lists {len(header)} tensors: {_LIMITS}")
     return [_entry(path, name, value, data_start, types) for name, value in header.items()]
+
+
+def _has_many_brackets(raw: bytes) -> bool:
+    return max(raw.count(b"["), raw.count(b"{")) > _MOST_BRACKETS
 
 
 def _entry(path: Path, name: str, value: Any, data_start: int, types: Mapping[str, np.dtype[Any]]) -> TensorEntry:

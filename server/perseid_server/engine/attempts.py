@@ -4,7 +4,8 @@ A step that fails as a whole costs its newest sequence, not the process (of thos
 any: they take most). The next step computes the same rows again without it, and starts nobody, so that those who run go
 on whatever waits. When step after step fails the device is broken, not a request: the error goes up, the process ends,
 and its supervisor starts another. Want of memory is no sign of that, however often it comes: each time what took most
-is given up. Only where a step of few rows has none, something else has taken it for good.
+is given up. Only where a step of few rows has none, or large ones have none time and again and not one goes well in
+between, something else has taken it for good.
 """
 
 import logging
@@ -23,6 +24,12 @@ MOST_FAILED_STEPS = 8
 FEW_ROWS = 64
 """A step of so few rows has memory wherever anything can run."""
 
+MOST_STARVED_STEPS = 32
+"""So many steps of more rows that have no memory, with none of such a size that goes well between, end the engine."""
+
+
+_WORDS = ("out of memory", "allocate memory", "status_alloc_failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -39,6 +46,7 @@ class Attempts:
     def __init__(self) -> None:
         self._num_failed = 0  # in a row
         self._num_blamed = 0  # of these, on the device
+        self._num_starved = 0  # large ones without memory, since the last large one that went well
 
     @property
     def last_failed(self) -> bool:
@@ -56,20 +64,24 @@ class Attempts:
             results = runner.run(step)
         except Exception as error:  # out of memory, a broken kernel: whatever it is, the others go on
             self._num_failed += 1
-            self._num_blamed += not (is_out_of_memory(error) and step.num_rows > FEW_ROWS)
-            if self._num_blamed == MOST_FAILED_STEPS:
+            is_starved = is_out_of_memory(error) and step.num_rows > FEW_ROWS
+            self._num_starved += is_starved
+            self._num_blamed += not is_starved
+            if self._num_blamed == MOST_FAILED_STEPS or self._num_starved == MOST_STARVED_STEPS:
                 raise
             newest = max(step.chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.rank)).sequence
             logger.exception("a step failed; request %s is given up", newest.id)
             return (), _loss(newest, error)
         self._num_failed = self._num_blamed = 0
+        if step.num_rows > FEW_ROWS:
+            self._num_starved = 0
         return results, None
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Allocators of torch raise RuntimeErrors, some with a name of their own."""
+    """Allocators of torch raise RuntimeErrors, some with a name of their own; so do the libraries that it calls."""
     said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+    return isinstance(error, MemoryError) or any(words in said for words in _WORDS)
 
 
 def _loss(sequence: Sequence, error: Exception) -> Loss:

@@ -4,8 +4,7 @@ GGUF stores tokens, merges or scores, token types, and the name of a pre-tokeniz
 known by that name alone. Facts: llama.cpp's llama-vocab.cpp, and the tokenizer.json of the models the names stand for.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -14,19 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from perseid_server.errors import UnsupportedModel, quoted
 from perseid_server.model.config_fields import integer, names, token_ids, wrong
 from perseid_server.model.headers.gguf import GgufHeader
-
-
-@contextmanager
-def library_errors(field: str) -> Iterator[None]:
-    """What the tokenizers library says of a vocabulary, which it raises as a bare Exception, is said of the file."""
-    try:
-        yield
-    except UnsupportedModel:
-        raise
-    except Exception as error:  # the library has no type of its own
-        raise UnsupportedModel(
-            f"{field}: the tokenizer cannot be made of it: {quoted(str(error))}", field=field
-        ) from error
+from perseid_server.model.tokenizer_errors import library_errors
 
 
 class TokenType(IntEnum):

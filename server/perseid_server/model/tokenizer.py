@@ -10,10 +10,11 @@ from tokenizers import Tokenizer
 from perseid_server.errors import UnsupportedModel, quoted
 from perseid_server.model.config_fields import token_ids
 from perseid_server.model.gguf_config import end_token_ids
-from perseid_server.model.gguf_tokenizer import library_errors, token_text, tokenizer_from_gguf
+from perseid_server.model.gguf_tokenizer import token_text, tokenizer_from_gguf
 from perseid_server.model.headers.gguf import GgufHeader, read_gguf_header
 from perseid_server.model.headers.safetensors import read_json
 from perseid_server.model.source import ModelSource
+from perseid_server.model.tokenizer_errors import library_errors
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _GGUF_KEYS = {

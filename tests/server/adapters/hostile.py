@@ -169,7 +169,7 @@ HOSTILE: dict[str, tuple[Trick, str]] = {
     "weights of 100 GB": (sparse(WEIGHTS_FILE, 100 << 30), "has 107374182400 bytes; the limit is"),
     "a header of 2^63 bytes": (header(1 << 63, 1 << 20), f"a header of {1 << 63} bytes"),
     "a header of 2^64 - 1 bytes": (header((1 << 64) - 1, 1 << 20), f"a header of {(1 << 64) - 1} bytes"),
-    "room for ten million tensors": (header(16 << 20, 20 << 20), "the limit is"),
+    "room for ten million tensors": (header(16 << 20, 20 << 20), "a header of"),
     "more tensors than any adapter has": (
         header_text(b"{" + b",".join(b'"%d":{}' % number for number in range(70_000)) + b"}"),
         "lists 70000 tensors",

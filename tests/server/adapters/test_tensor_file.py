@@ -95,7 +95,7 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
     with path.open("wb") as file:
         file.write(struct.pack("<Q", MAX_HEADER_BYTES + 1))
         file.truncate(MAX_HEADER_BYTES + 100)  # sparse
-    with pytest.raises(AdapterRejected, match=f"the limit is {MAX_HEADER_BYTES}"):
+    with pytest.raises(AdapterRejected, match=f"has a header of {MAX_HEADER_BYTES + 1} bytes: expected at most"):
         TensorFile.open(path)
 
 
@@ -112,7 +112,8 @@ def test_too_many_tensors_are_refused(tmp_path):
     keys = b",".join(b'"%d":0' % number for number in range(MAX_TENSORS + 1))
     path = tmp_path / WEIGHTS_FILE
     path.write_bytes(encoded(b"{" + keys + b"}"))
-    with pytest.raises(AdapterRejected, match=f"lists {MAX_TENSORS + 1} tensors"):
+    told = f"{WEIGHTS_FILE} lists {MAX_TENSORS + 1} tensors: expected at most {MAX_TENSORS} .* MoE"
+    with pytest.raises(AdapterRejected, match=told):
         TensorFile.open(path)
 
 
@@ -137,6 +138,23 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(AdapterRejected, match="cannot be read"):
         file.read("x")
+
+
+def test_brackets_within_texts_are_not_counted(tmp_path):
+    """A training log, for instance, with escaped quotes in it."""
+    log = json.dumps([["a", {}]] * 90_000)
+    path = tmp_path / WEIGHTS_FILE
+    path.write_bytes(encoded({"__metadata__": {"log": log}, "x": F32}))
+    assert set(TensorFile.open(path).tensors) == {"x"}
+
+
+@pytest.mark.parametrize("text", [b'"' + b"\\" * 1_000_001, b'"' + b'\\"' * 1_000_000], ids=["backslashes", "quotes"])
+def test_a_text_without_an_end_is_read_once(text: bytes, tmp_path):
+    """In time that grows with its length, not with its square."""
+    path = tmp_path / WEIGHTS_FILE
+    path.write_bytes(encoded(b"[" * (4 * MAX_TENSORS + 1) + text))
+    with pytest.raises(AdapterRejected, match="more lists or objects"):
+        TensorFile.open(path)
 
 
 # --- damage at random -----------------------------------------------------------------------------------------------

@@ -93,19 +93,20 @@ async def test_few_may_watch(keyed: LiveStack, monkeypatch: pytest.MonkeyPatch) 
     async with (
         grpc.aio.insecure_channel(keyed.grpc, ALONE) as one,
         grpc.aio.insecure_channel(keyed.grpc, ALONE) as other,
+        grpc.aio.insecure_channel(keyed.grpc, ALONE) as third,
     ):
         watches = [
             health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()) for channel in (one, other)
         ]
         for watch in watches:
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        refused = health_pb2_grpc.HealthStub(one).Watch(health_pb2.HealthCheckRequest())
+        refused = health_pb2_grpc.HealthStub(third).Watch(health_pb2.HealthCheckRequest())
         assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 calls watch already" in await refused.details()
-        assert (await health_pb2_grpc.HealthStub(one).Check(health_pb2.HealthCheckRequest())).status
+        assert (await health_pb2_grpc.HealthStub(third).Check(health_pb2.HealthCheckRequest())).status
         watches[0].cancel()
         await until(lambda: keyed.health.watches.total == 1)
-        again = health_pb2_grpc.HealthStub(one).Watch(health_pb2.HealthCheckRequest())
+        again = health_pb2_grpc.HealthStub(third).Watch(health_pb2.HealthCheckRequest())
         assert (await again.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -137,7 +138,8 @@ async def test_calls_without_a_key_take_no_tenants_place(keyed: LiveStack, monke
         grpc.aio.insecure_channel(keyed.grpc, ALONE) as evil,
     ):
         silent = [evil.stream_unary(CHECK)() for _ in range(patience.MOST_LATE)]
-        await until(lambda: bool(keyed.patience.open.late.total))
+        late, calls = keyed.patience.open.late, keyed.stack.calls.open_calls
+        await until(lambda: 0 < late.total == len(calls))  # the others are refused
         assert await slowly(channel, keyed) == 2
         assert await answer(channel) == 2
         for call in silent:

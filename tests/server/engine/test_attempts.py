@@ -2,7 +2,7 @@
 
 import pytest
 
-from perseid_server.engine.attempts import FEW_ROWS, MOST_FAILED_STEPS, is_out_of_memory
+from perseid_server.engine.attempts import FEW_ROWS, MOST_FAILED_STEPS, MOST_STARVED_STEPS, is_out_of_memory
 from tests.fakes import FakeRunner, expected, fake_engine
 from tests.server.engine.test_engine import prompt_of, request, run, tokens
 
@@ -71,7 +71,8 @@ def huge_prompts(error: Exception, count: int):
     ids=lambda error: type(error).__name__,
 )
 def test_prompts_too_large_for_memory_are_given_up_one_by_one_and_who_runs_goes_on(error: Exception):
-    count = 3 * MOST_FAILED_STEPS
+    count = MOST_FAILED_STEPS + 4
+    assert 2 * count < MOST_STARVED_STEPS
     engine = huge_prompts(error, 0)
     engine.submit(request("old", prompt_of(5), 20))
     engine.step()
@@ -90,6 +91,26 @@ def test_prompts_too_large_for_memory_are_given_up_one_by_one_and_who_runs_goes_
     assert tokens(run(engine)["after"]) == expected(prompt_of(6), None, 3)
 
 
+def test_memory_that_does_not_come_back_ends_the_engine():
+    engine = huge_prompts(MemoryError(), MOST_STARVED_STEPS - 1)
+    run(engine)
+    engine.submit(request("small", prompt_of(5), 3))
+    assert len(tokens(run(engine)["small"])) == 3, "which says nothing of large ones"
+    engine.submit(request("last", prompt_of(2 * FEW_ROWS, 99), 2))
+    with pytest.raises(MemoryError):
+        run(engine)
+
+
+def test_large_steps_that_go_well_between_do_not():
+    runner = FakeRunner(4096, fail_on={f"bad{number}" for number in range(2 * MOST_STARVED_STEPS)})
+    engine = fake_engine(num_blocks=4096, max_batch_tokens=4 * FEW_ROWS, runner=runner)
+    for number in range(2 * MOST_STARVED_STEPS):
+        for name in (f"bad{number}", f"good{number}"):
+            engine.submit(request(name, prompt_of(2 * FEW_ROWS, number), 2))
+            outputs = run(engine)
+        assert outputs[f"good{number}"][-1].finish_reason == "length"
+
+
 def test_a_step_that_breaks_is_no_lack_of_anything():
     engine = huge_prompts(RuntimeError("an illegal memory access was encountered"), 1)
     told = run(engine)["huge0"][-1]
@@ -105,3 +126,5 @@ def test_large_steps_that_fail_for_another_reason_end_the_engine():
 def test_what_tells_of_memory():
     assert not is_out_of_memory(RuntimeError("memory access"))
     assert is_out_of_memory(OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
