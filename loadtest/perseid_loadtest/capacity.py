@@ -5,7 +5,7 @@
 
 Starts a server on loopback for each, asks it in an open loop with Poisson arrivals, and looks for the highest rate at
 which the promised share of the requests meets the limits. Beyond the example adapters, adapters are copies of them with
-other weights. Adapters are asked for by Zipf(1), the base not at all where there are adapters.
+other scales. Adapters are asked for by Zipf(1), the base not at all where there are adapters.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 
 import msgspec
 import uvloop
@@ -38,6 +37,7 @@ from perseid_loadtest.traffic.record import Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import Sweep, Trial, find_highest_rate
 from perseid_loadtest.traffic.tally import Stop
+from perseid_loadtest.variations import Variations
 from perseid_loadtest.workload import TOKEN_RANGE
 
 PROMPT_TOKENS = Between(16, 96)
@@ -86,25 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def adapters_for(count: int) -> Iterator[list[str]]:
     """NAME=FOLDER of so many adapters, no two with the same content."""
     examples = example_adapters()
+    sources = [Path(example.partition("=")[2]) for example in examples]
     with tempfile.TemporaryDirectory() as folder:
-        more = range(max(count - len(examples), 0))
-        copies = [_copy(examples[number % len(examples)], Path(folder), number) for number in more]
-        yield [*examples[:count], *copies]
-
-
-def _copy(example: str, into: Path, number: int) -> str:
-    """The example with B a little larger: as much work, other content."""
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415  torch, only where it is needed
-
-    name, _, source = example.partition("=")
-    folder = into / f"{name}-{number}"
-    folder.mkdir()
-    copyfile(Path(source, "adapter_config.json"), folder / "adapter_config.json")
-    tensors = load_file(Path(source, "adapter_model.safetensors"))
-    factor = 1.0 + (number + 1) / 64  # steps that bfloat16 can tell apart
-    larger = {key: tensor * factor if "lora_B" in key else tensor for key, tensor in tensors.items()}
-    save_file(larger, folder / "adapter_model.safetensors")
-    return f"{folder.name}={folder}"
+        copies = Variations(sources, Path(folder), max(count - len(examples), 0)).folders
+        yield [*examples[:count], *(f"copy-{number}={copy}" for number, copy in enumerate(copies))]
 
 
 async def _search(server: Server, names: tuple[str, ...], options: argparse.Namespace, console: Console) -> Capacity:

@@ -194,9 +194,9 @@ def discover(url: str, adapters: Sequence[str], base: str | None = None) -> Dial
 
     RuntimeError when nothing answers there.
     """
-    models = [str(model["id"]) for model in _get(url, "/v1/models")["data"]]
+    models = [str(model["id"]) for model in get_json(url, "/v1/models")["data"]]
     try:
-        listed = _get(url, "/lora-adapters")
+        listed = get_json(url, "/lora-adapters")
     except urllib.error.HTTPError:  # not llama-server
         return ByModel(base or models[0], frozenset(models))
     loaded = tuple(int(entry["id"]) for entry in listed)
@@ -210,7 +210,8 @@ def lora_numbers(listed: Sequence[Mapping[str, Any]], adapters: Sequence[str]) -
     return {adapter: numbers[0] for adapter, numbers in found.items() if numbers}
 
 
-def _get(url: str, path: str) -> Any:
+def get_json(url: str, path: str) -> Any:
+    """What a server answers there. RuntimeError when none does."""
     try:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=10) as answer:  # noqa: S310  the operator's own URL
             return json.load(answer)

@@ -22,6 +22,7 @@ import uvloop
 from rich.console import Console
 
 from perseid_loadtest.engines import Server, perseid
+from perseid_loadtest.full_pool import fill_adapter_memory
 from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.traffic.arrivals import Gamma
 from perseid_loadtest.traffic.driver import Limits
@@ -47,6 +48,8 @@ KV_MEMORY = ("--kv-memory", "128")
 """MiB. Memory of the KV cache is taken as blocks are first used; so small a cache is in use as a whole after seconds,
 and nothing of it is left to grow when measuring begins."""
 NUM_CHURNED = 4
+WIDE = "french-words"
+"""Adapts all linears with one rank: adapter memory is filled with others like it, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first = [f"{name}={copy}" for name, (copy,) in _named(churned).items()]
         arguments = ["--adapter-root", folder, *KV_MEMORY, *options.server_args]
         with perseid([*adapters, *first], arguments) as server:
+            uvloop.run(_fill(server, Path(sources[WIDE]), Path(folder)))
             sys.exit(uvloop.run(_soak(server, tuple(sources), churned, options)))
+
+
+async def _fill(server: Server, example: Path, folder: Path) -> None:
+    from perseid_loadtest.traffic.http_target import HttpTarget  # noqa: PLC0415  needs aiohttp
+
+    target = HttpTarget(server.http_url)
+    try:
+        await target.open()
+        await fill_adapter_memory(target, server.http_url, example, folder, _plan(()))
+    finally:
+        await target.close()
 
 
 async def _soak(server: Server, names: tuple[str, ...], churned: Variations, options: argparse.Namespace) -> int:
