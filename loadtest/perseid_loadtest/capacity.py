@@ -25,7 +25,7 @@ from perseid_loadtest.analysis.files import write_whole
 from perseid_loadtest.analysis.formatting import seconds
 from perseid_loadtest.analysis.slo import Slo
 from perseid_loadtest.analysis.summary import Summary, summarise
-from perseid_loadtest.engines import Server, perseid
+from perseid_loadtest.engines import Server, end_with_servers, perseid
 from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.traffic.arrivals import Gamma
 from perseid_loadtest.traffic.driver import Limits
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("server_args", nargs="*", help="options for perseid serve, after --")
     options = parser.parse_args(arguments)
+    end_with_servers()
     if not example_adapters():
         parser.error("no example adapters here; run it in a source checkout")
     console, found = Console(), []

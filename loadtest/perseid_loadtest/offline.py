@@ -10,7 +10,6 @@ Prints tables with ratios; writes offline.json and offline.png.
 """
 
 import argparse
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,15 @@ import grpc
 from rich.console import Console
 
 from perseid_loadtest import report
-from perseid_loadtest.engines import Engine, GrpcEngine, OpenAIEngine, discover, peak_memory_mib, perseid
+from perseid_loadtest.engines import (
+    Engine,
+    GrpcEngine,
+    OpenAIEngine,
+    discover,
+    end_with_servers,
+    peak_memory_mib,
+    perseid,
+)
 from perseid_loadtest.lines import line_engine
 from perseid_loadtest.rounds import measure
 from perseid_loadtest.workload import Case, Workload, cases
@@ -34,7 +41,7 @@ PEFT_TOKENS = 16
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers must end too
+    end_with_servers()
     console, progress = Console(), Console(stderr=True)
     names = tuple(adapter.partition("=")[0] for adapter in options.adapter)
     workload = Workload(options.prompt, options.tokens, names)

@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from perseid_loadtest.engines import Server, perseid
+from perseid_loadtest.engines import Server, end_with_servers, perseid
 from perseid_loadtest.full_pool import fill_adapter_memory
 from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.traffic.arrivals import Gamma
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the figures and all records")
     parser.add_argument("server_args", nargs="*", help="options for perseid serve, after --")
     options = parser.parse_args(arguments)
+    end_with_servers()
     adapters = example_adapters()
     if not adapters:
         parser.error("no example adapters here; run it in a source checkout")
