@@ -21,8 +21,8 @@ RANKS = (4, 20, 36, 4)  # one page, two, three, one
 
 
 def run_to_end(engine: Engine) -> dict[str, list[SequenceOutput]]:
-    """The loader has a thread of its own: a step that brings nothing leaves it the time it needs. The suite's limit ends
-    what has no end."""
+    """The loader has a thread of its own: a step that brings nothing leaves it the time it needs. The suite's limit
+    ends what has no end."""
     outputs: dict[str, list[SequenceOutput]] = {}
     while engine.has_work:
         told = engine.step().outputs
