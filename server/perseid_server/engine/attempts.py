@@ -27,7 +27,6 @@ FEW_ROWS = 64
 MOST_STARVED_STEPS = 32
 """So many steps of more rows that have no memory, with none of such a size that goes well between, end the engine."""
 
-
 _WORDS = ("out of memory", "allocate memory", "status_alloc_failed")
 
 
