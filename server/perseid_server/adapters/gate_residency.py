@@ -1,10 +1,12 @@
 """Gate sets on the device: a loader thread brings them there when they are first needed.
 
 They are small (some MB), so those in use and those that are pinned stay, and a few of the others, least recently used
-first to go. The engine's thread asks and decides; the loader builds a table and hands it over whole.
+first to go. The engine's thread asks and decides; the loader builds a table and hands it over whole. A pinned set whose
+load fails for a moment is tried again after a while.
 """
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.routing import GateTable
+from perseid_server.adapters.backoff import Backoff
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, is_final, why
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,14 @@ class _GateSet:
     users: int = 0
     pinned: bool = False
     forgotten: bool = False
-    error: str | None = None
+    error: str | None = None  # that lies in its files
+    trouble: str | None = None  # why the last load failed, where that may pass
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def forget_failures(self) -> None:
+        """It is there, or comes from the start."""
+        self.error = self.trouble = None
+        self.backoff.reset()
 
 
 @dataclass(slots=True)
@@ -57,8 +67,10 @@ class _Events:
 class GateResidency:
     """All calls come from the engine's thread."""
 
-    def __init__(self, build: BuildTable) -> None:
+    def __init__(self, build: BuildTable, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: what pinned sets that failed to load wait on, s."""
         self._build = build
+        self._clock = clock
         self._sets: OrderedDict[str, _GateSet] = OrderedDict()  # least recently used first
         self._events = _Events()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="gate-loader")
@@ -69,7 +81,7 @@ class GateResidency:
         gates.source = source
         gates.load_again = gates.loading is not None
         gates.forgotten = False
-        gates.error = None
+        gates.forget_failures()
         self.pin(version, pinned)
 
     def forget(self, version: str) -> None:
@@ -99,7 +111,12 @@ class GateResidency:
         return "device" if self._sets[version].table is not None else "disk"
 
     def error(self, version: str) -> str | None:
-        """Why it cannot be loaded."""
+        """Why it cannot be loaded, or could not when that was last tried."""
+        gates = self._sets[version]
+        return gates.error or gates.trouble
+
+    def problem(self, version: str) -> str | None:
+        """Why it can never be loaded."""
         return self._sets[version].error
 
     def residents(self) -> Iterator[Resident]:
@@ -113,7 +130,7 @@ class GateResidency:
                 one.users,
                 one.pinned,
                 is_loading=one.loading is not None,
-                error=one.error,
+                error=self.error(version),
             )
 
     def table(self, version: str) -> GateTable:
@@ -160,6 +177,8 @@ class GateResidency:
                 loaded, gates.loading = gates.loading, None
                 self._take_over(version, gates, loaded)
                 self._drop_if_forgotten(version)
+            elif gates.pinned and gates.backoff.is_over(self._clock()):
+                self.prefetch(version)
         self._evict()
         events, self._events = self._events, _Events()
         return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
@@ -172,16 +191,24 @@ class GateResidency:
         error = loaded.exception()
         if error is None:
             gates.table = loaded.result()
+            gates.forget_failures()
             self._sets.move_to_end(version)
             self._events.moved.add(version)
         elif gates.load_again:
             self.prefetch(version)
-        elif is_final(error) and not gates.forgotten:
-            self._events.failed[version] = gates.error = why(error)
-        elif not gates.forgotten:  # for want of memory, for instance: those who wait are told, others may try again
-            logger.error("loading gate set %s failed", version[:12], exc_info=error)
-            self._events.failed[version] = why(error)
-            self._events.passing.add(version)
+        elif not gates.forgotten:
+            self._fail(version, gates, error)
+
+    def _fail(self, version: str, gates: _GateSet, error: BaseException) -> None:
+        """Those who wait are told. Unless the error is final, the next request for it tries again, or its pin does."""
+        self._events.failed[version] = told = why(error)
+        if is_final(error):
+            gates.error = told
+            return
+        logger.error("loading gate set %s failed", version[:12], exc_info=error)
+        gates.trouble = told
+        gates.backoff.failed(self._clock())
+        self._events.passing.add(version)
 
     def _evict(self) -> None:
         idle = [

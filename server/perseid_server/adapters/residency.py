@@ -189,7 +189,7 @@ class Residency:
             self._take_over(done)
         for version in self._pinned:
             adapter = self._adapters[version]
-            if adapter.wanted and adapter.retry_at <= self._clock():
+            if adapter.wanted and adapter.backoff.is_over(self._clock()):
                 self._advance(adapter, spare_wanted=True)
         events, self._events = self._events, _Events()
         return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))

@@ -58,7 +58,7 @@ class Residents:
     def problem(self, *versions: str) -> str | None:
         """Why these cannot be on the device together, beside what is pinned now."""
         gate_sets, adapters = self._sorted(versions)
-        errors = (*(self._gates.error(version) for version in gate_sets), self._adapters.problem(*adapters))
+        errors = (*(self._gates.problem(version) for version in gate_sets), self._adapters.problem(*adapters))
         return next((error for error in errors if error is not None), None)
 
     # --- use ----------------------------------------------------------------------------------------------------

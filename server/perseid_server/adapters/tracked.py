@@ -1,11 +1,9 @@
 """What is known of one version of an adapter while it is registered."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
-"""How long a pinned version waits after a load that failed for a moment; twice as long each time."""
+from perseid_server.adapters.backoff import Backoff
 
 
 @dataclass(slots=True, eq=False)
@@ -26,17 +24,15 @@ class Tracked:
     wanted: bool = False  # on the device, as soon as it can be
     error: str | None = None  # that lies in its files
     trouble: str | None = None  # why the last load failed, where that may pass
-    retry_s: float = FIRST_RETRY_S  # after the next failure
-    retry_at: float = -math.inf
+    backoff: Backoff = field(default_factory=Backoff)
 
     def load_failed(self, error: str, now: float, *, is_final: bool) -> None:
         """Unless that is final, a pinned version is wanted still, after a while."""
         self.error, self.trouble = (error, None) if is_final else (None, error)
         self.wanted = self.pinned and not is_final
-        self.retry_at = now + self.retry_s
-        self.retry_s = min(2 * self.retry_s, LAST_RETRY_S)
+        self.backoff.failed(now)
 
     def forget_failures(self) -> None:
         """It is there, or comes from the start."""
         self.error = self.trouble = None
-        self.retry_s, self.retry_at = FIRST_RETRY_S, -math.inf
+        self.backoff.reset()

@@ -1,13 +1,15 @@
 """Heads that are registered, and those that a loader thread has brought to the device. Imports no torch."""
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from perseid_server.adapters.state import Location, ResidencyEvents, why
+from perseid_server.adapters.backoff import Backoff
+from perseid_server.adapters.state import Location, ResidencyEvents, is_final, why
 from perseid_server.errors import PerseidError
 
 logger = logging.getLogger(__name__)
@@ -17,19 +19,24 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Held(Generic[T]):
+    path: Path
     loading: Future[T] | None = None
     heads: T | None = None
     error: str | None = None
+    may_pass: bool = False  # the error
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True)
 class HeadsResidency(Generic[T]):
     """All calls come from the engine's thread. Heads are few and small: all that are registered are on the device.
 
-    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only.
+    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only. Where the reason may pass,
+    it is tried again after a while.
     """
 
     load: Callable[[Path], T]  # runs on the loader's thread; PerseidError or OSError says why it cannot be done
+    clock: Callable[[], float] = time.monotonic  # what heads that failed to load wait on, s
     _held: dict[str, _Held[T]] = field(default_factory=dict)
     _failed: dict[str, str] = field(default_factory=dict)
     _loader: ThreadPoolExecutor = field(
@@ -43,10 +50,12 @@ class HeadsResidency(Generic[T]):
 
     def register(self, version: str, path: str) -> None:
         """Load heads, if they are not there or on their way."""
-        held = self._held.setdefault(version, _Held())
+        held = self._held.setdefault(version, _Held(Path(path)))
+        held.path = Path(path)
         if held.heads is None and held.loading is None:
             held.error = None
-            held.loading = self._loader.submit(self.load, Path(path))
+            held.backoff.reset()
+            self._load(held)
 
     def forget(self, version: str) -> None:
         """Let heads go at once; unknown versions are ignored."""
@@ -58,18 +67,20 @@ class HeadsResidency(Generic[T]):
         failed, self._failed = self._failed, {}
         for version, held in self._held.items():
             loading = held.loading
-            if loading is None or not loading.done():
+            if loading is None:
+                if held.may_pass and held.backoff.is_over(self.clock()):
+                    self._load(held)
+                continue
+            if not loading.done():
                 continue
             held.loading = None
-            try:
-                held.heads = loading.result()
+            error = loading.exception()
+            if error is None:
+                held.heads, held.error = loading.result(), None
+                held.backoff.reset()
                 moved.append(version)
-            except (PerseidError, OSError) as error:
-                held.error = failed[version] = why(error)
-                logger.error("heads %s cannot be loaded: %s", version[:12], error)  # noqa: TRY400  (it says why)
-            except Exception as error:  # out of memory, whatever: the server goes on without these heads
-                held.error = failed[version] = why(error)
-                logger.exception("heads %s cannot be loaded", version[:12])
+            else:
+                failed[version] = self._not_loaded(version, held, error)
         return ResidencyEvents(moved=tuple(moved), failed=failed)
 
     def fail(self, version: str, error: str) -> None:
@@ -94,3 +105,17 @@ class HeadsResidency(Generic[T]):
         """The heads, if they are there."""
         held = self._held.get(version)
         return None if held is None else held.heads
+
+    def _load(self, held: _Held[T]) -> None:
+        held.may_pass = False
+        held.loading = self._loader.submit(self.load, held.path)
+
+    def _not_loaded(self, version: str, held: _Held[T], error: BaseException) -> str:
+        """The server goes on without these heads, whatever it was; what to tell."""
+        says_why = isinstance(error, PerseidError | OSError)
+        logger.error(
+            "heads %s cannot be loaded: %s", version[:12], error, exc_info=None if says_why else error
+        )
+        held.error, held.may_pass = why(error), not is_final(error)
+        held.backoff.failed(self.clock())
+        return held.error

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perseid_kernels.routing import GateTable
+from perseid_server.adapters.backoff import FIRST_RETRY_S
 from perseid_server.adapters.gate_residency import MAX_IDLE, GateResidency, GateSource
 from perseid_server.errors import AdapterRejected, Unavailable
 
@@ -132,6 +133,52 @@ def test_what_passes_costs_those_who_wait_and_nobody_else(error: Exception, told
     assert gates.acquire("g") == "loading", "the next request tries again"
     settle(gates)
     assert gates.acquire("g") == "ready"
+    gates.close()
+
+
+def test_a_pin_whose_load_failed_for_a_moment_is_tried_again_after_a_while():
+    now, tries, is_broken = [100.0], [], [True]
+
+    def build(source: GateSource) -> GateTable:
+        tries.append(now[0])
+        if is_broken:
+            raise Unavailable("its files cannot be read now")
+        return table_of(source)
+
+    gates = GateResidency(build, clock=lambda: now[0])
+    gates.register("pinned", SOURCE, pinned=True)
+    gates.register("other", SOURCE, pinned=False)
+    for _ in range(5):
+        settle(gates)
+        settle(gates)
+        now[0] += FIRST_RETRY_S
+    assert tries == [100.0, 100 + FIRST_RETRY_S, 100 + 3 * FIRST_RETRY_S]
+    [told, _] = gates.residents()
+    assert told.error == gates.error("pinned") == "its files cannot be read now"
+    assert gates.problem("pinned") is None
+    is_broken.clear()
+    now[0] += 10 * FIRST_RETRY_S
+    settle(gates)
+    assert settle(gates)[1] == {}
+    assert (gates.location("pinned"), gates.location("other")) == ("device", "disk")
+    assert gates.error("pinned") is None
+    gates.close()
+
+
+def test_a_pin_whose_files_are_wrong_is_not_tried_again():
+    tries = []
+
+    def build(source: GateSource) -> GateTable:
+        tries.append(source)
+        raise AdapterRejected("tensor x holds NaN")
+
+    now = [0.0]
+    gates = GateResidency(build, clock=lambda: now[0])
+    gates.register("g", SOURCE, pinned=True)
+    settle(gates)
+    now[0] = 1000.0
+    settle(gates)
+    assert len(tries) == 1
     gates.close()
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from perseid_server.adapters import loader
-from perseid_server.adapters.tracked import FIRST_RETRY_S, LAST_RETRY_S
+from perseid_server.adapters.backoff import FIRST_RETRY_S, LAST_RETRY_S
 from perseid_server.engine.adapter_room import AdapterRoom
 from perseid_server.engine.engine import Engine
 from perseid_server.engine.fairness import Shares

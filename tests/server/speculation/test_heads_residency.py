@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perseid_server.errors import AdapterRejected
+from perseid_server.adapters.backoff import FIRST_RETRY_S
+from perseid_server.errors import AdapterRejected, Unavailable
 from perseid_server.speculation.heads_residency import HeadsResidency
 
 
@@ -62,6 +63,50 @@ def test_what_cannot_be_loaded_says_why_and_may_be_tried_again(error: Exception,
     residency.register("v", "/store/v")
     assert loaded(residency) == (("v",), {})
     assert residency.error("v") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "comes"),
+    [
+        (FileNotFoundError(2, "No such file"), True),
+        (MemoryError(), True),
+        (Unavailable("later"), True),
+        (AdapterRejected("no"), False),
+    ],
+    ids=["file", "memory", "unavailable", "wrong"],
+)
+def test_what_may_pass_is_tried_again_after_a_while(error: Exception, comes: bool) -> None:
+    now, outcomes = [100.0], [error, error]
+
+    def load(folder: Path) -> str:
+        if outcomes:
+            raise outcomes.pop()
+        return folder.name
+
+    residency: HeadsResidency[str] = HeadsResidency(load, clock=lambda: now[0])
+    residency.register("v", "/store/v")
+    loaded(residency)
+    for wait_s in (FIRST_RETRY_S, 2 * FIRST_RETRY_S):
+        now[0] += wait_s - 0.01
+        residency.poll()
+        assert not residency.is_loading
+        assert residency.error("v") is not None
+        now[0] += 0.01
+        residency.poll()
+        assert residency.is_loading == comes
+        moved, _ = loaded(residency)
+    assert (moved == ("v",), residency.get("v") == "v", residency.error("v") is None) == (comes,) * 3
+
+
+def test_heads_that_fail_at_work_are_not_tried_again() -> None:
+    now = [0.0]
+    residency: HeadsResidency[str] = HeadsResidency(lambda folder: folder.name, clock=lambda: now[0])
+    residency.register("v", "/store/v")
+    loaded(residency)
+    residency.fail("v", "they failed")
+    now[0] = 1000.0
+    residency.poll()
+    assert not residency.is_loading
 
 
 def test_forgotten_while_they_load() -> None:
