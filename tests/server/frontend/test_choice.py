@@ -164,8 +164,8 @@ def test_the_echo_comes_first_and_takes_no_place_among_the_tokens() -> None:
 
 
 def test_gaps_are_counted_by_output_and_time_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 1.5, 2.0])  # the start, then outputs of 2, 3 and 1 tokens
-    monkeypatch.setattr("perseid_server.frontend.metrics.requests.time.perf_counter", lambda: next(clock))
+    clock = iter([1.0, 1.5, 2.0])  # of outputs of 2, 3 and 1 tokens
+    monkeypatch.setattr("perseid_server.frontend.metrics.requests.monotonic", lambda: next(clock))
     told = run(split(one_by_one(b"abcdef"), [2, 3]))
     assert told.sample("inter_token_latency_seconds_count") == 2
     assert told.sample("inter_token_latency_seconds_sum") == 1.0

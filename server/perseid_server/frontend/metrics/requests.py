@@ -1,6 +1,6 @@
 """Requests: how many, how they ended, and the times of each."""
 
-import time
+from time import monotonic
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from perseid_server.engine.messages import SequenceOutput
@@ -62,7 +62,7 @@ class RequestTimer:
 
     def __init__(self, metrics: RequestMetrics, generation: "Generation") -> None:
         self._metrics = metrics
-        self._started = time.perf_counter()
+        self._started = generation.request.arrived
         self._first: float | None = None
         self._last = self._started
         self._num_tokens = 0
@@ -78,7 +78,7 @@ class RequestTimer:
 
     def saw(self, output: SequenceOutput) -> None:
         """An output has come from the engine."""
-        now = time.perf_counter()
+        now = monotonic()  # the clock of `arrived`
         if self._first is None:
             self._first = now
             self._metrics.ttft.observe(now - self._started)
@@ -99,8 +99,6 @@ class RequestTimer:
         metrics.decode_time.observe(self._last - first)
         metrics.prompt_length.observe(self._num_prompt)
         metrics.output_length.observe(self._num_tokens)
-        for label in self._labels(traffic=self._num_tokens):
-            metrics.adapter_tokens.labels(label).inc(self._num_tokens)
         if self._num_tokens > 1:
             metrics.tpot.observe((self._last - first) / (self._num_tokens - 1))
 
@@ -108,7 +106,9 @@ class RequestTimer:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """The request is over; without an answer it counts as a failure."""
+        """The request is over; without an answer it counts as a failure. Tokens were made all the same."""
+        for label in self._labels(traffic=self._num_tokens):
+            self._metrics.adapter_tokens.labels(label).inc(self._num_tokens)
         if not self._finished:
             self._metrics.failures.labels(_failure_kind(error)).inc()
 

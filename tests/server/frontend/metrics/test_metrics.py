@@ -1,6 +1,7 @@
 """What a scrape shows after a few requests: names people's dashboards know, and values that are true."""
 
 import subprocess
+import time
 from collections import Counter
 
 import pytest
@@ -105,6 +106,27 @@ async def test_requests_without_an_answer_are_counted_by_kind(stack: Stack) -> N
     told = samples(stack.metrics)
     assert told['request_failure_total{kind="aborted"}'] == 1
     assert told['request_failure_total{kind="unavailable"}'] == 1
+
+
+async def test_tokens_of_answers_that_did_not_finish_count_for_their_adapter(stack: Stack) -> None:
+    await stack.load("one")
+    asked = GenerationRequest("r", TextInput("say"), Named("one"), SamplingOptions(max_tokens=4))
+    async with stack.service.generate(asked) as generation:
+        delta = await anext(aiter(generation))
+    told = samples(stack.metrics)
+    assert told['adapter_generation_tokens_total{adapter="one"}'] == len(delta.token_ids) > 0
+    assert told["generation_tokens_total"] == len(delta.token_ids)
+
+
+async def test_latencies_count_from_arrival(stack: Stack) -> None:
+    """A prompt that waits to be tokenized waits too."""
+    asked = GenerationRequest("r", TextInput("say"), arrived=time.monotonic() - 100)
+    async with stack.service.generate(asked) as generation:
+        async for _ in generation:
+            pass
+    told = samples(stack.metrics)
+    assert told["time_to_first_token_seconds_sum"] > 100
+    assert told["e2e_request_latency_seconds_sum"] > 100
 
 
 def test_running_and_waiting_adapters_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
