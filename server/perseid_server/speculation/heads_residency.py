@@ -113,9 +113,7 @@ class HeadsResidency(Generic[T]):
     def _not_loaded(self, version: str, held: _Held[T], error: BaseException) -> str:
         """The server goes on without these heads, whatever it was; what to tell."""
         says_why = isinstance(error, PerseidError | OSError)
-        logger.error(
-            "heads %s cannot be loaded: %s", version[:12], error, exc_info=None if says_why else error
-        )
+        logger.error("heads %s cannot be loaded: %s", version[:12], error, exc_info=None if says_why else error)
         held.error, held.may_pass = why(error), not is_final(error)
         held.backoff.failed(self.clock())
         return held.error

@@ -3,30 +3,25 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from perseid_server.api.http.bounded import Bounded, Options
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, AutoOptions, BlendOf, Named
 
 _AUTO = "auto"
 
 
-class WeightedAdapterBody(BaseModel):
+class WeightedAdapterBody(Options):
     """One adapter of a blend."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     name: str
     weight: float = 1.0
 
 
-class AutoBody(BaseModel):
+class AutoBody(Options):
     """Options of `auto`; what is left out is the gate set's own business."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
     gate_set: str | None = None
-    allow: list[str] | None = None
+    allow: Bounded[str] | None = None
     k: int | None = None
     temperature: float | None = None
     tier: Literal["auto", "request", "token"] = "auto"

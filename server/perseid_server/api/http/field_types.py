@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, JsonValue
 
+from perseid_server.api.http.bounded import Bounded, OnlyNumbers
 from perseid_server.frontend.requests import (
     MAX_CHOICES,
     MAX_LOGPROBS,
@@ -29,11 +30,12 @@ RepetitionPenalty: TypeAlias = Annotated[float | None, _told(minimum=0.01, maxim
 Penalty: TypeAlias = Annotated[float | None, _told(minimum=-2, maximum=2)]
 LogitBias: TypeAlias = Annotated[
     dict[str, Annotated[float, _told(minimum=-100, maximum=100)]] | None,
+    OnlyNumbers,
     _told(propertyNames={"pattern": "^[0-9]{1,10}$"}),
 ]
 Seed: TypeAlias = Annotated[int | None, _told(minimum=-(NUM_SEEDS // 2), exclusiveMaximum=NUM_SEEDS)]
 Stop: TypeAlias = Annotated[
-    str | list[Annotated[str, _told(minLength=1, maxLength=MAX_STOP_LENGTH)]] | None,
+    str | Bounded[Annotated[str, _told(minLength=1, maxLength=MAX_STOP_LENGTH)]] | None,
     _told(minLength=1, maxLength=MAX_STOP_LENGTH, maxItems=MAX_STOP_STRINGS),
 ]
 TokenId: TypeAlias = Annotated[int, _told(minimum=0)]

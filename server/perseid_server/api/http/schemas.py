@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from perseid_server.api.http import field_types as told
 from perseid_server.api.http.adaptation import AutoBody, WeightedAdapterBody, adaptation_of
+from perseid_server.api.http.bounded import MAX_SHOWN, Bounded, check_fields
 from perseid_server.api.http.speculation import TypicalBody, speculation_of
 from perseid_server.errors import InvalidRequest
 from perseid_server.frontend.adaptation_options import AdaptationOptions, Report
@@ -64,16 +65,9 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_broken_text(cls, fields: Any) -> Any:
-        """JSON can write half a surrogate pair, such as \\ud800, which is no text and cannot be sent back either."""
-        for name, value in fields.items() if isinstance(fields, dict) else ():
-            try:
-                json.dumps({name: value}, ensure_ascii=False).encode()
-            except (UnicodeEncodeError, RecursionError) as error:
-                shown = ascii(name)[1:-1]
-                raise InvalidRequest(
-                    f"{shown}: the text is not valid Unicode, or nested too deep", field=shown
-                ) from error
+    def _check_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            check_fields(fields)
         return fields
 
 
@@ -83,7 +77,7 @@ class SamplingFields(Body):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    adapters: list[WeightedAdapterBody] | None = None
+    adapters: Bounded[WeightedAdapterBody] | None = None
     auto: AutoBody | None = None
     routing: Report | None = None
     speculation: told.SpeculationMode = None
@@ -102,7 +96,7 @@ class SamplingFields(Body):
     logit_bias: told.LogitBias = None
     seed: told.Seed = None
     stop: told.Stop = None
-    stop_token_ids: list[told.TokenId] | None = None
+    stop_token_ids: Bounded[told.TokenId] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: told.LeastTokens = 0
@@ -115,7 +109,7 @@ class SamplingFields(Body):
         for name, value in (self.model_extra or {}).items():
             if name in HARMLESS or value in _EMPTY or value in _NO_EFFECT.get(name, ()):
                 continue
-            shown = json.dumps(value)[:80]
+            name, shown = name[:MAX_SHOWN], json.dumps(value)[:MAX_SHOWN]  # noqa: PLW2901
             raise InvalidRequest(f"{name} is not supported; leave it out (it is {shown})", field=name)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options: allowed only with stream = true", field="stream_options")
@@ -157,13 +151,13 @@ def _default(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-Tokens = list[Annotated[int, Field(ge=0)]]
+Tokens = Bounded[Annotated[int, Field(ge=0)]]
 
 
 class CompletionBody(SamplingFields):
     """POST /v1/completions."""
 
-    prompt: str | Tokens | list[str] | list[Tokens]
+    prompt: str | Tokens | Bounded[str] | Bounded[Tokens]
     logprobs: told.NumLogprobs = None
     echo: bool | None = None
     best_of: int | None = None
@@ -195,7 +189,7 @@ class CompletionBody(SamplingFields):
 class ChatBody(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[told.ChatMessage]
+    messages: Bounded[told.ChatMessage]
     max_completion_tokens: told.NumTokens = None
     logprobs: bool | None = None
     top_logprobs: told.NumLogprobs = None
@@ -276,7 +270,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[told.ChatMessage] | None = None
+    messages: Bounded[told.ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False

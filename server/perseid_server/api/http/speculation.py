@@ -1,15 +1,12 @@
 """How a body says what drafts for it: `speculation`, `acceptance` and `typical`."""
 
-from pydantic import BaseModel, ConfigDict
-
+from perseid_server.api.http.bounded import Options
 from perseid_server.api.http.field_types import Share
 from perseid_server.frontend.speculation_options import SpeculationOptions, TypicalOptions
 
 
-class TypicalBody(BaseModel):
+class TypicalBody(Options):
     """Options of typical acceptance."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     epsilon: Share = None
     delta: Share = None
