@@ -32,7 +32,7 @@ _LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens
 _FIELDS = ("hash", "roles", "tenant", "adapters", "weight", *_LIMITS, "expires", "enabled")
 _MAX_TEXT = 128
 _MAX_PATTERNS = 1000
-_MAX_WEIGHT = 1000.0
+_LEAST_WEIGHT, _MAX_WEIGHT = 0.001, 1000.0
 
 
 class _Wrong(Exception):
@@ -153,8 +153,8 @@ def _caller(name: str, table: Mapping[str, Any]) -> Caller:
         raise _Wrong(name, "roles", f"expected a list of {' and '.join(ROLES)}")
     adapters = table.get("adapters")
     weight = table.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= _MAX_WEIGHT:
-        raise _Wrong(name, "weight", f"expected a number more than 0, at most {_MAX_WEIGHT:g}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not _LEAST_WEIGHT <= weight <= _MAX_WEIGHT:
+        raise _Wrong(name, "weight", f"expected a number from {_LEAST_WEIGHT:g} to {_MAX_WEIGHT:g}")
     return Caller(
         tenant=tenant,
         key=name,

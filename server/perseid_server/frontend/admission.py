@@ -73,6 +73,7 @@ class Admission:
         """A place for as long as the request lasts. QueueFull when there is none."""
         self.check(caller, num_choices)
         self._requests.take(caller, num_choices)
+        self._rate.begin()
         place = Place(self, caller)
         try:
             yield place
@@ -80,6 +81,8 @@ class Admission:
             self._requests.give_back(caller, num_choices)
             self._tokens.give_back(caller, place.tokens)
             self._rate.left(place.tokens)
+            if not self.in_progress:
+                self._rate.rest()
 
     def check(self, caller: Caller, num_choices: int = 1) -> None:
         """QueueFull when no request could come in now, however short; it counts as refused."""

@@ -15,24 +15,37 @@ class DrainRate:
     """Tokens that leave in a second: an exponentially weighted mean of the last `WINDOW_S` seconds or so.
 
     S ← S · exp(−Δt / W) + tokens        rate = S / (W · (1 − exp(−age / W)))
+
+    Time counts only while there is something that could leave: an idle minute says nothing of how fast that goes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
         """`draw` gives numbers in [0, 1)."""
         self._clock = clock
         self._draw = draw
-        self._started = self._seen = clock()
+        self._busy_since: float | None = None
+        self._busy_s = 0.0  # before that
+        self._seen = 0.0  # in busy seconds
         self._sum = 0.0
+
+    def begin(self) -> None:
+        """There is something in progress now."""
+        if self._busy_since is None:
+            self._busy_since = self._clock()
+
+    def rest(self) -> None:
+        """There is nothing in progress now."""
+        self._busy_s, self._busy_since = self._now(), None
 
     def left(self, tokens: int) -> None:
         """So much has left now."""
         self._sum = self._decayed() + tokens
-        self._seen = self._clock()
+        self._seen = self._now()
 
     @property
     def tokens_per_s(self) -> float:
         """0 before anything has left."""
-        age = max(self._clock() - self._started, 1.0)
+        age = max(self._now(), 1.0)
         return self._decayed() / (WINDOW_S * -math.expm1(-age / WINDOW_S))
 
     def retry_after_s(self, tokens: int) -> float:
@@ -43,4 +56,7 @@ class DrainRate:
         return min(max(wait_s * spread, SHORTEST_S), LONGEST_S)
 
     def _decayed(self) -> float:
-        return self._sum * math.exp(-(self._clock() - self._seen) / WINDOW_S)
+        return self._sum * math.exp(-(self._now() - self._seen) / WINDOW_S)
+
+    def _now(self) -> float:
+        return self._busy_s + (0.0 if self._busy_since is None else self._clock() - self._busy_since)

@@ -171,12 +171,13 @@ class EngineProcess(Registrations):
             raise self._unavailable(f"the engine is {self.status}; try again")
         self._aftermath.suspects.check(request, self._now())
         flight = self._in_flight[request.request_id] = _InFlight(request)
-        ended = False
+        ended = has_output = False
         try:
             connection.send(request)
             while not ended:
                 output = await flight.inbox.get()
                 ended = output.finish_reason is not None
+                has_output = True
                 if output.finish_reason in ("stop", "length"):
                     self._aftermath.suspects.answered(request)
                 yield output
@@ -184,6 +185,8 @@ class EngineProcess(Registrations):
             self._in_flight.pop(request.request_id, None)
             if not ended and self._connection is connection:
                 connection.send(Abort(request.request_id))
+                if has_output:
+                    self._aftermath.suspects.left(request)
 
     def _tell(self, message: ToEngine) -> None:
         """Now, or when an engine is there again: registrations are replayed to a new one."""
@@ -222,6 +225,9 @@ class EngineProcess(Registrations):
         while True:
             started = self._now()
             gone = await self._serve(connection)
+            if self._now() - started > STABLE_AFTER_S:
+                backoff_s = FIRST_BACKOFF_S
+            self._again_at = self._now() + backoff_s  # before anybody is told
             suspects = self._suspects(connection)
             self._connection = None
             self._aftermath.trouble = str(gone)
@@ -233,8 +239,6 @@ class EngineProcess(Registrations):
                 self._aftermath.ended(ending, connection.vitals.stacks(), suspects, self._now())
             finally:
                 await connection.close()
-            if self._now() - started > STABLE_AFTER_S:
-                backoff_s = FIRST_BACKOFF_S
             while True:
                 self._again_at = self._now() + backoff_s
                 await asyncio.sleep(backoff_s)

@@ -3,7 +3,7 @@
 Whatever a step runs when it ends the engine is suspect: each request's content, and each version that adapts one. A
 suspect that is answered is cleared: what ends the engine never is. One that was there MOST_CRASHES times and was never
 answered in between is refused for a while, then tried once more; each time that ends the engine again, the while is
-twice as long.
+twice as long. Crashes that are long ago count no more: who is there at three in as many weeks was there by chance.
 """
 
 import hashlib
@@ -18,11 +18,13 @@ MOST_CRASHES = 3
 FIRST_REFUSAL_S = 60.0
 _MOST_DOUBLINGS = 6  # 64 minutes
 _MOST_SUSPECTS = 4096
+FORGOTTEN_AFTER_S = 6 * 3600.0  # without another crash
 
 
 @dataclass(slots=True)
 class _Record:
     num_crashes: int = 0
+    last_crash: float = 0.0
     refused_until: float = 0.0
 
 
@@ -37,7 +39,10 @@ class Suspects:
         for suspect in {suspect: None for request in running for suspect in _suspects_of(request)}:
             record = self._records.setdefault(suspect, _Record())
             self._records.move_to_end(suspect)
+            if now - record.last_crash > FORGOTTEN_AFTER_S:
+                record.num_crashes = 0
             record.num_crashes += 1
+            record.last_crash = now
             again = record.num_crashes - MOST_CRASHES
             if again >= 0:
                 record.refused_until = now + FIRST_REFUSAL_S * 2 ** min(again, _MOST_DOUBLINGS)
@@ -49,6 +54,12 @@ class Suspects:
         if self._records:
             for suspect in _suspects_of(request):
                 self._records.pop(suspect, None)
+
+    def left(self, request: Submit) -> None:
+        """A request's client has had some of its answer and wants no more: what adapts it does not end the engine. The
+        request itself might have, later."""
+        for version in request.adaptation.versions:
+            self._records.pop(_of_version(version), None)
 
     def check(self, request: Submit, now: float) -> None:
         """Unavailable for a request that is refused now."""
@@ -69,4 +80,8 @@ def _suspects_of(request: Submit) -> list[str]:
     """Names no content: a digest of the request's, and the versions that adapt it."""
     content = repr((request.prompt_token_ids, request.adaptation.key)).encode()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return [f"request {digest}", *(f"version {version}" for version in request.adaptation.versions)]
+    return [f"request {digest}", *map(_of_version, request.adaptation.versions)]
+
+
+def _of_version(version: str) -> str:
+    return f"version {version}"

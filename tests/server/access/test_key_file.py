@@ -60,6 +60,7 @@ BROKEN = {
     "no role": (f"[keys.a]\nhash = '{HASH}'\nroles = []", 3, "keys.a.roles"),
     "a text for a list": (f"[keys.a]\nadapters = 'x'\nhash = '{HASH}'", 2, "keys.a.adapters"),
     "weight": (f"[keys.a]\nhash = '{HASH}'\nweight = nan", 3, "keys.a.weight"),
+    "tiny weight": (f"[keys.a]\nhash = '{HASH}'\nweight = 1e-12", 3, "keys.a.weight"),
     "limit": (f"[keys.a]\nhash = '{HASH}'\ntokens_total = 0", 3, "keys.a.tokens_total"),
     "limit as a truth": (f"[keys.a]\nhash = '{HASH}'\ntokens_total = true", 3, "keys.a.tokens_total"),
     "expiry as a text": (f"[keys.a]\nhash = '{HASH}'\nexpires = '2027-01-31'", 3, "keys.a.expires"),

@@ -5,7 +5,7 @@ import pytest
 from perseid_server.engine.adaptation import Adaptation
 from perseid_server.engine.messages import Submit
 from perseid_server.errors import Unavailable
-from perseid_server.ipc.suspects import FIRST_REFUSAL_S, MOST_CRASHES, Suspects
+from perseid_server.ipc.suspects import FIRST_REFUSAL_S, FORGOTTEN_AFTER_S, MOST_CRASHES, Suspects
 from perseid_server.model.sampling_params import SamplingParams
 
 
@@ -56,6 +56,25 @@ def test_whoever_is_answered_was_only_beside_it() -> None:
     suspects.crashed([request(1, "bad"), request(2, "good")], 0.0)
     assert is_refused(suspects, request(1, "bad"))
     assert not is_refused(suspects, request(2, "good"))
+
+
+def test_a_client_that_leaves_clears_the_adapter_and_not_the_request() -> None:
+    suspects = crashed(request(1, "beside"))
+    suspects.left(request(1, "beside"))
+    assert is_refused(suspects, request(1, "beside"))
+    assert not is_refused(suspects, request(2, "beside"))
+
+
+def test_crashes_that_are_long_ago_count_no_more() -> None:
+    suspects, now = Suspects(), 100.0
+    for _ in range(5 * MOST_CRASHES):
+        now += FORGOTTEN_AFTER_S + 1.0
+        suspects.crashed([request(1)], now)
+    assert not is_refused(suspects, request(1), now)
+    for _ in range(MOST_CRASHES - 1):
+        now += FORGOTTEN_AFTER_S - 1.0
+        suspects.crashed([request(1)], now)
+    assert is_refused(suspects, request(1), now)
 
 
 def test_each_further_crash_doubles_the_time_up_to_a_bound() -> None:

@@ -177,6 +177,24 @@ async def test_a_request_that_ends_the_engine_is_refused_after_the_third_time_an
         assert engine.num_restarts == suspects.MOST_CRASHES
 
 
+async def test_an_adapter_whose_answers_were_taken_up_to_a_stop_text_is_no_suspect() -> None:
+    async with running("build_poisoned") as engine:
+        engine.register_adapter("v1", "/v1")
+        for turn in range(suspects.MOST_CRASHES):
+            answer = engine.submit(submit(num_tokens=1900, adapter="v1"))
+            await anext(answer)
+            await answer.aclose()
+            await fails(engine, POISON, adapter="v1")
+            await ready_again(engine, turn + 1)
+        assert tokens(await collect(engine, submit(adapter="v1"))) == expected(PROMPT, "v1", 6)
+
+
+async def test_who_is_cut_off_is_told_when_the_next_engine_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perseid_server.ipc.engine_client.FIRST_BACKOFF_S", 40.0)
+    async with running("build_poisoned") as engine:
+        assert 39 < (await fails(engine, POISON)).retry_after_s < 60
+
+
 async def test_a_kill_for_want_of_memory_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\noom 3\noom_kill 2\n")
