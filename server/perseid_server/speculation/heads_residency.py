@@ -31,8 +31,8 @@ class _Held(Generic[T]):
 class HeadsResidency(Generic[T]):
     """All calls come from the engine's thread. Heads are few and small: all that are registered are on the device.
 
-    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only. Where the reason may pass,
-    it is tried again after a while.
+    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only. Where the reason may
+    pass, it is tried again after a while.
     """
 
     load: Callable[[Path], T]  # runs on the loader's thread; PerseidError or OSError says why it cannot be done
