@@ -88,6 +88,16 @@ def write_whole(path: Path, content: bytes) -> None:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
 
 
+def check_place(path: Path, field: str) -> None:
+    """InvalidRequest, with the option, where `write_whole` could not write. Makes the folder."""
+    try:
+        files.check_place(Path(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        wanted = "expected a file, in a folder that allows new ones"
+        raise InvalidRequest(f"--{field}: {path} cannot be written ({reason}); {wanted}", field=field) from error
+
+
 def _lowered(run: Run) -> dict[str, Any]:
     """As JSON has it: pairs take a third of what objects would."""
     told: dict[str, Any] = {name: getattr(run, name) for name in run.__slots__}

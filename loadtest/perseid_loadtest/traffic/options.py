@@ -179,11 +179,6 @@ def check(options: LoadtestOptions) -> None:
 
 
 def _check_files(options: LoadtestOptions) -> None:
-    """Before the run rather than after it."""
-    for name in ("json", "html"):
-        path: Path | None = getattr(options, name)
-        if path is not None and path.is_dir():
-            raise _error(name, f"{path} is a folder; expected a file to write")
     if options.json is not None and options.json == options.html:
         raise _error("html", f"{options.html} is --json's file too; expected another one")
 
