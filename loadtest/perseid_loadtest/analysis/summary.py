@@ -1,7 +1,8 @@
 """The figures of a run. Warm-up is left out of all of them; latencies count from the planned arrival.
 
 Latencies and tokens are those of answered requests (no error); a failed request counts among the requests, the errors
-and what did not meet the limits. Rates are per second of measuring.
+and what did not meet the limits. Rates are per second of measuring, which lasts until the last answer; but what was due
+is per second of sending, or an overload would hide itself.
 """
 
 from collections import Counter
@@ -59,7 +60,7 @@ class Summary:
     empty: int  # answered without a single token
     prompt_tokens: int
     output_tokens: int
-    offered_per_s: float | None  # requests that were due, a second
+    offered_per_s: float | None  # requests that were due, a second of sending; None in a closed loop
     requests_per_s: float | None  # answered
     output_tokens_per_s: float | None
     prompt_tokens_per_s: float | None
@@ -93,7 +94,7 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         empty=sum(tokens_of(record) == 0 for record in good),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        offered_per_s=_rate(len(records), run.seconds),
+        offered_per_s=_rate(len(records), run.window_s),
         requests_per_s=_rate(len(good), run.seconds),
         output_tokens_per_s=_rate(output_tokens, run.seconds),
         prompt_tokens_per_s=_rate(prompt_tokens, run.seconds),

@@ -54,8 +54,9 @@ class Run:
     target: str
     options: Mapping[str, Any]  # as asked for, for the report: rate or concurrency, popularity, lengths, …
     started_at: float  # unix time
-    seconds: float  # of measuring, without warm-up
+    seconds: float  # of measuring, without warm-up, until the last answer
     records: tuple[RequestRecord, ...]
+    window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
     churn: tuple[ChurnRecord, ...] = ()
     client_busy: float = 0.0  # share of its core that the load generator used
     most_late_s: float = 0.0  # 99th percentile of sent − planned in an open loop

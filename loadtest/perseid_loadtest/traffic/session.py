@@ -48,13 +48,14 @@ class Session:
             options={**self.options, "seed": plan.seed},
             started_at=started_at,
             seconds=measured_seconds(records, limits.warm_up_s),
+            window_s=sending_seconds(records, limits, driver.sent_to_the_end),
             records=records,
             churn=tuple(churned),
             client_busy=driver.busy,
             most_late_s=lateness_p99(records),
             server_before=before,
             server_after=await self._scrape(),
-            stopped_early=stop.reason,
+            stopped_early=stop.reason or driver.gave_up,
         )
 
     async def _with_churn(self, driver: Driver, limits: Limits) -> Sequence[ChurnRecord]:
@@ -90,3 +91,14 @@ def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> floa
     requests were sent for, and rates are those that the server reached."""
     ends = [record.ended for record in records if not record.warm_up]
     return max(ends) - warm_up_s if ends else 0.0
+
+
+def sending_seconds(records: Sequence[RequestRecord], limits: Limits, sent_to_the_end: bool) -> float:
+    """From the end of the warm-up for as long as requests were due, whenever they ended; where sending ended before
+    the time was up, until the last one that was sent. 0 in a closed loop, where none is due."""
+    if limits.concurrency is not None:
+        return 0.0
+    if sent_to_the_end and limits.duration_s is not None:
+        return limits.duration_s
+    planned = [record.planned for record in records if not record.warm_up]
+    return max(planned) - limits.warm_up_s if planned else 0.0

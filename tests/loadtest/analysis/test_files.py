@@ -67,6 +67,16 @@ def test_a_file_of_another_kind(content, path):
         files.read(path)
 
 
+def test_a_file_from_before_the_time_of_sending_was_kept(path):
+    """Its rate of requests due was over the time of measuring, which is another figure."""
+    told = json.loads(write(path, run_of(answer(), window_s=2.0)).read_bytes())
+    del told["run"]["window_s"]
+    path.write_text(json.dumps(told))
+    found = files.read(path)
+    assert (found.run.window_s, found.summary.offered_per_s) == (0.0, None)
+    assert found.summary.requests_per_s == 0.1
+
+
 def test_another_version(path):
     told = json.loads(write(path, run_of()).read_bytes()) | {"version": 2}
     path.write_text(json.dumps(told))

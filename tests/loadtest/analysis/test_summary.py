@@ -20,6 +20,7 @@ def mixed():
         failure(3, error="timeout", message="", adapter="c"),
         failure(4, message="other words", adapter="b"),
         answer(5, 0.0, ((9.0, 100),), warm_up=True, prompt_tokens=99),
+        window_s=4.0,
     )
 
 
@@ -35,8 +36,12 @@ def test_latencies_count_from_the_planned_arrival(mixed):
 def test_rates_are_of_answers_without_warm_up(mixed):
     found = summarise(mixed)
     assert (found.requests, found.answered, found.failed) == (5, 2, 3)
-    assert (found.offered_per_s, found.requests_per_s) == (0.5, 0.2)
+    assert (found.offered_per_s, found.requests_per_s) == (1.25, 0.2)  # due in 4 s, answered in 10 s
     assert (found.output_tokens_per_s, found.prompt_tokens_per_s) == (0.8, 5.0)
+
+
+def test_without_a_time_of_sending_no_rate_was_due():
+    assert summarise(run_of(answer())).offered_per_s is None
 
 
 def test_errors_by_kind_with_an_example(mixed):

@@ -10,6 +10,7 @@ import pytest
 
 from perseid_loadtest.traffic.arrivals import Gamma, Trace, parse_arrivals
 from perseid_loadtest.traffic.lengths import Between, InTurn, parse_lengths
+from perseid_loadtest.traffic.options import LEAST_RATE, MOST_RATE
 from perseid_loadtest.traffic.plan import Plan
 from perseid_loadtest.traffic.popularity import RoundRobin, hot, parse_popularity, zipf
 from perseid_loadtest.traffic.prompts import FilePrompts, RandomPrompts, parse_prompts
@@ -31,6 +32,15 @@ def test_gaps_have_the_rate_and_the_variance_of_their_burstiness(burstiness):
     mean, deviation = statistics.fmean(found), statistics.pstdev(found)
     assert mean == pytest.approx(1 / 50, rel=0.05)
     assert deviation / mean == pytest.approx(burstiness**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("burstiness", [0.01, 1000.0])
+@pytest.mark.parametrize("rate", [LEAST_RATE / 64, MOST_RATE])
+def test_moments_are_finite_and_in_order_at_the_bounds(rate, burstiness):
+    """A sweep goes down to a 64th of the rate that it began with."""
+    found = gaps(burstiness, rate)
+    assert min(found) >= 0.0
+    assert 0.0 < sum(found) < float("inf")
 
 
 def test_poisson_counts_vary_as_much_as_their_mean():
