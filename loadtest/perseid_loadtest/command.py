@@ -35,6 +35,7 @@ from perseid_loadtest.traffic.record import Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import Sweep, Trial, find_highest_rate
 from perseid_loadtest.traffic.tally import INTERRUPTED, Stop, Tally
+from perseid_server.api.descriptors import allow_connections
 from perseid_server.errors import PerseidError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def loadtest(options: Annotated[LoadtestOptions, Parameter(name="*")] = Loadtest
         return _compare(options)
     if not options.is_grpc:
         _check_aiohttp()
+    allow_connections()
     if options.own_cost:
         from perseid_loadtest.traffic.own_cost import measure  # noqa: PLC0415  needs aiohttp
 

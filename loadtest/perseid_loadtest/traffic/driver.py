@@ -17,7 +17,7 @@ from perseid_loadtest.traffic.arrivals import Due
 from perseid_loadtest.traffic.plan import Plan, Request
 from perseid_loadtest.traffic.record import RequestRecord
 from perseid_loadtest.traffic.tally import Stop, Tally
-from perseid_loadtest.traffic.target import Answer, Failed, Target
+from perseid_loadtest.traffic.target import CLIENT, Answer, Failed, Target
 
 PAUSE_S = 0.1
 MOST_PAUSE_S = 1.0
@@ -176,7 +176,7 @@ class Driver:
             self._end(request.number, answer, sent, Failed("interrupted", self._stop.reason or ""))
             raise
         except Exception as error:  # noqa: BLE001  a fault of this program's is counted, too, and ends no run
-            failed = Failed("client", f"{type(error).__name__}: {error}")
+            failed = Failed(CLIENT, f"{type(error).__name__}: {error}")
         return self._end(request.number, answer, sent, failed)
 
     def _end(self, number: int, answer: Answer, sent: float, failed: Failed | None) -> RequestRecord:

@@ -21,7 +21,7 @@ class RequestRecord:
     output_tokens: int = 0
     streamed: bool = True
     warm_up: bool = False  # not counted
-    error: str | None = None  # its kind: HTTP status or gRPC code, "timeout", "connection", "cut off"
+    error: str | None = None  # its kind: HTTP status or gRPC code, "timeout", "connection", "client", …
     message: str = ""  # the server's words, shortened
     retry_after_s: float | None = None
 

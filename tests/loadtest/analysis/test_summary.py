@@ -81,6 +81,13 @@ def test_the_load_generator_tells_when_it_is_the_bottleneck(busy, late, said):
     assert found.verdict is None if said is None else said in found.verdict
 
 
+def test_the_load_generator_tells_what_failed_in_itself():
+    """As where it may open no more connections; the server has never seen such a request."""
+    own = failure(1, error="client", message="cannot connect (too many open files)")
+    found = summarise(run_of(answer(), own, failure(2), failure(3, error="client", warm_up=True))).client
+    assert "1 of 3 requests failed in it and not in the server" in found.verdict
+
+
 def test_churn_by_action():
     churn = (
         ChurnRecord("load", "x", 1.0, 1.5),
