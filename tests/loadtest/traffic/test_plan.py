@@ -92,6 +92,14 @@ def test_popularity_that_cannot_be_read(text, message):
         parse_popularity(text, NAMES)
 
 
+def test_a_share_of_nothing_needs_another_name():
+    """Without one there would be nobody to ask for, at the first request."""
+    for names, text in ((("",), "hot:base=0"), (("a",), "hot:a=0")):
+        with pytest.raises(InvalidRequest, match=r"--popularity.*expected a share above 0, or other --adapters beside"):
+            parse_popularity(text, names)
+    assert parse_popularity("hot:a=0", ("a", "b")).pick(0, random.Random(0)) == "b"
+
+
 def test_lengths_as_they_are_written(tmp_path: Path):
     assert parse_lengths("output_tokens", "12") == Between(12, 12)
     drawn = [parse_lengths("output_tokens", "3..5").pick(n, random.Random(n)) for n in range(200)]
@@ -177,8 +185,11 @@ def test_what_a_trace_states_stands(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "line",
-    ["x", "-1", "null", "{}", '{"at": 1, "when": 2}', '{"at": 1, "prompt_tokens": 0}', "Infinity", '{"at": true}'],
-)
+    [
+        "x", "-1", "null", "{}", '{"at": 1, "when": 2}', '{"at": 1, "prompt_tokens": 0}', "Infinity", '{"at": true}',
+        "9" * 400, '{"at": 1, "prompt_tokens": 99999999}', '{"at": 1, "output_tokens": 1' + "0" * 400 + "}",
+    ],
+)  # fmt: skip
 def test_a_line_of_a_trace_that_cannot_be_read_is_named(tmp_path: Path, line: str):
     (tmp_path / "trace").write_text(f"1.0\n{line}\n")
     with pytest.raises(InvalidRequest, match=r"--arrivals trace:.*line 2"):
