@@ -145,22 +145,21 @@ class _Command:
             return await self._one(session, plan.fresh(trial, arrivals), title)
 
         def tell(trial: Trial) -> None:
-            verdict = "met" if trial.met else "not met"
-            self._say(f"{trial.rate:8.3g} requests a second: {trial.good_share:6.1%} good, {verdict}")
+            from perseid_loadtest.analysis.tried import trial_line  # noqa: PLC0415  not while it runs
+
+            self._say(trial_line(trial))
 
         share, start = self._options.slo_share, self._options.rate or 1.0
         sweep = await find_highest_rate(run_at, slo.met_by, start=start, share=share, tell=tell)
         return self._report_sweep(sweep)
 
     def _report_sweep(self, sweep: Sweep) -> int:
+        from perseid_loadtest.analysis import tried  # noqa: PLC0415  not while it runs
+
         best = sweep.best
-        if best is None:
-            self._say(f"no rate met the limits; the lowest tried was {_lowest(sweep):.3g} a second")
-        else:
-            self._say(f"the highest rate that met the limits: {best.rate:.3g} requests a second")
+        self._say(tried.outcome(sweep))
         shown = best or sweep.trials[-1]
-        tried = [{"rate": one.rate, "good_share": one.good_share, "met": one.met} for one in sweep.trials]
-        told_of_run = {**shown.run.options, "rate": shown.rate, "sweep": tried}
+        told_of_run = {**shown.run.options, "rate": shown.rate, "sweep": tried.as_json(sweep)}
         self._report(replace(shown.run, options=told_of_run))
         if sweep.stopped_early == INTERRUPTED:
             return 130
@@ -179,7 +178,7 @@ class _Command:
         ]
         self._attempts.do(lambda: terminal.print_summary(self._console, summary))
         for path in filter(None, written):
-            self._say(f"written: {escape(str(path))}")
+            self._say(f"written: {path}")
         self._attempts.end()
 
     def _written(self, path: Path | None, write: Callable[[Path], None]) -> Path | None:
@@ -187,17 +186,13 @@ class _Command:
         return path if path is not None and self._attempts.do(lambda: write(path)) else None
 
     def _say(self, line: str) -> None:
-        self._attempts.do(lambda: self._console.print(line))
+        self._attempts.do(lambda: self._console.print(escape(line)))
 
 
 def _write_page(path: Path, saved: "Saved") -> None:
     from perseid_loadtest.analysis import page  # noqa: PLC0415  needs plotly
 
     page.write_page(path, saved)
-
-
-def _lowest(sweep: Sweep) -> float:
-    return min(trial.rate for trial in sweep.trials)
 
 
 def _status(run: Run) -> int:

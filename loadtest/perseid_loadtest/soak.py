@@ -167,7 +167,7 @@ async def _capacity(session: Session, plan: Plan, console: Console) -> float:
 def _of_requests(run: Run, plan: Plan) -> list[Check]:
     """No error; each request once, with all the tokens that it asked for."""
     failed = [record for record in run.records if record.error is not None]
-    broken = [change for change in run.churn if change.error is not None]
+    broken = [change for change in (*run.churn, *run.not_put_back) if change.error is not None]
     kinds = ", ".join(sorted({record.error or "" for record in failed} | {change.error or "" for change in broken}))
     numbers = [record.number for record in run.records]
     short = sum(record.output_tokens != plan.request(record.number).output_tokens for record in run.records)

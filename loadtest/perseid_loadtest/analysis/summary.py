@@ -76,6 +76,7 @@ class Summary:
     churn: tuple[ChurnFigures, ...] = ()
     server: ServerFigures = field(default_factory=ServerFigures)
     stopped_early: str | None = None
+    not_put_back: tuple[ChurnRecord, ...] = ()  # changes after the run that failed: the server is not as it was
 
 
 def summarise(run: Run, slo: Slo | None = None) -> Summary:
@@ -110,6 +111,7 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         churn=_churn(run.churn),
         server=server_figures(run.server_before, run.server_after),
         stopped_early=run.stopped_early,
+        not_put_back=run.not_put_back,
     )
 
 

@@ -56,10 +56,11 @@ class Run:
     started_at: float  # unix time
     seconds: float  # of measuring, without warm-up, until the last answer
     records: tuple[RequestRecord, ...]
-    window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
     churn: tuple[ChurnRecord, ...] = ()
     client_busy: float = 0.0  # share of its core that the load generator used
     most_late_s: float = 0.0  # 99th percentile of sent − planned in an open loop
     server_before: Mapping[str, float] = field(default_factory=dict)  # samples of /metrics: name{labels} → value
     server_after: Mapping[str, float] = field(default_factory=dict)
     stopped_early: str | None = None  # why
+    window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
+    not_put_back: tuple[ChurnRecord, ...] = ()  # what failed of undoing the churn, after the run

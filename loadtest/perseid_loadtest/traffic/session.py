@@ -14,6 +14,8 @@ from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
 from perseid_loadtest.traffic.tally import Stop, Tally
 from perseid_loadtest.traffic.target import Target
 
+_Changes = tuple[ChurnRecord, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -41,7 +43,7 @@ class Session:
         started_at = time.time()
         driver = Driver(self.target, plan, limits, stop, tally or Tally())
         async with progress or nullcontext():
-            churned = await self._with_churn(driver, limits)
+            churned, after = await self._with_churn(driver, limits)
         records = tuple(sorted(driver.records, key=lambda record: record.number))
         return Run(
             target=self.target.address,
@@ -50,7 +52,8 @@ class Session:
             seconds=measured_seconds(records, limits.warm_up_s),
             window_s=sending_seconds(records, limits, driver.sent_to_the_end),
             records=records,
-            churn=tuple(churned),
+            churn=churned,
+            not_put_back=tuple(change for change in after if change.error is not None),
             client_busy=driver.busy,
             most_late_s=lateness_p99(records),
             server_before=before,
@@ -58,10 +61,11 @@ class Session:
             stopped_early=stop.reason or driver.gave_up,
         )
 
-    async def _with_churn(self, driver: Driver, limits: Limits) -> Sequence[ChurnRecord]:
+    async def _with_churn(self, driver: Driver, limits: Limits) -> tuple[_Changes, _Changes]:
+        """The changes meanwhile, and those after that put all back."""
         if not self.churn:
             await driver.run()
-            return ()
+            return (), ()
         began = time.perf_counter()
         churn = Churn(self.target, self.churn, self.asked_for, self.churn_every_s, self.before_load)
 
@@ -74,9 +78,9 @@ class Session:
         finally:
             churning.cancel()
             await asyncio.gather(churning, return_exceptions=True)
-            during = tuple(churn.records)
+            during = len(churn.records)
             await churn.put_back(now)
-        return during
+        return tuple(churn.records[:during]), tuple(churn.records[during:])
 
     async def _scrape(self) -> Mapping[str, float]:
         if self.metrics_url is None:
