@@ -21,10 +21,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from perseid_loadtest.analysis.files import write_whole
+from perseid_loadtest.analysis.files import check_place, write_whole
 from perseid_loadtest.analysis.formatting import seconds
 from perseid_loadtest.analysis.slo import Slo
 from perseid_loadtest.analysis.summary import Summary, summarise
+from perseid_loadtest.attempts import Attempts
 from perseid_loadtest.engines import Server, end_with_servers, perseid
 from perseid_loadtest.offline import example_adapters
 from perseid_loadtest.traffic.arrivals import Gamma
@@ -71,15 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_with_servers()
     if not example_adapters():
         parser.error("no example adapters here; run it in a source checkout")
+    if options.json is not None:
+        check_place(options.json, "json")
     console, found = Console(), []
     for count in options.adapters:
         with adapters_for(count) as adapters, perseid(adapters, options.server_args) as server:
             names = tuple(adapter.partition("=")[0] for adapter in adapters)
             found.append(uvloop.run(_search(server, names, options, console)))
-    console.print(table(found, options.slo, options.share))
+    attempts = Attempts()
     if options.json is not None:
         told = {"slo": options.slo, "share": options.share, "found": found}
-        write_whole(options.json, msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(told)) + b"\n"
+        attempts.do(lambda: write_whole(options.json, content))
+    attempts.do(lambda: console.print(table(found, options.slo, options.share)))
+    attempts.end()
     sys.exit(0 if all(one.rate for one in found) else 1)
 
 

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import importlib.util
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import uvloop
 from cyclopts import Parameter
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from perseid_loadtest.analysis.slo import Slo
+from perseid_loadtest.attempts import Attempts, stdout_console
 from perseid_loadtest.traffic.churn import parse_churn
 from perseid_loadtest.traffic.compose import (
     adapters_of,
@@ -32,7 +35,11 @@ from perseid_loadtest.traffic.record import Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import Sweep, Trial, find_highest_rate
 from perseid_loadtest.traffic.tally import INTERRUPTED, Stop, Tally
+from perseid_server.api.descriptors import allow_connections
 from perseid_server.errors import PerseidError
+
+if TYPE_CHECKING:
+    from perseid_loadtest.analysis.files import Saved
 
 
 def loadtest(options: Annotated[LoadtestOptions, Parameter(name="*")] = LoadtestOptions()) -> int:  # noqa: B008  frozen
@@ -46,13 +53,15 @@ def loadtest(options: Annotated[LoadtestOptions, Parameter(name="*")] = Loadtest
         return _compare(options)
     if not options.is_grpc:
         _check_aiohttp()
+    allow_connections()
     if options.own_cost:
         from perseid_loadtest.traffic.own_cost import measure  # noqa: PLC0415  needs aiohttp
 
-        return measure(Console())
+        return measure(stdout_console())
     slo = Slo.parse(options.slo) if options.slo is not None else None
     check_plan(options)
     parse_churn(options.churn)
+    _check_places(options)
     return uvloop.run(_Command(options, slo).run())
 
 
@@ -61,14 +70,26 @@ def _check_aiohttp() -> None:
         raise PerseidError("perseid loadtest needs aiohttp; install it with: pip install 'perseid[loadtest]'")
 
 
+def _check_places(options: LoadtestOptions) -> None:
+    """Files that cannot be written are told before the run."""
+    from perseid_loadtest.analysis.files import check_place  # noqa: PLC0415  takes a while to import
+
+    for name, path in (("json", options.json), ("html", options.html)):
+        if path is not None:
+            check_place(path, name)
+
+
 def _compare(options: LoadtestOptions) -> int:
     from perseid_loadtest.analysis import compare, files  # noqa: PLC0415  only where it is wanted
 
     assert options.compare is not None
+    _check_places(options)
     a, b = (files.read(path) for path in options.compare)
-    compare.print_comparison(Console(), a, b)
+    attempts = Attempts()
     if options.html is not None:
-        compare.write_page(options.html, a, b)
+        attempts.do(partial(compare.write_page, options.html, a, b))
+    attempts.do(lambda: compare.print_comparison(stdout_console(), a, b))
+    attempts.end()
     return 0
 
 
@@ -79,7 +100,8 @@ class _Command:
         self._options = options
         self._slo = slo
         self._limits = limits_of(options)
-        self._console = Console()
+        self._attempts = Attempts()
+        self._console = stdout_console()
         self._progress = Console(stderr=True)
 
     async def run(self) -> int:
@@ -123,46 +145,54 @@ class _Command:
             return await self._one(session, plan.fresh(trial, arrivals), title)
 
         def tell(trial: Trial) -> None:
-            verdict = "met" if trial.met else "not met"
-            self._console.print(f"{trial.rate:8.3g} requests a second: {trial.good_share:6.1%} good, {verdict}")
+            from perseid_loadtest.analysis.tried import trial_line  # noqa: PLC0415  not while it runs
+
+            self._say(trial_line(trial))
 
         share, start = self._options.slo_share, self._options.rate or 1.0
         sweep = await find_highest_rate(run_at, slo.met_by, start=start, share=share, tell=tell)
         return self._report_sweep(sweep)
 
     def _report_sweep(self, sweep: Sweep) -> int:
+        from perseid_loadtest.analysis import tried  # noqa: PLC0415  not while it runs
+
         best = sweep.best
-        if best is None:
-            self._console.print(f"no rate met the limits; the lowest tried was {_lowest(sweep):.3g} a second")
-        else:
-            self._console.print(f"the highest rate that met the limits: {best.rate:.3g} requests a second")
+        self._say(tried.outcome(sweep))
         shown = best or sweep.trials[-1]
-        tried = [{"rate": one.rate, "good_share": one.good_share, "met": one.met} for one in sweep.trials]
-        told_of_run = {**shown.run.options, "rate": shown.rate, "sweep": tried}
+        told_of_run = {**shown.run.options, "rate": shown.rate, "sweep": tried.as_json(sweep)}
         self._report(replace(shown.run, options=told_of_run))
         if sweep.stopped_early == INTERRUPTED:
             return 130
         return 0 if best is not None else 1
 
     def _report(self, run: Run) -> None:
-        """Terminal first: a file that cannot be written takes nothing away."""
+        """Files first: a terminal that nobody reads any more takes nothing away."""
         from perseid_loadtest.analysis import files, terminal  # noqa: PLC0415  not while it runs
         from perseid_loadtest.analysis.summary import summarise  # noqa: PLC0415
 
         summary = summarise(run, self._slo)
-        terminal.print_summary(self._console, summary)
-        if self._options.json is not None:
-            files.write(self._options.json, run, summary)
-            self._console.print(f"written: {escape(str(self._options.json))}")
-        if self._options.html is not None:
-            from perseid_loadtest.analysis import page  # noqa: PLC0415  needs plotly
+        saved = files.Saved(run, summary)
+        written = [
+            self._written(self._options.json, lambda path: files.write(path, run, summary)),
+            self._written(self._options.html, lambda path: _write_page(path, saved)),
+        ]
+        self._attempts.do(lambda: terminal.print_summary(self._console, summary))
+        for path in filter(None, written):
+            self._say(f"written: {path}")
+        self._attempts.end()
 
-            page.write_page(self._options.html, files.Saved(run, summary))
-            self._console.print(f"written: {escape(str(self._options.html))}")
+    def _written(self, path: Path | None, write: Callable[[Path], None]) -> Path | None:
+        """The file, where one is wanted and it could be written."""
+        return path if path is not None and self._attempts.do(lambda: write(path)) else None
+
+    def _say(self, line: str) -> None:
+        self._attempts.do(lambda: self._console.print(escape(line)))
 
 
-def _lowest(sweep: Sweep) -> float:
-    return min(trial.rate for trial in sweep.trials)
+def _write_page(path: Path, saved: "Saved") -> None:
+    from perseid_loadtest.analysis import page  # noqa: PLC0415  needs plotly
+
+    page.write_page(path, saved)
 
 
 def _status(run: Run) -> int:

@@ -16,11 +16,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 
+from perseid_loadtest.analysis.files import check_place
+from perseid_loadtest.attempts import Attempts
 from perseid_loadtest.engines import Server, end_with_servers, perseid
 from perseid_loadtest.full_pool import fill_adapter_memory
 from perseid_loadtest.offline import example_adapters
@@ -73,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapters = example_adapters()
     if not adapters:
         parser.error("no example adapters here; run it in a source checkout")
+    if options.json is not None:
+        check_place(options.json, "json")
     sources = _folders(adapters)
     with tempfile.TemporaryDirectory() as folder:
         churned = Variations([Path(source) for source in sources.values()], Path(folder), NUM_CHURNED)
@@ -162,7 +167,7 @@ async def _capacity(session: Session, plan: Plan, console: Console) -> float:
 def _of_requests(run: Run, plan: Plan) -> list[Check]:
     """No error; each request once, with all the tokens that it asked for."""
     failed = [record for record in run.records if record.error is not None]
-    broken = [change for change in run.churn if change.error is not None]
+    broken = [change for change in (*run.churn, *run.not_put_back) if change.error is not None]
     kinds = ", ".join(sorted({record.error or "" for record in failed} | {change.error or "" for change in broken}))
     numbers = [record.number for record in run.records]
     short = sum(record.output_tokens != plan.request(record.number).output_tokens for record in run.records)
@@ -201,12 +206,14 @@ def _report(console: Console, run: Run, checks: Sequence[Check], path: Path | No
     from perseid_loadtest.analysis import files, terminal  # noqa: PLC0415  not while it runs
     from perseid_loadtest.analysis.summary import summarise  # noqa: PLC0415
 
-    summary = summarise(run)
-    terminal.print_summary(console, summary)
+    summary, attempts = summarise(run), Attempts()
     if path is not None:
-        files.write(path, run, summary)
+        attempts.do(lambda: files.write(path, run, summary))
+    attempts.do(lambda: terminal.print_summary(console, summary))
     for check in checks:
-        console.print(f"{'held  ' if check.held else 'BROKEN'}  {check.name}: {check.found}", highlight=False)
+        line = f"{'held  ' if check.held else 'BROKEN'}  {check.name}: {check.found}"
+        attempts.do(partial(console.print, line, highlight=False))
+    attempts.end()
     return 0 if all(check.held for check in checks) else 1
 
 

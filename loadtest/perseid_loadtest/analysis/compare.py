@@ -34,11 +34,19 @@ class Pair:
 
     @property
     def text(self) -> str:
-        """The ratio, and whether b's is the better figure."""
+        """The ratio, and whether b's is the better figure; of what was nothing in a, anything is more."""
+        more = self._is_more
+        if more is None or not self.a.better:
+            return formatting.ratio(self.ratio)
+        return f"{formatting.ratio(self.ratio)} {'better' if more == (self.a.better == 'higher') else 'worse'}"
+
+    @property
+    def _is_more(self) -> bool | None:
+        """Whether b is more than a; None where they are as good as alike."""
         ratio = self.ratio
-        if ratio is None or not self.a.better or abs(ratio - 1) < STEADY:
-            return formatting.ratio(ratio)
-        return f"{formatting.ratio(ratio)} {'better' if (ratio > 1) == (self.a.better == 'higher') else 'worse'}"
+        if ratio is not None:
+            return None if abs(ratio - 1) < STEADY else ratio > 1
+        return True if self.a.value == 0 and self.b.value else None
 
 
 @dataclass(frozen=True, slots=True)

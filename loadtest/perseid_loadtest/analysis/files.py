@@ -75,7 +75,7 @@ def read(path: Path) -> Saved:
         )
     try:
         content = msgspec.json.decode(text, type=_Content)
-        return Saved(_raised(content.run), content.summary)
+        return Saved(_raised(content.run), _of_today(content))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is damaged: {error}; run the test again") from error
 
@@ -88,6 +88,16 @@ def write_whole(path: Path, content: bytes) -> None:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
 
 
+def check_place(path: Path, field: str) -> None:
+    """InvalidRequest, with the option, where `write_whole` could not write. Makes the folder."""
+    try:
+        files.check_place(Path(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        wanted = "expected a file, in a folder that allows new ones"
+        raise InvalidRequest(f"--{field}: {path} cannot be written ({reason}); {wanted}", field=field) from error
+
+
 def _lowered(run: Run) -> dict[str, Any]:
     """As JSON has it: pairs take a third of what objects would."""
     told: dict[str, Any] = {name: getattr(run, name) for name in run.__slots__}
@@ -98,6 +108,12 @@ def _lowered(run: Run) -> dict[str, Any]:
         for record in run.records
     ]
     return told
+
+
+def _of_today(content: _Content) -> Summary:
+    """Files once lacked the time of sending, and had what was due over the time of measuring: another figure."""
+    known = content.run.get("window_s")
+    return content.summary if known is not None else replace(content.summary, offered_per_s=None)
 
 
 def _raised(told: dict[str, Any]) -> Run:

@@ -165,6 +165,12 @@ def remarks(summary: Summary) -> list[str]:
         told.append(f"Never answered, and unknown to the fairness index: {listed(left)}.")
     if summary.client.verdict is not None:
         told.append(summary.client.verdict)
+    if summary.not_put_back:
+        failed = [
+            f"{one.action} {name_of(one.adapter)} ({formatting.printable(one.error or '')})"
+            for one in summary.not_put_back
+        ]
+        told.append(f"Still changed on the server, since this failed: {listed(failed)}.")
     return [formatting.printable(line) for line in told]
 
 
@@ -173,7 +179,7 @@ def name_of(adapter: str) -> str:
     return formatting.printable(adapter, 120) or BASE
 
 
-def listed(adapters: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
     """Names, the first of many."""
-    more = f" and {len(adapters) - most} more" if len(adapters) > most else ""
-    return ", ".join(name_of(adapter) for adapter in adapters[:most]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name_of(name) for name in names[:most]) + more

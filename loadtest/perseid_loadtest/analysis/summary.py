@@ -1,7 +1,8 @@
 """The figures of a run. Warm-up is left out of all of them; latencies count from the planned arrival.
 
 Latencies and tokens are those of answered requests (no error); a failed request counts among the requests, the errors
-and what did not meet the limits. Rates are per second of measuring.
+and what did not meet the limits. Rates are per second of measuring, which lasts until the last answer; but what was due
+is per second of sending, or an overload would hide itself.
 """
 
 from collections import Counter
@@ -59,7 +60,7 @@ class Summary:
     empty: int  # answered without a single token
     prompt_tokens: int
     output_tokens: int
-    offered_per_s: float | None  # requests that were due, a second
+    offered_per_s: float | None  # requests that were due, a second of sending; None in a closed loop
     requests_per_s: float | None  # answered
     output_tokens_per_s: float | None
     prompt_tokens_per_s: float | None
@@ -75,6 +76,7 @@ class Summary:
     churn: tuple[ChurnFigures, ...] = ()
     server: ServerFigures = field(default_factory=ServerFigures)
     stopped_early: str | None = None
+    not_put_back: tuple[ChurnRecord, ...] = ()  # changes after the run that failed: the server is not as it was
 
 
 def summarise(run: Run, slo: Slo | None = None) -> Summary:
@@ -93,7 +95,7 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         empty=sum(tokens_of(record) == 0 for record in good),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        offered_per_s=_rate(len(records), run.seconds),
+        offered_per_s=_rate(len(records), run.window_s),
         requests_per_s=_rate(len(good), run.seconds),
         output_tokens_per_s=_rate(output_tokens, run.seconds),
         prompt_tokens_per_s=_rate(prompt_tokens, run.seconds),
@@ -105,10 +107,11 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         errors=_errors(records),
         adapters=adapters,
         jain=fairness(adapters),
-        client=client_figures(run.client_busy, run.most_late_s, ttft),
+        client=client_figures(run, records, ttft),
         churn=_churn(run.churn),
         server=server_figures(run.server_before, run.server_after),
         stopped_early=run.stopped_early,
+        not_put_back=run.not_put_back,
     )
 
 

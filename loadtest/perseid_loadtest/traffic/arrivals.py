@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from perseid_loadtest.traffic.lengths import MOST
 from perseid_server.errors import InvalidRequest
 
 FIELD = "arrivals"
@@ -108,7 +109,7 @@ def _due(path: Path, number: int, line: str) -> Due:
         told = json.loads(line)
         fields = told if isinstance(told, dict) else {"at": told}
         return Due(_moment(fields.pop("at")), _text(fields), _count(fields, "prompt_tokens"), _last(fields))
-    except (ValueError, KeyError, RecursionError) as error:
+    except (ValueError, KeyError, RecursionError, OverflowError) as error:
         wanted = (
             'expected a moment in seconds, or {"at": 1.5, "adapter": "a", "prompt_tokens": 64, "output_tokens": 32}'
         )
@@ -131,7 +132,7 @@ def _text(fields: dict[str, Any]) -> str | None:
 
 def _count(fields: dict[str, Any], name: str) -> int | None:
     value = fields.pop(name, None)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
         raise ValueError(f"{name} is {value!r}")
     return value
 

@@ -17,12 +17,15 @@ from perseid_loadtest.traffic.arrivals import Due
 from perseid_loadtest.traffic.plan import Plan, Request
 from perseid_loadtest.traffic.record import RequestRecord
 from perseid_loadtest.traffic.tally import Stop, Tally
-from perseid_loadtest.traffic.target import Answer, Failed, Target
+from perseid_loadtest.traffic.target import CLIENT, Answer, Failed, Target
 
 PAUSE_S = 0.1
 MOST_PAUSE_S = 1.0
 """A client of a closed loop waits that long after a failure, and no longer than this where the server asks for more:
 it must not storm a server that refuses at once."""
+MOST_BEHIND_S, MOST_BEHIND_SHARE = 5.0, 0.1
+"""An open loop that is still sending so long after its end (or this share of its length, whichever is more) gives up:
+its generator cannot bring the rate, and would go on for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Driver:
         self.records: list[RequestRecord] = []
         self.began = 0.0
         self.busy = 0.0  # share of its core that the event loop's thread used while it measured
+        self.sent_to_the_end = False  # an open loop: nothing was due any more when sending ended
+        self.gave_up: str | None = None  # why an open loop ended although more was due
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -81,6 +86,9 @@ class Driver:
         for due in self._due():
             delay = due.at - self.now()
             await asyncio.sleep(max(delay, 0.0))
+            if self._is_hopeless(due.at):
+                self.gave_up = self._unsent(due.at)
+                break
             request = self._begin(due.at, due)
             task = asyncio.create_task(self._one(request))
             self._tasks.add(task)
@@ -92,9 +100,32 @@ class Driver:
         """Moments up to the run's end."""
         end = self._end_moment()
         for due in self._plan.due():
-            if due.at >= end or not self._take(due.at):
+            if due.at >= end:
+                self.sent_to_the_end = True
+                return
+            if not self._take(due.at):
                 return
             yield due
+
+    def _is_hopeless(self, due_at: float) -> bool:
+        """Whether what is due is sent so late that the generator will not catch up. All of a trace has an end."""
+        limits = self._limits
+        if limits.duration_s is None and limits.requests is None:
+            return False
+        end = due_at if limits.duration_s is None else self._end_moment()
+        return self.now() > end + max(MOST_BEHIND_S, MOST_BEHIND_SHARE * end)
+
+    def _unsent(self, due_at: float) -> str:
+        """For people: the rate so far, and what it would have come to."""
+        sent, limits = self._tally.sent, self._limits
+        rate = sent / max(due_at, 1e-9)
+        if limits.requests is not None:
+            unsent: float = limits.requests - self._measured + 1  # the one that was taken last is not sent
+        else:
+            unsent = rate * (self._end_moment() - due_at)
+        gone = f"{sent:,} went out in {self.now():.1f} s"
+        more = f"about {_about(unsent)} more were due"
+        return f"the load generator could not send {_about(rate)} requests a second: {gone}, and {more}"
 
     # --- closed loop ------------------------------------------------------------------------------------------------
 
@@ -145,7 +176,7 @@ class Driver:
             self._end(request.number, answer, sent, Failed("interrupted", self._stop.reason or ""))
             raise
         except Exception as error:  # noqa: BLE001  a fault of this program's is counted, too, and ends no run
-            failed = Failed("client", f"{type(error).__name__}: {error}")
+            failed = Failed(CLIENT, f"{type(error).__name__}: {error}")
         return self._end(request.number, answer, sent, failed)
 
     def _end(self, number: int, answer: Answer, sent: float, failed: Failed | None) -> RequestRecord:
@@ -185,6 +216,10 @@ class Driver:
 def _known_length(request: Request) -> int:
     """Of a prompt of tokens, where the server did not tell."""
     return 0 if isinstance(request.prompt, str) else len(request.prompt)
+
+
+def _about(count: float) -> str:
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def _most(tally: Tally) -> str:

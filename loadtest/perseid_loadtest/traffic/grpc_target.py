@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from perseid_loadtest.traffic.plan import Request
-from perseid_loadtest.traffic.target import Answer, Failed
+from perseid_loadtest.traffic.target import CLIENT, OWN_LIMITS, Answer, Failed
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as admin
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
 from perseid_protos.perseid.v1 import generation_pb2 as pb
@@ -144,7 +144,15 @@ def _count(answer: Answer, tokens: int, usage: pb.Usage) -> None:
 
 
 def _failed(error: grpc.aio.AioRpcError) -> Failed:
-    return Failed(error.code().name, error.details() or "", _retry_after(error))
+    details = error.details() or ""
+    kind = CLIENT if _is_own_limit(details) else error.code().name
+    return Failed(kind, details, _retry_after(error))
+
+
+def _is_own_limit(details: str) -> bool:
+    """The channel tells what the system says in words; a server may say the same of itself, but not that it could not
+    connect."""
+    return details.startswith("failed to connect") and any(os.strerror(number) in details for number in OWN_LIMITS)
 
 
 def _retry_after(error: grpc.aio.AioRpcError) -> float | None:

@@ -13,7 +13,7 @@ from perseid_loadtest.engines import ByLoraField, ByModel, Dialect, lora_numbers
 from perseid_loadtest.traffic.events import EventReader, read_whole, refusal_words
 from perseid_loadtest.traffic.plan import Request
 from perseid_loadtest.traffic.prompts import WORDS
-from perseid_loadtest.traffic.target import Answer, Failed
+from perseid_loadtest.traffic.target import Answer, Failed, kind_of_connection
 from perseid_server.errors import PerseidError
 
 OPEN_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
@@ -95,7 +95,7 @@ class HttpTarget:
         return sorted(known) if len(known) > 1 else None
 
     async def ask(self, request: Request, answer: Answer) -> None:
-        """Send it and read what comes. Failed names the status, "connection" or "cut off"."""
+        """Send it and read what comes. Failed names the status, "connection", "client" or "cut off"."""
         try:
             async with self._http.post(
                 f"{self.address}/v1/completions", data=self._body(request), headers=self._headers, timeout=NO_TIMEOUT
@@ -106,7 +106,7 @@ class HttpTarget:
         except aiohttp.ClientPayloadError as error:
             raise Failed("cut off", str(error)) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Failed("cut off" if answer.arrivals else "connection", _words(error)) from error
+            raise Failed("cut off" if answer.arrivals else kind_of_connection(error), _words(error)) from error
 
     async def load(self, name: str, source: str, *, replace: bool) -> None:
         """vLLM's route."""
@@ -158,7 +158,7 @@ class HttpTarget:
         except TimeoutError as error:
             raise Failed("timeout", f"no answer within {ADMIN_TIMEOUT.total:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Failed("connection", _words(error)) from error
+            raise Failed(kind_of_connection(error), _words(error)) from error
 
     async def _llama_adapters(self) -> Sequence[Mapping[str, Any]] | None:
         """Only llama-server has this route."""

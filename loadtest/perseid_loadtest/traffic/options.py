@@ -26,6 +26,8 @@ SHARE = validators.Number(gt=0, lte=1)
 
 HTTP_SCHEMES, GRPC_SCHEMES = ("http", "https"), ("grpc", "grpcs")
 DEFAULT_DURATION_S = 30.0
+LEAST_RATE, MOST_RATE = 1e-6, 100_000.0
+"""Requests a second. More than one load generator can send; beyond either, gaps are no numbers any more."""
 _UNTOLD = {"api_key", "json", "html", "compare", "own_cost", "ca", "target"}
 """Not part of what a run measured, or nobody's business."""
 
@@ -179,11 +181,6 @@ def check(options: LoadtestOptions) -> None:
 
 
 def _check_files(options: LoadtestOptions) -> None:
-    """Before the run rather than after it."""
-    for name in ("json", "html"):
-        path: Path | None = getattr(options, name)
-        if path is not None and path.is_dir():
-            raise _error(name, f"{path} is a folder; expected a file to write")
     if options.json is not None and options.json == options.html:
         raise _error("html", f"{options.html} is --json's file too; expected another one")
 
@@ -221,6 +218,9 @@ def _check_target(options: LoadtestOptions) -> None:
 def _check_traffic(options: LoadtestOptions) -> None:
     if options.rate is not None and options.concurrency is not None:
         raise _error("concurrency", "allowed without --rate only: an open loop has no clients that wait")
+    if options.rate is not None and not LEAST_RATE <= options.rate <= MOST_RATE:
+        wanted = f"expected from {LEAST_RATE:f} to {MOST_RATE:,.0f} requests a second"
+        raise _error("rate", f"{wanted}, got {options.rate:g}; run several load generators for more")
     if options.is_trace and options.concurrency is not None:
         raise _error("concurrency", "allowed without --arrivals trace:FILE only, which says when requests are due")
     if options.arrivals != "poisson" and not options.is_open_loop and not options.sweep:

@@ -74,6 +74,9 @@ def parse_popularity(text: str, names: Sequence[str]) -> Popularity:
         name = name if separator else detail
         wanted = "hot:NAME=SHARE with a share from 0 to 1"
         part = _number(text, share, 0.0, 1.0, wanted) if separator else HOT_SHARE
+        if part == 0.0 and set(names) == {_known(name, names)}:
+            wanted = "expected a share above 0, or other --adapters beside it"
+            raise InvalidRequest(f"--popularity {text!r}: nothing is left to ask for; {wanted}", field=FIELD)
         return hot(names, _known(name, names), part)
     raise InvalidRequest(f"--popularity {text!r}: {EXPECTED}", field=FIELD)
 

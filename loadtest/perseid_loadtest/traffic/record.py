@@ -21,7 +21,7 @@ class RequestRecord:
     output_tokens: int = 0
     streamed: bool = True
     warm_up: bool = False  # not counted
-    error: str | None = None  # its kind: HTTP status or gRPC code, "timeout", "connection", "cut off"
+    error: str | None = None  # its kind: HTTP status or gRPC code, "timeout", "connection", "client", …
     message: str = ""  # the server's words, shortened
     retry_after_s: float | None = None
 
@@ -54,7 +54,7 @@ class Run:
     target: str
     options: Mapping[str, Any]  # as asked for, for the report: rate or concurrency, popularity, lengths, …
     started_at: float  # unix time
-    seconds: float  # of measuring, without warm-up
+    seconds: float  # of measuring, without warm-up, until the last answer
     records: tuple[RequestRecord, ...]
     churn: tuple[ChurnRecord, ...] = ()
     client_busy: float = 0.0  # share of its core that the load generator used
@@ -62,3 +62,5 @@ class Run:
     server_before: Mapping[str, float] = field(default_factory=dict)  # samples of /metrics: name{labels} → value
     server_after: Mapping[str, float] = field(default_factory=dict)
     stopped_early: str | None = None  # why
+    window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
+    not_put_back: tuple[ChurnRecord, ...] = ()  # what failed of undoing the churn, after the run

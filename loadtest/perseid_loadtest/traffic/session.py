@@ -14,6 +14,8 @@ from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
 from perseid_loadtest.traffic.tally import Stop, Tally
 from perseid_loadtest.traffic.target import Target
 
+_Changes = tuple[ChurnRecord, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -41,26 +43,29 @@ class Session:
         started_at = time.time()
         driver = Driver(self.target, plan, limits, stop, tally or Tally())
         async with progress or nullcontext():
-            churned = await self._with_churn(driver, limits)
+            churned, after = await self._with_churn(driver, limits)
         records = tuple(sorted(driver.records, key=lambda record: record.number))
         return Run(
             target=self.target.address,
             options={**self.options, "seed": plan.seed},
             started_at=started_at,
             seconds=measured_seconds(records, limits.warm_up_s),
+            window_s=sending_seconds(records, limits, driver.sent_to_the_end),
             records=records,
-            churn=tuple(churned),
+            churn=churned,
+            not_put_back=tuple(change for change in after if change.error is not None),
             client_busy=driver.busy,
             most_late_s=lateness_p99(records),
             server_before=before,
             server_after=await self._scrape(),
-            stopped_early=stop.reason,
+            stopped_early=stop.reason or driver.gave_up,
         )
 
-    async def _with_churn(self, driver: Driver, limits: Limits) -> Sequence[ChurnRecord]:
+    async def _with_churn(self, driver: Driver, limits: Limits) -> tuple[_Changes, _Changes]:
+        """The changes meanwhile, and those after that put all back."""
         if not self.churn:
             await driver.run()
-            return ()
+            return (), ()
         began = time.perf_counter()
         churn = Churn(self.target, self.churn, self.asked_for, self.churn_every_s, self.before_load)
 
@@ -73,9 +78,9 @@ class Session:
         finally:
             churning.cancel()
             await asyncio.gather(churning, return_exceptions=True)
-            during = tuple(churn.records)
+            during = len(churn.records)
             await churn.put_back(now)
-        return during
+        return tuple(churn.records[:during]), tuple(churn.records[during:])
 
     async def _scrape(self) -> Mapping[str, float]:
         if self.metrics_url is None:
@@ -90,3 +95,14 @@ def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> floa
     requests were sent for, and rates are those that the server reached."""
     ends = [record.ended for record in records if not record.warm_up]
     return max(ends) - warm_up_s if ends else 0.0
+
+
+def sending_seconds(records: Sequence[RequestRecord], limits: Limits, sent_to_the_end: bool) -> float:
+    """From the end of the warm-up for as long as requests were due, whenever they ended; where sending ended before
+    the time was up, until the last one that was sent. 0 in a closed loop, where none is due."""
+    if limits.concurrency is not None:
+        return 0.0
+    if sent_to_the_end and limits.duration_s is not None:
+        return limits.duration_s
+    planned = [record.planned for record in records if not record.warm_up]
+    return max(planned) - limits.warm_up_s if planned else 0.0

@@ -1,5 +1,6 @@
 """What the driver needs of a server, whatever it speaks."""
 
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,10 @@ from typing import Protocol
 from perseid_loadtest.traffic.plan import Request
 
 MESSAGE_CHARACTERS = 200
+CLIENT = "client"
+"""The kind of what the load generator itself could not do; the server is not to blame."""
+OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL})
+"""No file descriptor, or no port, is left for one more connection."""
 
 
 class Failed(Exception):
@@ -18,6 +23,11 @@ class Failed(Exception):
         self.kind = kind
         self.message = message[:MESSAGE_CHARACTERS]
         self.retry_after_s = retry_after_s
+
+
+def kind_of_connection(error: Exception) -> str:
+    """What a connection that failed is counted by."""
+    return CLIENT if getattr(error, "errno", None) in OWN_LIMITS else "connection"
 
 
 @dataclass(slots=True)

@@ -25,7 +25,8 @@ def write(path, run):
 
 def test_a_run_comes_back(path):
     churn = (ChurnRecord("load", "x", 1.0, 1.5, "409"),)
-    run = run_of(answer(retry_after_s=1.5), failure(1), churn=churn, server_before={"x": 1.0}, stopped_early="why")
+    told = {"churn": churn, "not_put_back": churn, "server_before": {"x": 1.0}, "stopped_early": "why"}
+    run = run_of(answer(retry_after_s=1.5), failure(1), **told, window_s=3.0)
     found = files.read(write(path, run))
     assert found == files.Saved(run, summarise(run, Slo(ttft_s=0.5)))
 
@@ -65,6 +66,16 @@ def test_a_file_of_another_kind(content, path):
     path.write_bytes(content)
     with pytest.raises(InvalidRequest, match="not the file of a load test"):
         files.read(path)
+
+
+def test_a_file_from_before_the_time_of_sending_was_kept(path):
+    """Its rate of requests due was over the time of measuring, which is another figure."""
+    told = json.loads(write(path, run_of(answer(), window_s=2.0)).read_bytes())
+    del told["run"]["window_s"]
+    path.write_text(json.dumps(told))
+    found = files.read(path)
+    assert (found.run.window_s, found.summary.offered_per_s) == (0.0, None)
+    assert found.summary.requests_per_s == 0.1
 
 
 def test_another_version(path):

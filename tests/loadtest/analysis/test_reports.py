@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from perseid_loadtest.analysis import compare, files, page, terminal
+from perseid_loadtest.analysis.rows import Row
 from perseid_loadtest.analysis.slo import Slo
 from perseid_loadtest.analysis.summary import summarise
 from perseid_loadtest.traffic.record import ChurnRecord
@@ -197,6 +198,32 @@ def test_a_comparison_has_ratios_and_says_which_is_better(full):
     assert "output tokens/s 0.80 0.80 1.00" in lines
     assert "preemptions, server 4 – –" in lines
     assert not any("options differ" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "better", "text"),
+    [
+        (0, 50, "lower", "– worse"),
+        (0, 50, "higher", "– better"),
+        (0, 50, "", "–"),
+        (0, 0, "lower", "–"),
+        (0, None, "lower", "–"),
+        (None, 1, "lower", "–"),
+        (50, 0, "lower", "0.00 better"),
+        (50, 50.5, "lower", "1.01"),
+    ],
+)
+def test_a_figure_that_was_nothing_before_has_a_verdict(a, b, better, text):
+    """50 failed requests after none have no ratio and are worse all the same."""
+    assert compare.Pair(*(Row("failed", value, str, better) for value in (a, b))).text == text
+
+
+def test_what_could_not_be_put_back_is_told(tmp_path):
+    left = (ChurnRecord("unload", "[x]", 9.0, 9.1, "409: in use\x1b"), ChurnRecord("replace", "y", 9.1, 9.2, "503: "))
+    one = saved(run_of(answer(), not_put_back=left))
+    told = "Still changed on the server, since this failed: unload [x] (409: in use), replace y (503:)."
+    assert told in " ".join(printed(terminal.print_summary, one.summary).split())
+    assert told in written(tmp_path, one).text
 
 
 def test_options_that_differ_are_warned_of(tmp_path):

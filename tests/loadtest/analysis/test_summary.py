@@ -20,6 +20,7 @@ def mixed():
         failure(3, error="timeout", message="", adapter="c"),
         failure(4, message="other words", adapter="b"),
         answer(5, 0.0, ((9.0, 100),), warm_up=True, prompt_tokens=99),
+        window_s=4.0,
     )
 
 
@@ -35,8 +36,12 @@ def test_latencies_count_from_the_planned_arrival(mixed):
 def test_rates_are_of_answers_without_warm_up(mixed):
     found = summarise(mixed)
     assert (found.requests, found.answered, found.failed) == (5, 2, 3)
-    assert (found.offered_per_s, found.requests_per_s) == (0.5, 0.2)
+    assert (found.offered_per_s, found.requests_per_s) == (1.25, 0.2)  # due in 4 s, answered in 10 s
     assert (found.output_tokens_per_s, found.prompt_tokens_per_s) == (0.8, 5.0)
+
+
+def test_without_a_time_of_sending_no_rate_was_due():
+    assert summarise(run_of(answer())).offered_per_s is None
 
 
 def test_errors_by_kind_with_an_example(mixed):
@@ -74,6 +79,13 @@ def test_tokens_are_what_the_server_says_else_what_came():
 def test_the_load_generator_tells_when_it_is_the_bottleneck(busy, late, said):
     found = summarise(run_of(answer(), client_busy=busy, most_late_s=late)).client  # TTFT 1 s
     assert found.verdict is None if said is None else said in found.verdict
+
+
+def test_the_load_generator_tells_what_failed_in_itself():
+    """As where it may open no more connections; the server has never seen such a request."""
+    own = failure(1, error="client", message="cannot connect (too many open files)")
+    found = summarise(run_of(answer(), own, failure(2), failure(3, error="client", warm_up=True))).client
+    assert "1 of 3 requests failed in it and not in the server" in found.verdict
 
 
 def test_churn_by_action():

@@ -11,6 +11,7 @@ from perseid_loadtest.traffic.churn import Change, changes, parse_churn
 from perseid_loadtest.traffic.driver import Limits
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.tally import Stop
+from perseid_loadtest.traffic.target import Failed
 from perseid_server.errors import InvalidRequest
 from tests.loadtest.traffic.fake_target import FakeTarget, plan
 
@@ -71,3 +72,17 @@ async def test_a_change_that_fails_is_written_down_and_nothing_is_put_back():
     result = await run(target, {"a": ("one",)})
     assert {change.error for change in result.churn} == {"409: no"}
     assert target.changes == []
+
+
+async def test_what_cannot_be_put_back_is_written_down_by_itself():
+    """The server is left as it should not be; figures of the run are without it, as it came after."""
+
+    class KeepsAll(FakeTarget):
+        async def unload(self, name: str) -> None:
+            raise Failed("409", "in use")
+
+    result = await run(KeepsAll(), {"a": ("one",)}, seconds=0.02)
+    [left] = result.not_put_back
+    assert left not in result.churn
+    assert (left.action, left.adapter, left.error) == ("unload", "a", "409: in use")
+    assert (await run(FakeTarget(), {"a": ("one",)}, seconds=0.02)).not_put_back == ()

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import re
 import time
 
 import pytest
 
+from perseid_loadtest.traffic import driver as driving
 from perseid_loadtest.traffic.arrivals import Due, Gamma, Trace
 from perseid_loadtest.traffic.driver import Driver, Limits, lateness_p99
 from perseid_loadtest.traffic.record import RequestRecord
@@ -172,3 +174,46 @@ async def test_a_session_tells_how_long_it_measured():
     assert run.seconds == pytest.approx(max(record.ended for record in run.records) - 0.2)
     assert (run.options, run.target, run.stopped_early) == ({"rate": 1, "seed": 1}, "fake", None)
     assert 0.0 < run.client_busy < 1.0
+
+
+async def measured(limits: Limits, arrivals=EVERY, stop: Stop | None = None, answer_s: float = 0.0):
+    target = FakeTarget(lambda _: asyncio.sleep(answer_s))
+    return await Session(target).run(plan(arrivals), limits, stop or Stop())
+
+
+async def test_the_time_of_sending_is_not_the_time_until_the_last_answer():
+    """An overloaded server answers long after the last request was due."""
+    run = await measured(Limits(warm_up_s=0.05, duration_s=0.1), answer_s=0.3)
+    assert run.window_s == 0.1
+    assert run.seconds > 0.25
+    assert (await measured(Limits(duration_s=5.0))).window_s == 0.39  # the trace ends before
+    assert (await measured(Limits(warm_up_s=0.055))).window_s == pytest.approx(0.335)  # all of a trace
+    assert (await measured(Limits(requests=21))).window_s == 0.2
+    assert (await measured(Limits(requests=4, concurrency=2))).window_s == 0.0  # nothing is due in a closed loop
+
+
+async def test_a_run_that_was_stopped_sent_until_then():
+    stop = Stop()
+    asyncio.get_running_loop().call_later(0.1, stop.set, "by hand")
+    run = await measured(Limits(duration_s=60.0), Gamma(200.0), stop)
+    assert run.window_s == max(record.planned for record in run.records) < 60.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "unsent"),
+    [(Limits(duration_s=0.05), r"4\d0,000|5\d0,000"), (Limits(requests=1_000_000), r"9\d0,000|1,000,000")],
+)
+async def test_a_rate_that_the_generator_cannot_send_ends_the_run(limits, unsent, monkeypatch):
+    """Far more is due than it can send: by planned moments alone the run would go on for minutes."""
+    monkeypatch.setattr(driving, "MOST_BEHIND_S", 0.02)
+    run = await measured(limits, Gamma(1e7))
+    about = r"the load generator could not send (\d|1\d),\d00,000 requests a second: [\d,]+ went out in 0\.\d s"
+    assert re.fullmatch(f"{about}, and about ({unsent}) more were due", run.stopped_early)
+    assert {record.error for record in run.records} == {None}  # what was sent is waited for
+    assert len(run.records) / run.window_s == pytest.approx(1e7, rel=0.3)
+
+
+async def test_a_trace_is_sent_to_its_end_however_late(monkeypatch):
+    monkeypatch.setattr(driving, "MOST_BEHIND_S", 0.0)
+    run = await measured(Limits(), Trace((Due(0.0),) * 500))
+    assert (len(run.records), run.stopped_early) == (500, None)

@@ -10,6 +10,7 @@ import pytest
 
 from perseid_loadtest.traffic.arrivals import Gamma, Trace, parse_arrivals
 from perseid_loadtest.traffic.lengths import Between, InTurn, parse_lengths
+from perseid_loadtest.traffic.options import LEAST_RATE, MOST_RATE
 from perseid_loadtest.traffic.plan import Plan
 from perseid_loadtest.traffic.popularity import RoundRobin, hot, parse_popularity, zipf
 from perseid_loadtest.traffic.prompts import FilePrompts, RandomPrompts, parse_prompts
@@ -31,6 +32,15 @@ def test_gaps_have_the_rate_and_the_variance_of_their_burstiness(burstiness):
     mean, deviation = statistics.fmean(found), statistics.pstdev(found)
     assert mean == pytest.approx(1 / 50, rel=0.05)
     assert deviation / mean == pytest.approx(burstiness**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("burstiness", [0.01, 1000.0])
+@pytest.mark.parametrize("rate", [LEAST_RATE / 64, MOST_RATE])
+def test_moments_are_finite_and_in_order_at_the_bounds(rate, burstiness):
+    """A sweep goes down to a 64th of the rate that it began with."""
+    found = gaps(burstiness, rate)
+    assert min(found) >= 0.0
+    assert 0.0 < sum(found) < float("inf")
 
 
 def test_poisson_counts_vary_as_much_as_their_mean():
@@ -80,6 +90,14 @@ def test_popularity_as_it_is_written():
 def test_popularity_that_cannot_be_read(text, message):
     with pytest.raises(InvalidRequest, match=message):
         parse_popularity(text, NAMES)
+
+
+def test_a_share_of_nothing_needs_another_name():
+    """Without one there would be nobody to ask for, at the first request."""
+    for names, text in ((("",), "hot:base=0"), (("a",), "hot:a=0")):
+        with pytest.raises(InvalidRequest, match=r"--popularity.*expected a share above 0, or other --adapters beside"):
+            parse_popularity(text, names)
+    assert parse_popularity("hot:a=0", ("a", "b")).pick(0, random.Random(0)) == "b"
 
 
 def test_lengths_as_they_are_written(tmp_path: Path):
@@ -167,8 +185,11 @@ def test_what_a_trace_states_stands(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "line",
-    ["x", "-1", "null", "{}", '{"at": 1, "when": 2}', '{"at": 1, "prompt_tokens": 0}', "Infinity", '{"at": true}'],
-)
+    [
+        "x", "-1", "null", "{}", '{"at": 1, "when": 2}', '{"at": 1, "prompt_tokens": 0}', "Infinity", '{"at": true}',
+        "9" * 400, '{"at": 1, "prompt_tokens": 99999999}', '{"at": 1, "output_tokens": 1' + "0" * 400 + "}",
+    ],
+)  # fmt: skip
 def test_a_line_of_a_trace_that_cannot_be_read_is_named(tmp_path: Path, line: str):
     (tmp_path / "trace").write_text(f"1.0\n{line}\n")
     with pytest.raises(InvalidRequest, match=r"--arrivals trace:.*line 2"):
