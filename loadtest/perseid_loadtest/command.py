@@ -21,12 +21,15 @@ from perseid_loadtest.traffic.churn import parse_churn
 from perseid_loadtest.traffic.compose import (
     adapters_of,
     arrivals_of,
+    check_metrics,
     check_plan,
     limits_of,
     metrics_url,
     plan_of,
     target_of,
     told,
+    traced_adapters,
+    trusted,
 )
 from perseid_loadtest.traffic.live import live_progress
 from perseid_loadtest.traffic.options import LoadtestOptions, check
@@ -111,14 +114,16 @@ class _Command:
             await target.open()
             names = adapters_of(options, target.names)
             plan = plan_of(options, names, await target.vocabulary())
+            await check_metrics(options)
             session = Session(
                 target,
                 options=told(options) | {"adapters": [name or "base" for name in names]},
                 churn=parse_churn(options.churn),
-                asked_for=frozenset(names),
+                asked_for=frozenset(names) | traced_adapters(options, plan, target.names),
                 churn_every_s=options.churn_every,
                 metrics_url=metrics_url(options),
                 api_key=options.api_key,
+                tls=trusted(options),
             )
             if options.sweep:
                 return await self._sweep(session, plan)

@@ -200,13 +200,33 @@ def discover(url: str, adapters: Sequence[str], base: str | None = None) -> Dial
 
     RuntimeError when nothing answers there.
     """
-    models = [str(model["id"]) for model in get_json(url, "/v1/models")["data"]]
+    cards = get_json(url, "/v1/models")["data"]
+    models = [str(card["id"]) for card in cards]
     try:
-        listed = get_json(url, "/lora-adapters")
-    except urllib.error.HTTPError:  # not llama-server
+        listed = lora_list(get_json(url, "/lora-adapters"))
+    except (urllib.error.HTTPError, ValueError):
+        listed = None
+    if not listed and not is_llama_server(cards):
         return ByModel(base or models[0], frozenset(models))
+    listed = listed or []
     loaded = tuple(int(entry["id"]) for entry in listed)
     return ByLoraField(base or models[0], lora_numbers(listed, adapters), loaded)
+
+
+def is_llama_server(cards: Sequence[Mapping[str, Any]]) -> bool:
+    """By what it says of its models on /v1/models."""
+    return any(card.get("owned_by") == "llamacpp" for card in cards)
+
+
+def lora_list(told: Any) -> list[Mapping[str, Any]] | None:
+    """What llama-server answers on /lora-adapters: objects with a number and a file. None for any other answer."""
+    if not isinstance(told, list):
+        return None
+    fits = all(
+        isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("path"), str)
+        for entry in told
+    )
+    return told if fits else None
 
 
 def lora_numbers(listed: Sequence[Mapping[str, Any]], adapters: Sequence[str]) -> dict[str, int]:

@@ -99,6 +99,21 @@ def test_discovering_llama_server(server):
     assert discover(url, ("sql", "dates")) == ByLoraField("base.gguf", {"sql": 3}, (3,))
 
 
+@pytest.mark.parametrize("told", [{}, [], [{"id": 0}]])
+def test_another_server_may_answer_anything_there(server, told):
+    url, answers = server
+    answers["/v1/models"] = {"data": [{"id": "base"}]}
+    answers["/lora-adapters"] = told
+    assert discover(url, ()) == ByModel("base", frozenset({"base"}))
+
+
+def test_discovering_llama_server_without_adapters(server):
+    url, answers = server
+    answers["/v1/models"] = {"data": [{"id": "base.gguf", "owned_by": "llamacpp"}]}
+    answers["/lora-adapters"] = []
+    assert discover(url, ("sql",)) == ByLoraField("base.gguf", {}, ())
+
+
 def test_a_peer_that_is_not_there_is_named():
     with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:1: no server answers"):
         discover("http://127.0.0.1:1", ())

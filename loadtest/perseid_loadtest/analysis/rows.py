@@ -160,9 +160,16 @@ def remarks(summary: Summary) -> list[str]:
         told.append("No request was answered.")
     if summary.empty:
         told.append(f"{summary.empty} of {summary.answered} answers held no token.")
+    if summary.uncounted:
+        told.append(
+            f"The server did not count the tokens of {summary.uncounted} of {summary.answered} answers: each chunk of "
+            "text, or whole answer, counts as one."
+        )
     left = starved(summary.adapters)
     if left and summary.answered:
         told.append(f"Never answered, and unknown to the fairness index: {listed(left)}.")
+    if summary.server_untold is not None:
+        told.append(f"No figures by the server: {summary.server_untold}.")
     if summary.client.verdict is not None:
         told.append(summary.client.verdict)
     if summary.not_put_back:

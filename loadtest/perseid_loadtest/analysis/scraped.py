@@ -4,10 +4,26 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PREFIXES = ("perseid_", "vllm:")
 _UPPER = re.compile(r'[{,]le="([^"\\]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One reading of /metrics."""
+
+    samples: Mapping[str, float] = field(default_factory=dict)  # name{labels} → value
+    failure: str | None = None  # why there are none
+    is_absent: bool = False  # because the server has none to read
+
+
+def untold(before: Scrape, after: Scrape) -> str | None:
+    """Why nothing can be said by the server's own figures. None where it can, and where the server just has none."""
+    if before.is_absent and after.is_absent:
+        return None
+    return before.failure or after.failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,24 @@ Perseid's and vLLM's names are known. A metric that is not there is left out; a 
 """
 
 import math
+import os
+import ssl
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from perseid_loadtest.analysis.scraped import Difference, HistogramFigures
+from perseid_loadtest.analysis.scraped import Difference, HistogramFigures, Scrape
 from perseid_server.errors import InvalidRequest
 
 TIMEOUT_S = 5.0
 MAX_BYTES = 64 * 2**20
 """Of a scrape; more is not read."""
+ABSENT = {404, 405, 410, 501}  # llama-server without --metrics answers 501
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +45,40 @@ class ServerFigures:
     waiting: float | None = None  # requests, at the end
 
 
-def scrape(url: str, api_key: str | None = None) -> Mapping[str, float]:
-    """The samples of a server's /metrics as name{labels} → value; empty where it has none or cannot be asked.
+def scrape(url: str, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Scrape:
+    """The samples of a server's /metrics, or why there are none.
 
     `url` is the server's (http://host:8000, with /v1 or without) or that of its /metrics. InvalidRequest where it is no
     HTTP URL. What is not finite is left out.
     """
-    request = urllib.request.Request(metrics_url(url))  # noqa: S310  http or https, checked there
+    url = metrics_url(url)
+    request = urllib.request.Request(url)  # noqa: S310  http or https, checked there
     if api_key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {api_key}")  # not for whom a redirect names
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            text = answer.read(MAX_BYTES).decode()
-        return samples(text)
-    except (OSError, HTTPException, ValueError):  # no server, no such route, not that format
-        return {}
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:  # noqa: S310
+            found = samples(answer.read(MAX_BYTES).decode())
+    except HTTPError as error:
+        error.close()
+        wants = "; it wants an --api-key that may read metrics (an operator's)" if error.code in {401, 403} else ""
+        return Scrape(failure=f"{url} answers HTTP {error.code}{wants}", is_absent=error.code in ABSENT)
+    except ValueError:
+        return Scrape(failure=f"{url} answers nothing in Prometheus' text format")
+    except (OSError, HTTPException) as error:
+        return Scrape(failure=f"{url}: {_reason(error)}")
+    return Scrape(found) if found else Scrape(failure=f"{url} holds no metric", is_absent=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why nothing came."""
+    cause = error.reason if isinstance(error, URLError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({cause.verify_message}); --ca names the certificates to trust"
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):
+        return os.strerror(cause.errno).lower()
+    return str(cause) or type(cause).__name__
 
 
 def metrics_url(url: str) -> str:

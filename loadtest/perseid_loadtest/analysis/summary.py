@@ -74,7 +74,9 @@ class Summary:
     jain: float | None  # over adapters, of the mean of end-to-end latency ÷ output tokens; None below two adapters
     client: ClientFigures
     churn: tuple[ChurnFigures, ...] = ()
+    uncounted: int = 0  # answers whose tokens the server did not count
     server: ServerFigures = field(default_factory=ServerFigures)
+    server_untold: str | None = None  # why there are none
     stopped_early: str | None = None
     not_put_back: tuple[ChurnRecord, ...] = ()  # changes after the run that failed: the server is not as it was
 
@@ -109,7 +111,9 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         jain=fairness(adapters),
         client=client_figures(run, records, ttft),
         churn=_churn(run.churn),
+        uncounted=sum(not record.tokens_told for record in good),
         server=server_figures(run.server_before, run.server_after),
+        server_untold=run.server_untold,
         stopped_early=run.stopped_early,
         not_put_back=run.not_put_back,
     )

@@ -1,5 +1,6 @@
 """From options to what a run needs: a target, a plan, limits."""
 
+import asyncio
 import random
 import ssl
 from collections.abc import Sequence
@@ -7,18 +8,18 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from perseid_loadtest.traffic.arrivals import Arrivals, parse_arrivals
+from perseid_loadtest.traffic.arrivals import Arrivals, Trace, parse_arrivals
 from perseid_loadtest.traffic.driver import Limits
 from perseid_loadtest.traffic.lengths import parse_lengths
 from perseid_loadtest.traffic.options import LoadtestOptions
-from perseid_loadtest.traffic.plan import Plan
+from perseid_loadtest.traffic.plan import BASE, Plan, name_of
 from perseid_loadtest.traffic.popularity import parse_popularity
 from perseid_loadtest.traffic.prompts import parse_prompts
 from perseid_loadtest.traffic.target import Target
 from perseid_server.errors import InvalidRequest
 
 SEEDS = 2**31
-ALL, BASE = "all", "base"
+ALL = "all"
 
 
 def target_of(options: LoadtestOptions) -> Target:
@@ -36,15 +37,16 @@ def target_of(options: LoadtestOptions) -> Target:
 
     return HttpTarget(
         options.target,
-        adapters=[name for name in _stated(options) if name not in {ALL, BASE}],
+        adapters=[name for name in (*_stated(options), *traced(arrivals_of(options))) if name not in {ALL, BASE, ""}],
         model=options.model,
         api_key=options.api_key,
         stream=options.stream,
-        ca=_trusted(options),
+        ca=trusted(options),
     )
 
 
-def _trusted(options: LoadtestOptions) -> ssl.SSLContext | None:
+def trusted(options: LoadtestOptions) -> ssl.SSLContext | None:
+    """Certificates to trust; None: the system's."""
     if options.ca is None:
         return None
     try:
@@ -57,27 +59,47 @@ def _stated(options: LoadtestOptions) -> list[str]:
     return [part for name in options.adapters for part in name.split(",")]
 
 
-def adapters_of(options: LoadtestOptions, served: Sequence[str]) -> tuple[str, ...]:
-    """Names to ask for, "" the base. InvalidRequest when the server lists adapters and one is not among them."""
+def adapters_of(options: LoadtestOptions, served: Sequence[str] | None) -> tuple[str, ...]:
+    """Names to ask for, "" the base. InvalidRequest when the server tells what it has and one is not among them."""
     names: list[str] = []
     for name in _stated(options) or [BASE]:
         if name == ALL:
             if not served:
                 raise InvalidRequest(f"--adapters all: {options.target} lists no adapter", field="adapters")
             names += served
-        elif name == BASE:
-            names.append("")
-        elif served and name not in served:
-            listed = ", ".join(served[:10]) + (f" and {len(served) - 10} more" if len(served) > 10 else "")
-            raise InvalidRequest(f"--adapters: {options.target} has no {name!r}; it lists {listed}", field="adapters")
         else:
-            names.append(name)
+            _check_served(options, "adapters", name_of(name), served)
+            names.append(name_of(name))
     return tuple(dict.fromkeys(names))
+
+
+def traced_adapters(options: LoadtestOptions, plan: Plan, served: Sequence[str] | None) -> frozenset[str]:
+    """Names that a trace asks for, as `adapters_of` has those of --adapters."""
+    names = traced(plan.arrivals)
+    for name in names:
+        _check_served(options, "arrivals", name, served)
+    return frozenset(names)
+
+
+def traced(arrivals: Arrivals | None) -> Sequence[str]:
+    """Names in a trace, in order."""
+    moments = arrivals.moments if isinstance(arrivals, Trace) else ()
+    return tuple(dict.fromkeys(name_of(due.adapter) for due in moments if due.adapter is not None))
+
+
+def _check_served(options: LoadtestOptions, field: str, name: str, served: Sequence[str] | None) -> None:
+    if served is None or not name or name in served:
+        return
+    listed = ", ".join(served[:10]) + (f" and {len(served) - 10} more" if len(served) > 10 else "")
+    option = f"--{field}" if field == "adapters" else f"--{field} {options.arrivals}"
+    raise InvalidRequest(
+        f"{option}: {options.target} has no adapter {name!r}; it lists {listed or 'none'}", field=field
+    )
 
 
 def check_plan(options: LoadtestOptions) -> None:
     """InvalidRequest for what can be told without a server: files and forms."""
-    names = ["" if name == BASE else name for name in _stated(options) or [BASE]]
+    names = [name_of(name) for name in _stated(options) or [BASE]]
     if ALL in names:  # who is hot can be told only with the server's list
         names.append(options.popularity.partition(":")[2].partition("=")[0])
     plan_of(options, tuple(names), None)
@@ -107,7 +129,7 @@ def arrivals_of(options: LoadtestOptions, rate: float | None = None) -> Arrivals
 def limits_of(options: LoadtestOptions) -> Limits:
     """How long a run is."""
     limits = Limits(
-        warm_up_s=options.warm_up,
+        warm_up_s=options.warm_up_s,
         duration_s=options.duration_s,
         requests=options.requests,
         timeout_s=options.timeout,
@@ -123,10 +145,21 @@ def metrics_url(options: LoadtestOptions) -> str | None:
     return options.metrics or (None if options.is_grpc else options.target)
 
 
+async def check_metrics(options: LoadtestOptions) -> None:
+    """InvalidRequest when the server of --metrics has none to read: before the run rather than after it."""
+    if options.metrics is None:
+        return
+    from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
+
+    found = await asyncio.to_thread(scrape, options.metrics, options.api_key, trusted(options))
+    if found.failure is not None:
+        raise InvalidRequest(f"--metrics: {found.failure}", field="metrics")
+
+
 def told(options: LoadtestOptions) -> dict[str, Any]:
     """Options for the report, with what their absence means."""
     limits = limits_of(options)
-    stated = dict(options.told())
+    stated = {**options.told(), "warm_up": limits.warm_up_s}
     if limits.concurrency is not None:
         stated["concurrency"] = limits.concurrency
         stated.pop("arrivals", None)

@@ -191,6 +191,7 @@ class Driver:
             prompt_tokens=answer.prompt_tokens or _known_length(request),
             output_tokens=answer.output_tokens,
             streamed=self._target.streams,
+            tokens_told=answer.tokens_told,
             warm_up=warm_up,
             error=failed.kind if failed else None,
             message=failed.message if failed else "",

@@ -60,6 +60,8 @@ def read_whole(body: bytes, answer: Answer) -> None:
         raise Failed("malformed", f"the answer is not a completion: {error}") from error
     _raise_told(event)
     prompt, output = _usage(event)
+    if not output and any(choice.text for choice in event.choices):
+        output, answer.tokens_told = 1, False  # as a chunk with text
     answer.prompt_tokens = prompt
     answer.output_tokens = output
     if output:
@@ -113,6 +115,7 @@ class EventReader:
             share = self._told / len(self._chunks) if self._told else 1.0
             answer.arrivals = [(moment, share) for moment, _ in self._chunks]
         answer.output_tokens = self._told or len(self._chunks)
+        answer.tokens_told = bool(self._told) or not self._chunks
 
     def _event(self, data: bytes, moment: float) -> None:
         if data == _DONE:

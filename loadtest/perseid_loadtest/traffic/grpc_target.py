@@ -41,9 +41,9 @@ class GrpcTarget:
         self._names: tuple[str, ...] = ()
 
     @property
-    def names(self) -> Sequence[str]:
-        """Adapters that the server lists; none where it does not let us ask."""
-        return self._names
+    def names(self) -> Sequence[str] | None:
+        """Adapters that the server lists; None where there are none, or it does not let us ask."""
+        return self._names or None
 
     async def open(self) -> None:
         """Connect and list the adapters. PerseidError when nothing answers."""

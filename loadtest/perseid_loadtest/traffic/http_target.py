@@ -1,27 +1,51 @@
 """Any OpenAI-compatible server over HTTP: Perseid, vLLM, llama-server."""
 
 import math
-import os
 import ssl
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from perseid_loadtest.engines import ByLoraField, ByModel, Dialect, lora_numbers
+from perseid_loadtest.engines import ByModel, Dialect
+from perseid_loadtest.traffic.discovery import TIMEOUT, Discovery, words
 from perseid_loadtest.traffic.events import EventReader, read_whole, refusal_words
 from perseid_loadtest.traffic.plan import Request
 from perseid_loadtest.traffic.prompts import WORDS
 from perseid_loadtest.traffic.target import Answer, Failed, kind_of_connection
-from perseid_server.errors import PerseidError
 
-OPEN_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 ADMIN_TIMEOUT = aiohttp.ClientTimeout(total=120.0)
 NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the driver has its own
 KEEP_ALIVE_S = 3.0
 """Less than servers keep idle connections (uvicorn: 5 s): a request on one that is just being closed would fail for
 nothing."""
+STALE_S = 1.0
+"""A kept connection that ends this soon after a request went out had been closed by the server before: a client sends
+such a request again. One that ends later was lost with the request on it."""
+STREAM_OPTIONS: tuple[Mapping[str, bool] | None, ...] = (
+    {"include_usage": True, "continuous_usage_stats": True},
+    {"include_usage": True},
+    None,
+)
+"""What is asked for; the next one where a server refuses the fields of this one."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One request on its way."""
+
+    reused_at: float | None = None  # when it got a kept connection
+    is_answered: bool = False  # a status came
+
+    def was_stale(self, error: Exception) -> bool:
+        """Whether the server had closed the connection before it saw the request."""
+        if self.reused_at is None or self.is_answered or time.perf_counter() - self.reused_at > STALE_S:
+            return False
+        return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
 
 
 class HttpTarget:
@@ -46,12 +70,14 @@ class HttpTarget:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._ca = ca
         self._session: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
         self._dialect: Dialect = ByModel("", frozenset())
-        self._names: tuple[str, ...] = ()
+        self._names: tuple[str, ...] | None = None
+        self._usage = 0 if stream else len(STREAM_OPTIONS) - 1  # which of STREAM_OPTIONS
 
     @property
-    def names(self) -> Sequence[str]:
-        """Adapters that the server lists."""
+    def names(self) -> Sequence[str] | None:
+        """Adapters that the server lists; None: it lists none, and may know some."""
         return self._names
 
     @property
@@ -59,33 +85,35 @@ class HttpTarget:
         assert self._session is not None, "open() comes first"
         return self._session
 
+    @property
+    def _once(self) -> aiohttp.ClientSession:
+        """For a request that must not meet a connection that the server has closed meanwhile."""
+        assert self._fresh is not None, "open() comes first"
+        return self._fresh
+
     async def open(self) -> None:
         """Learn what the server calls its base and its adapters. PerseidError when it cannot be told."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._ca or True)
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        models = [str(card["id"]) for card in await self._list("/v1/models", "data")]
-        base = self._model or next(iter(models), "")
-        listed = await self._llama_adapters()
-        if listed is None:
-            self._dialect = ByModel(base, frozenset(models))
-            self._names = tuple(name for name in models if name != base and name.partition(":")[0] != "auto")
-        else:
-            numbers = lora_numbers(listed, self._adapters)
-            self._dialect = ByLoraField(base, numbers, tuple(int(entry["id"]) for entry in listed))
-            self._names = tuple(numbers)
+        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._ca or True)
+        fresh = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._ca or True)
+        jar = aiohttp.DummyCookieJar()
+        self._session = aiohttp.ClientSession(connector=kept, cookie_jar=jar, trace_configs=[_reuse_noted()])
+        self._fresh = aiohttp.ClientSession(connector=fresh, cookie_jar=jar)
+        peer = await Discovery(self._fresh, self.address, self._headers).peer(self._model, self._adapters)
+        self._dialect, self._names = peer.dialect, peer.names
 
     async def close(self) -> None:
         """Give the connections back."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh):
+            if session is not None:
+                await session.close()
 
     async def vocabulary(self) -> Sequence[int] | None:
         """The server's own tokens of some words. Fields of Perseid, vLLM and llama-server, which skip each other's."""
         body = {"prompt": WORDS, "content": WORDS, "add_special_tokens": False, "add_special": False}
         body |= {"model": self._dialect.fields("")["model"]}
         try:
-            async with self._http.post(
-                f"{self.address}/tokenize", json=body, headers=self._headers, timeout=OPEN_TIMEOUT
+            async with self._once.post(
+                f"{self.address}/tokenize", json=body, headers=self._headers, timeout=TIMEOUT
             ) as response:
                 told = await response.json(content_type=None) if response.status == 200 else {}
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -96,17 +124,14 @@ class HttpTarget:
 
     async def ask(self, request: Request, answer: Answer) -> None:
         """Send it and read what comes. Failed names the status, "connection", "client" or "cut off"."""
-        try:
-            async with self._http.post(
-                f"{self.address}/v1/completions", data=self._body(request), headers=self._headers, timeout=NO_TIMEOUT
-            ) as response:
-                if response.status != 200:
-                    raise await _refused(response)
-                await self._read(response, answer)
-        except aiohttp.ClientPayloadError as error:
-            raise Failed("cut off", str(error)) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Failed("cut off" if answer.arrivals else kind_of_connection(error), _words(error)) from error
+        while True:
+            usage = self._usage
+            try:
+                return await self._send(self._body(request, usage), answer)
+            except Failed as failed:
+                if usage + 1 == len(STREAM_OPTIONS) or not _refuses_stream_options(failed):
+                    raise
+                self._usage = max(self._usage, usage + 1)
 
     async def load(self, name: str, source: str, *, replace: bool) -> None:
         """vLLM's route."""
@@ -117,7 +142,35 @@ class HttpTarget:
         """vLLM's route."""
         await self._admin("/v1/unload_lora_adapter", {"lora_name": name})
 
-    def _body(self, request: Request) -> bytes:
+    async def _send(self, body: bytes, answer: Answer) -> None:
+        """Twice where the first was for nothing: on a kept connection that the server had closed without a word."""
+        sent = _Sent()
+        try:
+            try:
+                await self._post(self._http, body, answer, sent)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError) as error:
+                if not sent.was_stale(error):
+                    raise
+                await self._post(self._once, body, answer, _Sent())
+        except aiohttp.ClientPayloadError as error:
+            raise Failed("cut off", str(error)) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Failed("cut off" if answer.arrivals else kind_of_connection(error), words(error)) from error
+
+    async def _post(self, http: aiohttp.ClientSession, body: bytes, answer: Answer, sent: _Sent) -> None:
+        async with http.post(
+            f"{self.address}/v1/completions",
+            data=body,
+            headers=self._headers,
+            timeout=NO_TIMEOUT,
+            trace_request_ctx=sent,
+        ) as response:
+            sent.is_answered = True
+            if response.status != 200:
+                raise await _refused(response)
+            await self._read(response, answer)
+
+    def _body(self, request: Request, usage: int) -> bytes:
         body: dict[str, Any] = {
             "prompt": request.prompt,
             "max_tokens": request.output_tokens,
@@ -126,7 +179,9 @@ class HttpTarget:
             **self._fields(request.adapter),
         }
         if self.streams:
-            body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+            body["stream"] = True
+            if (options := STREAM_OPTIONS[usage]) is not None:
+                body["stream_options"] = options
         return msgspec.json.encode(body)
 
     def _fields(self, adapter: str) -> Mapping[str, Any]:
@@ -150,7 +205,7 @@ class HttpTarget:
 
     async def _admin(self, path: str, body: Mapping[str, Any]) -> None:
         try:
-            async with self._http.post(
+            async with self._once.post(
                 self.address + path, json=body, headers=self._headers, timeout=ADMIN_TIMEOUT
             ) as response:
                 if response.status != 200:
@@ -158,37 +213,26 @@ class HttpTarget:
         except TimeoutError as error:
             raise Failed("timeout", f"no answer within {ADMIN_TIMEOUT.total:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Failed(kind_of_connection(error), _words(error)) from error
-
-    async def _llama_adapters(self) -> Sequence[Mapping[str, Any]] | None:
-        """Only llama-server has this route."""
-        try:
-            return await self._list("/lora-adapters", None)
-        except PerseidError:
-            return None
-
-    async def _list(self, path: str, key: str | None) -> Sequence[Mapping[str, Any]]:
-        """A list of JSON objects. PerseidError, one line, when none comes."""
-        try:
-            async with self._http.get(self.address + path, headers=self._headers, timeout=OPEN_TIMEOUT) as response:
-                if response.status in {401, 403}:
-                    raise PerseidError(f"{self.address}: HTTP {response.status}; it wants another --api-key")
-                if response.status != 200:
-                    raise PerseidError(f"{self.address}: {path} answers HTTP {response.status}; {_NOT_OURS}")
-                told = await response.json(content_type=None)
-                entries = told[key] if key else told
-                return [{**entry, "id": entry["id"]} for entry in entries]
-        except aiohttp.InvalidURL as error:
-            raise PerseidError(f"--target {self.address}: not a URL") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise PerseidError(f"{self.address}: {path} answers no list of models; {_NOT_OURS}") from error
-        except TimeoutError as error:
-            raise PerseidError(f"{self.address}: no answer within {OPEN_TIMEOUT.total:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise PerseidError(f"{self.address}: {_words(error)}; is a server running there?") from error
+            raise Failed(kind_of_connection(error), words(error)) from error
 
 
-_NOT_OURS = "is this an OpenAI-compatible server?"
+def _reuse_noted() -> aiohttp.TraceConfig:
+    """Tells each request's _Sent that it got a kept connection."""
+
+    async def note(
+        _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams
+    ) -> None:
+        context.trace_request_ctx.reused_at = time.perf_counter()
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(note)
+    return tracing
+
+
+def _refuses_stream_options(failed: Failed) -> bool:
+    """Whether these fields are what the server does not take."""
+    names = ("stream_options", "include_usage", "continuous_usage_stats")
+    return failed.kind in {"400", "422"} and any(name in failed.message for name in names)
 
 
 async def _refused(response: aiohttp.ClientResponse) -> Failed:
@@ -203,10 +247,3 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         return None
     return seconds if 0 <= seconds < math.inf else None
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        return f"cannot connect ({os.strerror(number).lower() if number else error.os_error})"
-    return str(error) or type(error).__name__

@@ -26,6 +26,7 @@ SHARE = validators.Number(gt=0, lte=1)
 
 HTTP_SCHEMES, GRPC_SCHEMES = ("http", "https"), ("grpc", "grpcs")
 DEFAULT_DURATION_S = 30.0
+DEFAULT_WARM_UP_S = 3.0
 LEAST_RATE, MOST_RATE = 1e-6, 100_000.0
 """Requests a second. More than one load generator can send; beyond either, gaps are no numbers any more."""
 _UNTOLD = {"api_key", "json", "html", "compare", "own_cost", "ca", "target"}
@@ -91,8 +92,8 @@ class LoadtestOptions:
     """Repeats a run, the same requests at the same moments. A server that kept them in its prefix cache is faster the
     second time. Default: another one each time, which the report tells."""
 
-    warm_up: Annotated[float, Parameter(group=LENGTH, validator=NOT_NEGATIVE)] = 3.0
-    """Seconds of traffic before measuring begins."""
+    warm_up: Annotated[float | None, Parameter(group=LENGTH, validator=NOT_NEGATIVE, show_default=False)] = None
+    """Seconds of traffic before measuring begins. Default: 3; 0 of a trace, which counts from its beginning."""
 
     duration: Annotated[float | None, Parameter(group=LENGTH, validator=MORE_THAN_0, show_default=False)] = None
     """Seconds to measure. Default: 30, without --requests; of a trace, all of it."""
@@ -152,6 +153,13 @@ class LoadtestOptions:
         return self.rate is not None or self.is_trace
 
     @property
+    def warm_up_s(self) -> float:
+        """Seconds before measuring."""
+        if self.warm_up is not None:
+            return self.warm_up
+        return 0.0 if self.is_trace else DEFAULT_WARM_UP_S
+
+    @property
     def duration_s(self) -> float | None:
         """Seconds to measure; None: a number of requests, or all of a trace."""
         if self.duration is not None or self.requests is not None or self.is_trace:
@@ -205,7 +213,7 @@ def _check_target(options: LoadtestOptions) -> None:
     if options.is_grpc and (port is None or parts.path.strip("/")):
         raise _error("target", f"{options.target!r}: expected grpc://HOST:PORT and nothing behind it")
     if options.ca is not None:
-        if parts.scheme not in {"https", "grpcs"}:
+        if parts.scheme not in {"https", "grpcs"} and urlsplit(options.metrics or "").scheme != "https":
             raise _error("ca", "allowed with https:// and grpcs:// only")
         if not options.ca.is_file():
             raise _error("ca", f"{options.ca}: no such file")

@@ -9,6 +9,9 @@ from perseid_loadtest.traffic.lengths import Lengths
 from perseid_loadtest.traffic.popularity import Popularity
 from perseid_loadtest.traffic.prompts import Prompt, Prompts
 
+BASE = "base"
+"""How options and traces name the base."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -39,7 +42,7 @@ class Plan:
         stated = due or Due(0.0)
         return Request(
             number,
-            adapter if stated.adapter is None else stated.adapter,
+            adapter if stated.adapter is None else name_of(stated.adapter),
             self.prompts.prompt(number, draw, stated.prompt_tokens),
             output if stated.output_tokens is None else stated.output_tokens,
         )
@@ -52,3 +55,8 @@ class Plan:
     def fresh(self, trial: int, arrivals: Arrivals) -> "Plan":
         """The same kind of requests, other ones: for a trial on a server that still has the last one's in its cache."""
         return replace(self, seed=self.seed + trial * 1_000_003, arrivals=arrivals)
+
+
+def name_of(text: str) -> str:
+    """An adapter as a request has it, "" the base."""
+    return "" if text == BASE else text

@@ -20,6 +20,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     output_tokens: int = 0
     streamed: bool = True
+    tokens_told: bool = True  # False: not counted by the server, each chunk of text is taken for one
     warm_up: bool = False  # not counted
     error: str | None = None  # its kind: HTTP status or gRPC code, "timeout", "connection", "client", …
     message: str = ""  # the server's words, shortened
@@ -61,6 +62,7 @@ class Run:
     most_late_s: float = 0.0  # 99th percentile of sent − planned in an open loop
     server_before: Mapping[str, float] = field(default_factory=dict)  # samples of /metrics: name{labels} → value
     server_after: Mapping[str, float] = field(default_factory=dict)
+    server_untold: str | None = None  # why there are none, where the server may have some
     stopped_early: str | None = None  # why
     window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
     not_put_back: tuple[ChurnRecord, ...] = ()  # what failed of undoing the churn, after the run

@@ -1,12 +1,14 @@
 """One run against a server: traffic, churn and progress at once, /metrics before and after."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from perseid_loadtest.analysis.scraped import Scrape, untold
 from perseid_loadtest.traffic.churn import Churn
 from perseid_loadtest.traffic.driver import Driver, Limits, lateness_p99
 from perseid_loadtest.traffic.plan import Plan
@@ -29,6 +31,7 @@ class Session:
     before_load: Callable[[str], None] | None = None  # gets each source of the churn just before it is loaded
     metrics_url: str | None = None
     api_key: str | None = None
+    tls: ssl.SSLContext | None = None  # for /metrics; None: the system's certificates
 
     async def run(
         self,
@@ -43,7 +46,8 @@ class Session:
         started_at = time.time()
         driver = Driver(self.target, plan, limits, stop, tally or Tally())
         async with progress or nullcontext():
-            churned, after = await self._with_churn(driver, limits)
+            churned, put_back = await self._with_churn(driver, limits)
+        after = await self._scrape()
         records = tuple(sorted(driver.records, key=lambda record: record.number))
         return Run(
             target=self.target.address,
@@ -53,11 +57,12 @@ class Session:
             window_s=sending_seconds(records, limits, driver.sent_to_the_end),
             records=records,
             churn=churned,
-            not_put_back=tuple(change for change in after if change.error is not None),
+            not_put_back=tuple(change for change in put_back if change.error is not None),
             client_busy=driver.busy,
             most_late_s=lateness_p99(records),
-            server_before=before,
-            server_after=await self._scrape(),
+            server_before=before.samples,
+            server_after=after.samples,
+            server_untold=untold(before, after),
             stopped_early=stop.reason or driver.gave_up,
         )
 
@@ -82,12 +87,12 @@ class Session:
             await churn.put_back(now)
         return tuple(churn.records[:during]), tuple(churn.records[during:])
 
-    async def _scrape(self) -> Mapping[str, float]:
+    async def _scrape(self) -> Scrape:
         if self.metrics_url is None:
-            return {}
+            return Scrape()
         from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
 
-        return await asyncio.to_thread(scrape, self.metrics_url, self.api_key)
+        return await asyncio.to_thread(scrape, self.metrics_url, self.api_key, self.tls)
 
 
 def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> float:

@@ -38,6 +38,7 @@ class Answer:
     arrivals: list[tuple[float, float]] = field(default_factory=list)  # (moment, tokens)
     prompt_tokens: int = 0
     output_tokens: int = 0
+    tokens_told: bool = True  # False: the server did not count them, and each chunk of text is taken for one
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -56,8 +57,8 @@ class Target(Protocol):
         ...
 
     @property
-    def names(self) -> Sequence[str]:
-        """Adapters it serves, as far as it tells."""
+    def names(self) -> Sequence[str] | None:
+        """Adapters it serves. None: it does not tell, and may serve any."""
         ...
 
     async def open(self) -> None:

@@ -1,12 +1,16 @@
 """Two scrapes: what counters and histograms took on between them, and servers that have none."""
 
 import http.server
+import socket
+import ssl
 import threading
 from contextlib import contextmanager
 
 import pytest
+import trustme
 
-from perseid_loadtest.analysis.scraped import quantile
+from perseid_loadtest.analysis import server_metrics
+from perseid_loadtest.analysis.scraped import Scrape, quantile, untold
 from perseid_loadtest.analysis.server_metrics import ServerFigures, metrics_url, samples, scrape, server_figures
 from perseid_server.errors import InvalidRequest
 
@@ -24,7 +28,7 @@ def histogram(name, counts, total, labels=""):
 
 
 @contextmanager
-def server(answer, status=200):
+def server(answer, status=200, tls: ssl.SSLContext | None = None):
     """Answers everything with the text; keeps paths and headers."""
     seen = []
 
@@ -40,10 +44,12 @@ def server(answer, status=200):
             pass
 
     listening = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        listening.socket = tls.wrap_socket(listening.socket, server_side=True)
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.server_port}", seen
+        yield f"http{'s' if tls else ''}://127.0.0.1:{listening.server_port}", seen
     finally:
         listening.shutdown()
         thread.join()
@@ -53,20 +59,72 @@ def server(answer, status=200):
 def test_a_scrape_is_its_samples():
     with server(TEXT.encode()) as (url, seen):
         found = scrape(f"{url}/v1", "secret")
-    assert found == {"perseid_num_preemptions_total": 3.0, 'perseid_info{a="say \\"le\\", {now}",b="x"}': 1.0}
+    assert found == Scrape({"perseid_num_preemptions_total": 3.0, 'perseid_info{a="say \\"le\\", {now}",b="x"}': 1.0})
     assert seen == [("/metrics", "Bearer secret")]
 
 
-@pytest.mark.parametrize("answer", [b"<html>no</html>", b"\xff\xfe", b""])
-def test_another_answer_is_no_figures_and_no_error(answer):
+@pytest.mark.parametrize("answer", [b"<html>no</html>", b"\xff\xfe"])
+def test_another_answer_is_no_figures_and_says_so(answer):
     with server(answer) as (url, _):
-        assert scrape(url) == {}
+        found = scrape(url)
+    assert found == Scrape(failure=f"{url}/metrics answers nothing in Prometheus' text format")
 
 
-def test_no_such_route_and_no_server_are_no_error():
-    with server(TEXT.encode(), status=404) as (url, _):
-        assert scrape(url) == {}
-    assert scrape(url) == {}
+@pytest.mark.parametrize("status", [404, 501])
+def test_no_such_route_is_a_server_without_metrics(status):
+    with server(TEXT.encode(), status=status) as (url, _):
+        found = scrape(url)
+    assert found == Scrape(failure=f"{url}/metrics answers HTTP {status}", is_absent=True)
+
+
+def test_nothing_to_read_is_a_server_without_metrics():
+    with server(b"") as (url, _):
+        assert scrape(url).is_absent
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_metrics_that_want_another_key_say_so(status):
+    with server(b"", status=status) as (url, _):
+        found = scrape(url, "secret")
+    assert (found.samples, found.is_absent) == ({}, False)
+    assert f"HTTP {status}; it wants an --api-key that may read metrics" in (found.failure or "")
+
+
+def test_no_server_is_told(unused_tcp_port: int):
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    assert scrape(url) == Scrape(failure=f"{url}/metrics: connection refused")
+
+
+def test_no_answer_in_time_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server_metrics, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        found = scrape(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert (found.failure or "").endswith("/metrics: no answer within 0.05 s")
+
+
+def test_a_private_authority_is_trusted_where_it_is_named():
+    authority, serving = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    with server(TEXT.encode(), tls=serving) as (url, _):
+        found, refused = scrape(url, tls=trusting), scrape(url)
+    assert found.samples["perseid_num_preemptions_total"] == 3.0
+    assert "its certificate is not trusted" in (refused.failure or "")
+    assert "--ca" in (refused.failure or "")
+
+
+READ, NONE, FAILED = Scrape({"a": 1.0}), Scrape(failure="404", is_absent=True), Scrape(failure="timeout")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (Scrape(), Scrape(), None), (READ, READ, None), (NONE, NONE, None), (FAILED, READ, "timeout"),
+        (READ, FAILED, "timeout"), (NONE, FAILED, "404"), (READ, NONE, "404"),
+    ],
+)  # fmt: skip
+def test_figures_that_fail_say_why_and_those_that_are_not_there_do_not(before, after, said):
+    assert untold(before, after) == said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from perseid_loadtest.analysis.rows import remarks
 from perseid_loadtest.analysis.slo import Slo
 from perseid_loadtest.analysis.summary import summarise
 from perseid_loadtest.traffic.record import ChurnRecord
@@ -123,3 +124,16 @@ def test_a_run_of_no_time_has_no_rates():
 
 def test_empty_answers_are_counted():
     assert summarise(RUNS["no arrivals"]).empty == 1
+
+
+def test_answers_that_the_server_did_not_count_are_told():
+    found = summarise(run_of(answer(), answer(1, tokens_told=False), answer(2, tokens_told=False, warm_up=True)))
+    assert found.uncounted == 1
+    assert [remark for remark in remarks(found) if "did not count the tokens of 1 of 2 answers" in remark]
+    assert not [remark for remark in remarks(summarise(run_of(answer()))) if "did not count" in remark]
+
+
+def test_why_the_servers_own_figures_are_missing_is_told():
+    found = summarise(run_of(answer(), server_untold="http://h/metrics answers HTTP 401"))
+    assert "No figures by the server: http://h/metrics answers HTTP 401." in remarks(found)
+    assert not [remark for remark in remarks(summarise(run_of(answer()))) if "by the server" in remark]

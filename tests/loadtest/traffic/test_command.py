@@ -106,6 +106,24 @@ def test_a_run_is_reported_and_written(perseid: Perseid, tmp_path: Path):
     assert (run["options"]["seed"], run["options"]["concurrency"], run["options"]["requests"]) == (3, 2, 20)
 
 
+def test_metrics_that_cannot_be_read_end_it_before_the_run(perseid: Perseid):
+    with fake_server(0.001) as url:
+        done = perseid("loadtest", "--target", url, "--metrics", f"{url}/v1", "--requests", "1")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == f"perseid: --metrics: {url}/metrics answers HTTP 404\n"
+
+
+def test_a_trace_counts_from_its_beginning_and_its_adapters_are_asked_for(perseid: Perseid, tmp_path: Path):
+    """The server lists no adapter, and takes any name."""
+    (tmp_path / "trace").write_text('0\n{"at": 0.01, "adapter": "base"}\n{"at": 0.02, "adapter": "a"}\n')
+    report = tmp_path / "run.json"
+    with fake_server(0.001) as url:
+        done = perseid("loadtest", "--target", url, "--arrivals", f"trace:{tmp_path / 'trace'}", "--json", str(report))
+    assert (done.status, done.err) == (0, "")
+    records = json.loads(report.read_text())["run"]["records"]
+    assert [(record["adapter"], record["warm_up"]) for record in records] == [("", False), ("", False), ("a", False)]
+
+
 def test_a_sweep_tells_all_that_it_tried(perseid: Perseid, tmp_path: Path):
     """Nobody could keep this limit, so that no rate is good."""
     with fake_server(0.01) as url:

@@ -30,7 +30,7 @@ async def test_connections_that_cannot_be_made_here(number, kind, monkeypatch):
 
     monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", fail)
     target = HttpTarget("http://127.0.0.1:1")
-    target._session = aiohttp.ClientSession()  # as `open` makes it, which needs a server
+    target._session = target._fresh = aiohttp.ClientSession()  # as `open` makes them, which needs a server
     for asking in (target.ask(Request(0, "", (1,), 1), Answer(0.0)), target.unload("a")):
         with pytest.raises(Failed, match=f"^{kind}$") as failed:
             await asking
