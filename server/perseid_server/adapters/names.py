@@ -5,7 +5,8 @@ import re
 from perseid_server.errors import InvalidRequest
 
 RESERVED = frozenset({"auto", "base"})
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+_NAME = re.compile(PATTERN)
 MAX_LENGTH = 128
 
 

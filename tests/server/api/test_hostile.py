@@ -41,10 +41,15 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return asked
 
 
+GRPC_FIELDS = {"name": "name", "path": "source"}
+
+
 def over_http(http: httpx.Client, name: str, source: str) -> tuple[int, str]:
+    """The words as gRPC has them: vLLM's route calls its fields otherwise."""
     body = json.dumps({"lora_name": name, "lora_path": source})
     answer = http.post("/v1/load_lora_adapter", content=body, headers={"content-type": "application/json"})
-    return answer.status_code, answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    return answer.status_code, re.sub("^lora_(name|path)", lambda field: GRPC_FIELDS[field[1]], message)
 
 
 def over_grpc(live: LiveStack, name: str, source: str) -> tuple[grpc.StatusCode, str]:

@@ -1,6 +1,8 @@
 """vLLM's routes for loading and unloading adapters, which take gate sets and Medusa heads too; OpenAI's list of models,
 and a list of heads, which are no models."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +14,7 @@ from perseid_server.api.http.answer_schemas import Card, Cards
 from perseid_server.api.http.document import answers, errors
 from perseid_server.api.http.errors import model_not_found
 from perseid_server.api.http.schemas import LoadAdapterBody, UnloadAdapterBody
-from perseid_server.errors import NotFound
+from perseid_server.errors import NotFound, PerseidError
 from perseid_server.frontend.gate_sets import columns_of
 from perseid_server.frontend.heads import whom
 from perseid_server.frontend.loaded import Loaded, LoadedAdapter, LoadedGateSet, LoadedHeads
@@ -21,6 +23,7 @@ from perseid_server.frontend.service import GenerationService
 
 _OWNER = "perseid"
 _AUTO = "auto:"
+_FIELDS = {"name": "lora_name", "source": "lora_path"}
 
 
 class AdapterRoutes:
@@ -77,14 +80,16 @@ class AdapterRoutes:
 
     async def load(self, body: LoadAdapterBody) -> Response:
         """Load an adapter, a gate set or heads; `load_inplace` replaces what has that name."""
-        await self._registry.load(
-            body.lora_name, body.lora_path, replace=body.load_inplace, pin=body.pin, adapter=body.adapter
-        )
+        with _named_as_here():
+            await self._registry.load(
+                body.lora_name, body.lora_path, replace=body.load_inplace, pin=body.pin, adapter=body.adapter
+            )
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, body: UnloadAdapterBody) -> Response:
         """Unload an adapter, a gate set or heads."""
-        await self._registry.unload(body.lora_name)
+        with _named_as_here():
+            await self._registry.unload(body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     def _base_card(self) -> dict[str, Any]:
@@ -139,3 +144,17 @@ class AdapterRoutes:
         }
         card = {"id": model, "created": int(loaded.entry.loaded_at), "root": loaded.entry.source, "parent": self._base}
         return card | self._common() | {"perseid": perseid}
+
+
+@contextmanager
+def _named_as_here() -> Iterator[None]:
+    """Errors name the fields as gRPC has them; vLLM's have other names."""
+    try:
+        yield
+    except PerseidError as error:
+        field = error.field or ""
+        if field in _FIELDS:
+            error.field = _FIELDS[field]
+            if error.message.startswith(field):
+                error.message = error.field + error.message.removeprefix(field)
+        raise

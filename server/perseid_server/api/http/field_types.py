@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, JsonValue
 
+from perseid_server.adapters.names import MAX_LENGTH, PATTERN
 from perseid_server.api.http.bounded import Bounded, OnlyNumbers
 from perseid_server.frontend.requests import (
     MAX_CHOICES,
@@ -44,11 +45,13 @@ NumLogprobs: TypeAlias = Annotated[int | None, _told(minimum=0, maximum=MAX_LOGP
 Timeout: TypeAlias = Annotated[float | None, _told(exclusiveMinimum=0)]
 SpeculationMode: TypeAlias = Annotated[str | None, _told(enum=[*MODES, None])]
 Acceptance: TypeAlias = Annotated[str | None, _told(enum=[*ACCEPTANCES, None])]
+AdapterName: TypeAlias = Annotated[str, _told(pattern=f"^{PATTERN}$", maxLength=MAX_LENGTH)]
 Share: TypeAlias = Annotated[float | None, _told(exclusiveMinimum=0, maximum=1)]
-ChatMessage: TypeAlias = Annotated[
+_ChatMessage: TypeAlias = Annotated[
     dict[str, JsonValue],
     _told(
         required=["role"],
         properties={"role": {"type": "string", "minLength": 1}, "content": {"type": ["string", "array", "null"]}},
     ),
 ]
+Messages: TypeAlias = Annotated[Bounded[_ChatMessage], _told(minItems=1)]

@@ -189,7 +189,7 @@ class CompletionBody(SamplingFields):
 class ChatBody(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: Bounded[told.ChatMessage]
+    messages: told.Messages
     max_completion_tokens: told.NumTokens = None
     logprobs: bool | None = None
     top_logprobs: told.NumLogprobs = None
@@ -251,7 +251,7 @@ def _logit_bias(stated: Mapping[str, float]) -> dict[int, float]:
 class LoadAdapterBody(Body):
     """POST /v1/load_lora_adapter, as vLLM has it; it loads gate sets and Medusa heads too."""
 
-    lora_name: str
+    lora_name: told.AdapterName
     lora_path: str
     load_inplace: bool = False
     pin: bool = False
@@ -270,7 +270,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Bounded[told.ChatMessage] | None = None
+    messages: told.Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False
