@@ -100,6 +100,7 @@ class Driver:
         """Moments up to the run's end."""
         end = self._end_moment()
         for due in self._plan.due():
+        self._tally.done_sending = True
             if due.at >= end:
                 self.sent_to_the_end = True
                 return
