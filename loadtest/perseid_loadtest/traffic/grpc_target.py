@@ -22,7 +22,9 @@ _NOT_ADAPTERS = {"gates", "heads"}
 
 
 class GrpcTarget:
-    """GenerateStream, or Generate where answers are not to be streamed."""
+    """GenerateStream, or Generate where answers are not to be streamed. Plain where `tls` is None."""
+
+    stops_at_eos = False
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class Session:
             server_after=after.samples,
             server_untold=untold(before, after),
             stopped_early=stop.reason or driver.gave_up,
+            stops_at_eos=self.target.stops_at_eos,
         )
 
     async def _with_churn(self, driver: Driver, limits: Limits, stop: Stop) -> tuple[_Changes, _Changes]:

@@ -64,6 +64,11 @@ class Target(Protocol):
         ...
 
     @property
+    def stops_at_eos(self) -> bool:
+        """Whether the server refused to go on after an end token: answers end where it ends them."""
+        ...
+
+    @property
     def names(self) -> Sequence[str] | None:
         """Adapters it serves. None: it does not tell, and may serve any."""
         ...

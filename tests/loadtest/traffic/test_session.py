@@ -43,3 +43,11 @@ async def test_why_metrics_were_not_read_is_kept(monkeypatch):
 async def test_without_an_address_nothing_is_read(monkeypatch):
     found, asked = await run(monkeypatch)
     assert (asked, found.server_untold) == ([], None)
+
+
+async def test_a_run_tells_that_lengths_are_the_servers():
+    target = FakeTarget()
+    for refuses in (False, True):
+        target.stops_at_eos = refuses
+        result = await Session(target).run(plan(), Limits(requests=1, concurrency=1), Stop())
+        assert result.stops_at_eos is refuses
