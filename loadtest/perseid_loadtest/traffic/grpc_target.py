@@ -19,6 +19,8 @@ from perseid_server.errors import PerseidError
 OPEN_TIMEOUT_S = 10.0
 ADMIN_TIMEOUT_S = 120.0
 _NOT_ADAPTERS = {"gates", "heads"}
+DIRECT = (("grpc.enable_http_proxy", 0),)
+"""No proxy of the environment, as over HTTP: it would be measured instead of the server."""
 
 
 class GrpcTarget:
@@ -51,9 +53,9 @@ class GrpcTarget:
         """Connect and list the adapters. PerseidError when nothing answers."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         if self._credentials is not None:
-            self._channel = grpc.aio.secure_channel(self.address, self._credentials)
+            self._channel = grpc.aio.secure_channel(self.address, self._credentials, DIRECT)
         else:
-            self._channel = grpc.aio.insecure_channel(self.address)
+            self._channel = grpc.aio.insecure_channel(self.address, DIRECT)
         self._generation = stubs.GenerationStub(self._channel)
         self._admin = admin_stubs.AdapterAdminStub(self._channel)
         try:

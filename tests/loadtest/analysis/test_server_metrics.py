@@ -87,7 +87,16 @@ def test_metrics_that_want_another_key_say_so(status):
     with server(b"", status=status) as (url, _):
         found = scrape(url, "secret")
     assert (found.samples, found.is_absent) == ({}, False)
-    assert f"HTTP {status}; it wants an --api-key that may read metrics" in (found.failure or "")
+    assert f"HTTP {status}; it wants a --metrics-key that may read them" in (found.failure or "")
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # which would keep what the environment said before
+    with server(TEXT.encode()) as (url, _):
+        assert scrape(url).failure is None
 
 
 def test_no_server_is_told(unused_tcp_port: int):
