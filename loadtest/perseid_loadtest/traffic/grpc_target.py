@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from perseid_loadtest.traffic.plan import Request
 from perseid_loadtest.traffic.target import CLIENT, OWN_LIMITS, Answer, Failed
+from perseid_loadtest.traffic.tls import HINT, Pem
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as admin
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
 from perseid_protos.perseid.v1 import generation_pb2 as pb
@@ -18,9 +19,9 @@ from perseid_server.errors import PerseidError
 
 OPEN_TIMEOUT_S = 10.0
 ADMIN_TIMEOUT_S = 120.0
-_NOT_ADAPTERS = {"gates", "heads"}
 DIRECT = (("grpc.enable_http_proxy", 0),)
 """No proxy of the environment, as over HTTP: it would be measured instead of the server."""
+_NOT_ADAPTERS = {"gates", "heads"}
 
 
 class GrpcTarget:
@@ -34,13 +35,12 @@ class GrpcTarget:
         *,
         api_key: str | None = None,
         stream: bool = True,
-        ca: bytes | None = None,
-        tls: bool = False,
+        tls: Pem | None = None,
     ) -> None:
         self.address = address
         self.streams = stream
         self._metadata = [("authorization", f"Bearer {api_key}")] if api_key is not None else []
-        self._credentials = grpc.ssl_channel_credentials(ca) if tls else None
+        self._credentials = grpc.ssl_channel_credentials(*tls) if tls is not None else None
         self._channel: grpc.aio.Channel | None = None
         self._names: tuple[str, ...] = ()
 
@@ -71,7 +71,8 @@ class GrpcTarget:
     def _refuse_absent(self, error: grpc.aio.AioRpcError) -> None:
         """A server that answers, but not this, may still generate: a key without the right to list adapters."""
         if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-            raise PerseidError(f"{self.address}: {error.details()}; is a gRPC server running there?") from error
+            hint = f"is a gRPC server running there?{HINT if self._credentials is not None else ''}"
+            raise PerseidError(f"{self.address}: {error.details()}; {hint}") from error
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise PerseidError(f"{self.address}: {error.details()}; it wants another --api-key") from error
 

@@ -82,7 +82,7 @@ class HttpTarget:
         model: str | None = None,
         api_key: str | None = None,
         stream: bool = True,
-        ca: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.address = url.rstrip("/").removesuffix("/v1")
         self._adapters = adapters
@@ -91,7 +91,7 @@ class HttpTarget:
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._ca = ca
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         self._dialect: Dialect = ByModel("", frozenset())
@@ -121,8 +121,8 @@ class HttpTarget:
 
     async def open(self) -> None:
         """Learn what the server calls its base and its adapters. PerseidError when it cannot be told."""
-        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._ca or True)
-        fresh = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._ca or True)
+        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._tls or True)
+        fresh = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True)
         jar = aiohttp.DummyCookieJar()
         self._session = aiohttp.ClientSession(connector=kept, cookie_jar=jar, trace_configs=[_reuse_noted()])
         self._fresh = aiohttp.ClientSession(connector=fresh, cookie_jar=jar)

@@ -30,8 +30,8 @@ class Session:
     churn_every_s: float = 1.0
     before_load: Callable[[str], None] | None = None  # gets each source of the churn just before it is loaded
     metrics_url: str | None = None
-    api_key: str | None = None
-    tls: ssl.SSLContext | None = None  # for /metrics; None: the system's certificates
+    metrics_key: str | None = None
+    tls: ssl.SSLContext | None = None  # for /metrics; None: the system's authorities, and no certificate to show
 
     async def run(
         self,
@@ -99,7 +99,7 @@ class Session:
             return Scrape()
         from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
 
-        return await asyncio.to_thread(scrape, self.metrics_url, self.api_key, self.tls)
+        return await asyncio.to_thread(scrape, self.metrics_url, self.metrics_key, self.tls)
 
 
 def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> float:

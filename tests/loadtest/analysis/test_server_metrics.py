@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from contextlib import contextmanager
+from urllib.error import URLError
 
 import pytest
 import trustme
@@ -120,6 +121,13 @@ def test_a_private_authority_is_trusted_where_it_is_named():
     assert found.samples["perseid_num_preemptions_total"] == 3.0
     assert "its certificate is not trusted" in (refused.failure or "")
     assert "--ca" in (refused.failure or "")
+
+
+def test_an_end_for_want_of_a_certificate_names_the_option():
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    for error in (alert, URLError(alert), ssl.SSLEOFError(8, "EOF occurred in violation of protocol")):
+        assert "--client-cert names the one to show" in server_metrics._reason(error)
 
 
 READ, NONE, FAILED = Scrape({"a": 1.0}), Scrape(failure="404", is_absent=True), Scrape(failure="timeout")
