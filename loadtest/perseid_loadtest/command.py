@@ -24,12 +24,12 @@ from perseid_loadtest.traffic.compose import (
     check_metrics,
     check_plan,
     limits_of,
+    metrics_key,
     metrics_url,
     plan_of,
     target_of,
     told,
     traced_adapters,
-    trusted,
 )
 from perseid_loadtest.traffic.live import live_progress
 from perseid_loadtest.traffic.options import LoadtestOptions, check
@@ -38,6 +38,7 @@ from perseid_loadtest.traffic.record import Run
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.sweep import Sweep, Trial, find_highest_rate
 from perseid_loadtest.traffic.tally import INTERRUPTED, Stop, Tally
+from perseid_loadtest.traffic.tls import context_of
 from perseid_server.api.descriptors import allow_connections
 from perseid_server.errors import PerseidError
 
@@ -63,6 +64,7 @@ def loadtest(options: Annotated[LoadtestOptions, Parameter(name="*")] = Loadtest
         return measure(stdout_console())
     slo = Slo.parse(options.slo) if options.slo is not None else None
     check_plan(options)
+    context_of(options)  # files that cannot be used are told before the run
     parse_churn(options.churn)
     _check_places(options)
     return uvloop.run(_Command(options, slo).run())
@@ -122,8 +124,8 @@ class _Command:
                 asked_for=frozenset(names) | traced_adapters(options, plan, target.names),
                 churn_every_s=options.churn_every,
                 metrics_url=metrics_url(options),
-                api_key=options.api_key,
-                tls=trusted(options),
+                metrics_key=metrics_key(options),
+                tls=context_of(options),
             )
             if options.sweep:
                 return await self._sweep(session, plan)

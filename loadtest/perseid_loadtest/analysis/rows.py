@@ -158,13 +158,7 @@ def remarks(summary: Summary) -> list[str]:
         told.append("No request was measured.")
     elif summary.answered == 0:
         told.append("No request was answered.")
-    if summary.empty:
-        told.append(f"{summary.empty} of {summary.answered} answers held no token.")
-    if summary.uncounted:
-        told.append(
-            f"The server did not count the tokens of {summary.uncounted} of {summary.answered} answers: each chunk of "
-            "text, or whole answer, counts as one."
-        )
+    told += _of_answers(summary)
     left = starved(summary.adapters)
     if left and summary.answered:
         told.append(f"Never answered, and unknown to the fairness index: {listed(left)}.")
@@ -179,6 +173,23 @@ def remarks(summary: Summary) -> list[str]:
         ]
         told.append(f"Still changed on the server, since this failed: {listed(failed)}.")
     return [formatting.printable(line) for line in told]
+
+
+def _of_answers(summary: Summary) -> list[str]:
+    """Where their tokens are not what was planned, or not known."""
+    told = []
+    if summary.empty:
+        told.append(f"{summary.empty} of {summary.answered} answers held no token.")
+    if summary.uncounted:
+        told.append(
+            f"The server did not count the tokens of {summary.uncounted} of {summary.answered} answers: each chunk of "
+            "text, or whole answer, counts as one."
+        )
+    if summary.stops_at_eos:
+        told.append(
+            "The server refuses ignore_eos: answers end where it ends them, so their lengths are not as planned."
+        )
+    return told
 
 
 def name_of(adapter: str) -> str:

@@ -56,11 +56,11 @@ def scrape(url: str, api_key: str | None = None, tls: ssl.SSLContext | None = No
     if api_key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {api_key}")  # not for whom a redirect names
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:  # noqa: S310
+        with _opener(tls).open(request, timeout=TIMEOUT_S) as answer:
             found = samples(answer.read(MAX_BYTES).decode())
     except HTTPError as error:
         error.close()
-        wants = "; it wants an --api-key that may read metrics (an operator's)" if error.code in {401, 403} else ""
+        wants = "; it wants a --metrics-key that may read them (an operator's)" if error.code in {401, 403} else ""
         return Scrape(failure=f"{url} answers HTTP {error.code}{wants}", is_absent=error.code in ABSENT)
     except ValueError:
         return Scrape(failure=f"{url} answers nothing in Prometheus' text format")
@@ -69,11 +69,18 @@ def scrape(url: str, api_key: str | None = None, tls: ssl.SSLContext | None = No
     return Scrape(found) if found else Scrape(failure=f"{url} holds no metric", is_absent=True)
 
 
+def _opener(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """Without the environment's proxies, as the traffic is."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+
+
 def _reason(error: Exception) -> str:
     """Why nothing came."""
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({cause.verify_message}); --ca names the certificates to trust"
+    if isinstance(cause, ssl.SSLEOFError) or "CERTIFICATE_REQUIRED" in (getattr(cause, "reason", None) or ""):
+        return "it ended the TLS connection; where it asks for a certificate, --client-cert names the one to show"
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_S:g} s"
     if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):

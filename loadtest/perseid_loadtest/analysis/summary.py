@@ -78,6 +78,7 @@ class Summary:
     server: ServerFigures = field(default_factory=ServerFigures)
     server_untold: str | None = None  # why there are none
     stopped_early: str | None = None
+    stops_at_eos: bool = False  # the server refused ignore_eos, so lengths of answers are its own
     not_put_back: tuple[ChurnRecord, ...] = ()  # changes after the run that failed: the server is not as it was
 
 
@@ -115,6 +116,7 @@ def summarise(run: Run, slo: Slo | None = None) -> Summary:
         server=server_figures(run.server_before, run.server_after),
         server_untold=run.server_untold,
         stopped_early=run.stopped_early,
+        stops_at_eos=run.stops_at_eos,
         not_put_back=run.not_put_back,
     )
 

@@ -1,13 +1,14 @@
 """Loads, replaces and unloads adapters while traffic runs, as operators and tenants do."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from perseid_loadtest.traffic.record import ChurnRecord
-from perseid_loadtest.traffic.target import Failed, Target
+from perseid_loadtest.traffic.target import CLIENT, Failed, Target, words_of
 from perseid_server.config import NamedSource
 from perseid_server.errors import InvalidRequest
 
@@ -86,21 +87,28 @@ class Churn:
             try:
                 await asyncio.shield(changing)
             except asyncio.CancelledError:
-                await changing
+                await asyncio.gather(changing, return_exceptions=True)  # a fault is in the records
                 raise
             await asyncio.sleep(self._every_s)
 
     async def put_back(self, now: Callable[[], float]) -> None:
-        """Unload what was loaded; give replaced names their first source again."""
-        for name, last in list(self._last.items()):
+        """Unload what was loaded; give replaced names their first source again. What fails keeps none of the others
+        from it."""
+        for change in list(self._undoing()):
+            with contextlib.suppress(Exception):  # it is in the records
+                await self._change(change, now)
+
+    def _undoing(self) -> Iterator[Change]:
+        for name, last in self._last.items():
             if name in self._asked_for:
                 if last.source != self._sources[name][0]:
-                    await self._change(Change("replace", name, self._sources[name][0]), now)
+                    yield Change("replace", name, self._sources[name][0])
             elif last.action != "unload":
-                await self._change(Change("unload", name), now)
+                yield Change("unload", name)
 
     async def _change(self, change: Change, now: Callable[[], float]) -> None:
-        started, error = now(), None
+        """Do it and write down how it ended; what no server tells is raised, too."""
+        started = now()
         try:
             if change.action == "unload":
                 await self._target.unload(change.adapter)
@@ -110,5 +118,12 @@ class Churn:
                 await self._target.load(change.adapter, change.source, replace=change.action == "replace")
             self._last[change.adapter] = change
         except Failed as failed:
-            error = f"{failed.kind}: {failed.message}"
-        self.records.append(ChurnRecord(change.action, change.adapter, started, now(), error))
+            self._record(change, started, now(), f"{failed.kind}: {failed.message}")
+        except Exception as fault:
+            self._record(change, started, now(), f"{CLIENT}: {words_of(fault)}")
+            raise
+        else:
+            self._record(change, started, now(), None)
+
+    def _record(self, change: Change, started: float, ended: float, error: str | None) -> None:
+        self.records.append(ChurnRecord(change.action, change.adapter, started, ended, error))

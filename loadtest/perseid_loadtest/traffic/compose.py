@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from perseid_loadtest.traffic.plan import BASE, Plan, name_of
 from perseid_loadtest.traffic.popularity import parse_popularity
 from perseid_loadtest.traffic.prompts import parse_prompts
 from perseid_loadtest.traffic.target import Target
+from perseid_loadtest.traffic.tls import context_of, pem_of
 from perseid_server.errors import InvalidRequest
 
 SEEDS = 2**31
@@ -29,10 +29,8 @@ def target_of(options: LoadtestOptions) -> Target:
         from perseid_loadtest.traffic.grpc_target import GrpcTarget  # noqa: PLC0415  grpc takes a while to import
 
         parts = urlsplit(options.target)
-        ca = options.ca.read_bytes() if options.ca is not None else None
-        return GrpcTarget(
-            parts.netloc, api_key=options.api_key, stream=options.stream, ca=ca, tls=parts.scheme == "grpcs"
-        )
+        pem = pem_of(options) if parts.scheme == "grpcs" else None
+        return GrpcTarget(parts.netloc, api_key=options.api_key, stream=options.stream, tls=pem)
     from perseid_loadtest.traffic.http_target import HttpTarget  # noqa: PLC0415  needs aiohttp
 
     return HttpTarget(
@@ -41,18 +39,8 @@ def target_of(options: LoadtestOptions) -> Target:
         model=options.model,
         api_key=options.api_key,
         stream=options.stream,
-        ca=trusted(options),
+        tls=context_of(options),
     )
-
-
-def trusted(options: LoadtestOptions) -> ssl.SSLContext | None:
-    """Certificates to trust; None: the system's."""
-    if options.ca is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=options.ca)
-    except (ssl.SSLError, OSError) as error:
-        raise InvalidRequest(f"--ca {options.ca}: not a PEM file with certificates", field="ca") from error
 
 
 def _stated(options: LoadtestOptions) -> list[str]:
@@ -145,13 +133,18 @@ def metrics_url(options: LoadtestOptions) -> str | None:
     return options.metrics or (None if options.is_grpc else options.target)
 
 
+def metrics_key(options: LoadtestOptions) -> str | None:
+    """What to show there."""
+    return options.metrics_key or options.api_key
+
+
 async def check_metrics(options: LoadtestOptions) -> None:
     """InvalidRequest when the server of --metrics has none to read: before the run rather than after it."""
     if options.metrics is None:
         return
     from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
 
-    found = await asyncio.to_thread(scrape, options.metrics, options.api_key, trusted(options))
+    found = await asyncio.to_thread(scrape, options.metrics, metrics_key(options), context_of(options))
     if found.failure is not None:
         raise InvalidRequest(f"--metrics: {found.failure}", field="metrics")
 

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from perseid_loadtest.engines import ByLoraField, ByModel, Dialect, is_llama_server, lora_list, lora_numbers
+from perseid_loadtest.traffic.tls import HINT
 from perseid_server.errors import PerseidError
 
 TIMEOUT = aiohttp.ClientTimeout(total=10.0)
@@ -102,7 +103,8 @@ class Discovery:
         except TimeoutError as error:
             raise PerseidError(f"{self._address}: no answer within {TIMEOUT.total:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise PerseidError(f"{self._address}: {words(error)}; is a server running there?") from error
+            hint = f"is a server running there?{HINT if self._address.startswith('https:') else ''}"
+            raise PerseidError(f"{self._address}: {words(error)}; {hint}") from error
 
 
 def words(error: Exception) -> str:

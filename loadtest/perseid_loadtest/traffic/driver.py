@@ -9,7 +9,7 @@ Closed loop: C clients, each with one request at a time.
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 
 from perseid_loadtest.drive import Arrival
@@ -17,7 +17,7 @@ from perseid_loadtest.traffic.arrivals import Due
 from perseid_loadtest.traffic.plan import Plan, Request
 from perseid_loadtest.traffic.record import RequestRecord
 from perseid_loadtest.traffic.tally import Stop, Tally
-from perseid_loadtest.traffic.target import CLIENT, Answer, Failed, Target
+from perseid_loadtest.traffic.target import CLIENT, Answer, Failed, Target, words_of
 
 PAUSE_S = 0.1
 MOST_PAUSE_S = 1.0
@@ -67,18 +67,25 @@ class Driver:
         """Send all requests and wait for their ends, or until `stop` is set."""
         self.began = time.perf_counter()
         watching = asyncio.create_task(self._watch_busy())
-        working = asyncio.create_task(self._open() if self._limits.concurrency is None else self._closed())
+        working = asyncio.create_task(
+            self._guarded(self._open() if self._limits.concurrency is None else self._closed())
+        )
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (working, stopping, watching, *self._tasks):
                 task.cancel()
-            ended = await asyncio.gather(working, stopping, watching, *self._tasks, return_exceptions=True)
+            await asyncio.gather(working, stopping, watching, *self._tasks, return_exceptions=True)
             for number in list(self._pending):  # cancelled before they ran at all
                 self._end(number, Answer(self.began), self.now(), Failed("interrupted"))
-        if isinstance(ended[0], Exception):
-            raise ended[0]
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        """A fault, such as of the plan, ends the run and takes no record away."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  it is told as what ended the run
+            self._stop.set(f"the load generator failed: {words_of(error)}")
 
     # --- open loop --------------------------------------------------------------------------------------------------
 
@@ -93,6 +100,7 @@ class Driver:
             task = asyncio.create_task(self._one(request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        self._tally.done_sending = True
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -132,7 +140,7 @@ class Driver:
     async def _closed(self) -> None:
         async with asyncio.TaskGroup() as clients:
             for _ in range(self._limits.concurrency or 1):
-                clients.create_task(self._client())
+                clients.create_task(self._guarded(self._client()))
 
     async def _client(self) -> None:
         while (free := self.now()) < self._end_moment() and self._take(free):
@@ -176,7 +184,7 @@ class Driver:
             self._end(request.number, answer, sent, Failed("interrupted", self._stop.reason or ""))
             raise
         except Exception as error:  # noqa: BLE001  a fault of this program's is counted, too, and ends no run
-            failed = Failed(CLIENT, f"{type(error).__name__}: {error}")
+            failed = Failed(CLIENT, words_of(error))
         return self._end(request.number, answer, sent, failed)
 
     def _end(self, number: int, answer: Answer, sent: float, failed: Failed | None) -> RequestRecord:

@@ -40,6 +40,7 @@ class _Error(msgspec.Struct):
     message: str = ""
     type: str = ""  # OpenAI's name of it
     code: int | str | None = None
+    param: object = None  # the field that is wrong, if it is one
 
 
 class _Refusal(msgspec.Struct):
@@ -75,7 +76,8 @@ def refusal_words(body: bytes) -> str:
     except msgspec.DecodeError:
         return body.decode(errors="replace").strip()
     if isinstance(told.error, _Error):
-        return told.error.message
+        message, param = told.error.message, told.error.param
+        return message if not isinstance(param, str) or param in message else f"{message} ({param})".strip()
     return told.error or told.message or body.decode(errors="replace").strip()
 
 

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from perseid_loadtest.traffic.plan import Request
 from perseid_loadtest.traffic.target import CLIENT, OWN_LIMITS, Answer, Failed
+from perseid_loadtest.traffic.tls import HINT, Pem
 from perseid_protos.perseid.v1 import adapter_admin_pb2 as admin
 from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
 from perseid_protos.perseid.v1 import generation_pb2 as pb
@@ -18,11 +19,15 @@ from perseid_server.errors import PerseidError
 
 OPEN_TIMEOUT_S = 10.0
 ADMIN_TIMEOUT_S = 120.0
+DIRECT = (("grpc.enable_http_proxy", 0),)
+"""No proxy of the environment, as over HTTP: it would be measured instead of the server."""
 _NOT_ADAPTERS = {"gates", "heads"}
 
 
 class GrpcTarget:
-    """GenerateStream, or Generate where answers are not to be streamed."""
+    """GenerateStream, or Generate where answers are not to be streamed. Plain where `tls` is None."""
+
+    stops_at_eos = False
 
     def __init__(
         self,
@@ -30,13 +35,12 @@ class GrpcTarget:
         *,
         api_key: str | None = None,
         stream: bool = True,
-        ca: bytes | None = None,
-        tls: bool = False,
+        tls: Pem | None = None,
     ) -> None:
         self.address = address
         self.streams = stream
         self._metadata = [("authorization", f"Bearer {api_key}")] if api_key is not None else []
-        self._credentials = grpc.ssl_channel_credentials(ca) if tls else None
+        self._credentials = grpc.ssl_channel_credentials(*tls) if tls is not None else None
         self._channel: grpc.aio.Channel | None = None
         self._names: tuple[str, ...] = ()
 
@@ -49,9 +53,9 @@ class GrpcTarget:
         """Connect and list the adapters. PerseidError when nothing answers."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         if self._credentials is not None:
-            self._channel = grpc.aio.secure_channel(self.address, self._credentials)
+            self._channel = grpc.aio.secure_channel(self.address, self._credentials, DIRECT)
         else:
-            self._channel = grpc.aio.insecure_channel(self.address)
+            self._channel = grpc.aio.insecure_channel(self.address, DIRECT)
         self._generation = stubs.GenerationStub(self._channel)
         self._admin = admin_stubs.AdapterAdminStub(self._channel)
         try:
@@ -67,7 +71,8 @@ class GrpcTarget:
     def _refuse_absent(self, error: grpc.aio.AioRpcError) -> None:
         """A server that answers, but not this, may still generate: a key without the right to list adapters."""
         if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-            raise PerseidError(f"{self.address}: {error.details()}; is a gRPC server running there?") from error
+            hint = f"is a gRPC server running there?{HINT if self._credentials is not None else ''}"
+            raise PerseidError(f"{self.address}: {error.details()}; {hint}") from error
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise PerseidError(f"{self.address}: {error.details()}; it wants another --api-key") from error
 

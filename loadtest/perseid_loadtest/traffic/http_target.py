@@ -26,12 +26,35 @@ nothing."""
 STALE_S = 1.0
 """A kept connection that ends this soon after a request went out had been closed by the server before: a client sends
 such a request again. One that ends later was lost with the request on it."""
-STREAM_OPTIONS: tuple[Mapping[str, bool] | None, ...] = (
+_Options = Mapping[str, bool] | None
+STREAM_OPTIONS: tuple[_Options, ...] = (
     {"include_usage": True, "continuous_usage_stats": True},
     {"include_usage": True},
     None,
 )
 """What is asked for; the next one where a server refuses the fields of this one."""
+_OPTION_NAMES = ("stream_options", "include_usage", "continuous_usage_stats")
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """Fields beyond OpenAI's, or younger, that a server may refuse; it is then asked without them."""
+
+    stream_options: tuple[_Options, ...]  # the first is asked for; the others are left
+    ignore_eos: bool = True
+
+    def without(self, failed: Failed) -> "_Extras":
+        """What is left to ask for where the server does not take a field; the same where that is not why it failed."""
+        if failed.kind not in {"400", "422"}:
+            return self
+        refused = len(self.stream_options) > 1 and any(name in failed.message for name in _OPTION_NAMES)
+        options = self.stream_options[1:] if refused else self.stream_options
+        return _Extras(options, self.ignore_eos and "ignore_eos" not in failed.message)
+
+    def both(self, other: "_Extras") -> "_Extras":
+        """What neither of two requests was refused."""
+        options = min(self.stream_options, other.stream_options, key=len)
+        return _Extras(options, self.ignore_eos and other.ignore_eos)
 
 
 @dataclass(slots=True)
@@ -59,7 +82,7 @@ class HttpTarget:
         model: str | None = None,
         api_key: str | None = None,
         stream: bool = True,
-        ca: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.address = url.rstrip("/").removesuffix("/v1")
         self._adapters = adapters
@@ -68,12 +91,12 @@ class HttpTarget:
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._ca = ca
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         self._dialect: Dialect = ByModel("", frozenset())
         self._names: tuple[str, ...] | None = None
-        self._usage = 0 if stream else len(STREAM_OPTIONS) - 1  # which of STREAM_OPTIONS
+        self._extras = _Extras(STREAM_OPTIONS if stream else (None,))
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -91,10 +114,15 @@ class HttpTarget:
         assert self._fresh is not None, "open() comes first"
         return self._fresh
 
+    @property
+    def stops_at_eos(self) -> bool:
+        """Whether the server refused to go on after an end token."""
+        return not self._extras.ignore_eos
+
     async def open(self) -> None:
         """Learn what the server calls its base and its adapters. PerseidError when it cannot be told."""
-        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._ca or True)
-        fresh = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._ca or True)
+        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._tls or True)
+        fresh = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True)
         jar = aiohttp.DummyCookieJar()
         self._session = aiohttp.ClientSession(connector=kept, cookie_jar=jar, trace_configs=[_reuse_noted()])
         self._fresh = aiohttp.ClientSession(connector=fresh, cookie_jar=jar)
@@ -125,13 +153,14 @@ class HttpTarget:
     async def ask(self, request: Request, answer: Answer) -> None:
         """Send it and read what comes. Failed names the status, "connection", "client" or "cut off"."""
         while True:
-            usage = self._usage
+            extras = self._extras
             try:
-                return await self._send(self._body(request, usage), answer)
+                return await self._send(self._body(request, extras), answer)
             except Failed as failed:
-                if usage + 1 == len(STREAM_OPTIONS) or not _refuses_stream_options(failed):
+                fewer = extras.without(failed)
+                if fewer == extras:
                     raise
-                self._usage = max(self._usage, usage + 1)
+                self._extras = self._extras.both(fewer)
 
     async def load(self, name: str, source: str, *, replace: bool) -> None:
         """vLLM's route."""
@@ -170,18 +199,19 @@ class HttpTarget:
                 raise await _refused(response)
             await self._read(response, answer)
 
-    def _body(self, request: Request, usage: int) -> bytes:
+    def _body(self, request: Request, extras: _Extras) -> bytes:
         body: dict[str, Any] = {
             "prompt": request.prompt,
             "max_tokens": request.output_tokens,
             "temperature": 0,
-            "ignore_eos": True,
             **self._fields(request.adapter),
         }
+        if extras.ignore_eos:
+            body["ignore_eos"] = True
         if self.streams:
             body["stream"] = True
-            if (options := STREAM_OPTIONS[usage]) is not None:
-                body["stream_options"] = options
+            if extras.stream_options[0] is not None:
+                body["stream_options"] = extras.stream_options[0]
         return msgspec.json.encode(body)
 
     def _fields(self, adapter: str) -> Mapping[str, Any]:
@@ -227,12 +257,6 @@ def _reuse_noted() -> aiohttp.TraceConfig:
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(note)
     return tracing
-
-
-def _refuses_stream_options(failed: Failed) -> bool:
-    """Whether these fields are what the server does not take."""
-    names = ("stream_options", "include_usage", "continuous_usage_stats")
-    return failed.kind in {"400", "422"} and any(name in failed.message for name in names)
 
 
 async def _refused(response: aiohttp.ClientResponse) -> Failed:

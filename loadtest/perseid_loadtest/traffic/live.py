@@ -68,12 +68,17 @@ def progress(
 
 
 def _phase(limits: Limits, seconds: float, tally: Tally) -> str:
+    if tally.done_sending:
+        return f"done sending, waiting for {tally.running}"
     if seconds < limits.warm_up_s:
         return f"warming up, {limits.warm_up_s - seconds:.0f} s more"
     measured = seconds - limits.warm_up_s
     if limits.duration_s is None:
         of = f" of {limits.requests} requests" if limits.requests is not None else ""
         return f"{measured:.0f} s{f', {tally.ended}{of}' if of else ''}"
-    if measured < limits.duration_s:
+    behind = measured - limits.duration_s
+    if behind < 0:
         return f"{measured:.0f} of {limits.duration_s:g} s"
-    return f"all sent, waiting for {tally.running}"
+    if limits.concurrency is not None:  # no client begins another
+        return f"done sending, waiting for {tally.running}"
+    return f"{behind:.0f} s behind, still sending what was due within {limits.duration_s:g} s"

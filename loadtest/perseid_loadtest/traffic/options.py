@@ -29,7 +29,10 @@ DEFAULT_DURATION_S = 30.0
 DEFAULT_WARM_UP_S = 3.0
 LEAST_RATE, MOST_RATE = 1e-6, 100_000.0
 """Requests a second. More than one load generator can send; beyond either, gaps are no numbers any more."""
-_UNTOLD = {"api_key", "json", "html", "compare", "own_cost", "ca", "target"}
+_UNTOLD = {
+    *("api_key", "metrics_key", "ca", "client_cert", "client_key"),
+    *("target", "json", "html", "compare", "own_cost"),
+}
 """Not part of what a run measured, or nobody's business."""
 
 
@@ -47,11 +50,21 @@ class LoadtestOptions:
     ca: Annotated[Path | None, Parameter(group=TARGET, metavar="FILE", show_default=False)] = None
     """PEM file with the certificates to trust, for https:// and grpcs://. Default: those of the system."""
 
+    client_cert: Annotated[Path | None, Parameter(group=TARGET, metavar="FILE", show_default=False)] = None
+    """Certificate, PEM, to show to a server that asks for one. Default: none."""
+
+    client_key: Annotated[Path | None, Parameter(group=TARGET, metavar="FILE", show_default=False)] = None
+    """Its private key, PEM. Default: none."""
+
     model: Annotated[str | None, Parameter(group=TARGET, show_default=False)] = None
     """What an HTTP server calls its base. Default: the first model that it lists."""
 
     metrics: Annotated[str | None, Parameter(group=TARGET, metavar="URL", show_default=False)] = None
     """Server whose /metrics stand beside the figures. Default: the target, where it is HTTP."""
+
+    metrics_key: Annotated[str | None, Parameter(group=TARGET, show_default=False)] = None
+    """Key that /metrics wants, of Perseid an operator's; it is not written into reports. Others on this machine can see
+    command lines: PERSEID_METRICS_KEY is better. Default: that of --api-key."""
 
     rate: Annotated[float | None, Parameter(group=TRAFFIC, validator=MORE_THAN_0, show_default=False)] = None
     """Open loop: requests a second, sent when they are due, whatever has been answered. Default: a closed loop."""
@@ -212,15 +225,25 @@ def _check_target(options: LoadtestOptions) -> None:
         raise _error("target", f"{options.target!r}: {wanted}")
     if options.is_grpc and (port is None or parts.path.strip("/")):
         raise _error("target", f"{options.target!r}: expected grpc://HOST:PORT and nothing behind it")
-    if options.ca is not None:
-        if parts.scheme not in {"https", "grpcs"} and urlsplit(options.metrics or "").scheme != "https":
-            raise _error("ca", "allowed with https:// and grpcs:// only")
-        if not options.ca.is_file():
-            raise _error("ca", f"{options.ca}: no such file")
-    if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
-        raise _error("api_key", "expected printable ASCII characters")
+    _check_certificates(options, parts.scheme)
+    for name in ("api_key", "metrics_key"):
+        key = getattr(options, name) or ""
+        if not (key.isascii() and key.isprintable()):
+            raise _error(name, "expected printable ASCII characters")
     if options.metrics is not None and urlsplit(options.metrics).scheme not in HTTP_SCHEMES:
         raise _error("metrics", f"{options.metrics!r}: expected http://HOST:PORT")
+
+
+def _check_certificates(options: LoadtestOptions, scheme: str) -> None:
+    if (options.client_cert is None) != (options.client_key is None):
+        raise InvalidRequest("expected --client-cert and --client-key together", field="client_cert")
+    encrypted = scheme in {"https", "grpcs"} or urlsplit(options.metrics or "").scheme == "https"
+    for name in ("ca", "client_cert", "client_key"):
+        path = getattr(options, name)
+        if path is not None and not encrypted:
+            raise _error(name, "allowed with https:// and grpcs:// only")
+        if path is not None and not path.is_file():
+            raise _error(name, f"{path}: no such file")
 
 
 def _check_traffic(options: LoadtestOptions) -> None:

@@ -66,3 +66,4 @@ class Run:
     stopped_early: str | None = None  # why
     window_s: float = 0.0  # of `seconds`, those in which requests were due; 0: a closed loop, or not known
     not_put_back: tuple[ChurnRecord, ...] = ()  # what failed of undoing the churn, after the run
+    stops_at_eos: bool = False  # the server refused ignore_eos, so lengths of answers are its own

@@ -14,7 +14,7 @@ from perseid_loadtest.traffic.driver import Driver, Limits, lateness_p99
 from perseid_loadtest.traffic.plan import Plan
 from perseid_loadtest.traffic.record import ChurnRecord, RequestRecord, Run
 from perseid_loadtest.traffic.tally import Stop, Tally
-from perseid_loadtest.traffic.target import Target
+from perseid_loadtest.traffic.target import Target, words_of
 
 _Changes = tuple[ChurnRecord, ...]
 
@@ -30,8 +30,8 @@ class Session:
     churn_every_s: float = 1.0
     before_load: Callable[[str], None] | None = None  # gets each source of the churn just before it is loaded
     metrics_url: str | None = None
-    api_key: str | None = None
-    tls: ssl.SSLContext | None = None  # for /metrics; None: the system's certificates
+    metrics_key: str | None = None
+    tls: ssl.SSLContext | None = None  # for /metrics; None: the system's authorities, and no certificate to show
 
     async def run(
         self,
@@ -46,7 +46,7 @@ class Session:
         started_at = time.time()
         driver = Driver(self.target, plan, limits, stop, tally or Tally())
         async with progress or nullcontext():
-            churned, put_back = await self._with_churn(driver, limits)
+            churned, put_back = await self._with_churn(driver, limits, stop)
         after = await self._scrape()
         records = tuple(sorted(driver.records, key=lambda record: record.number))
         return Run(
@@ -64,9 +64,10 @@ class Session:
             server_after=after.samples,
             server_untold=untold(before, after),
             stopped_early=stop.reason or driver.gave_up,
+            stops_at_eos=self.target.stops_at_eos,
         )
 
-    async def _with_churn(self, driver: Driver, limits: Limits) -> tuple[_Changes, _Changes]:
+    async def _with_churn(self, driver: Driver, limits: Limits, stop: Stop) -> tuple[_Changes, _Changes]:
         """The changes meanwhile, and those after that put all back."""
         if not self.churn:
             await driver.run()
@@ -77,7 +78,13 @@ class Session:
         def now() -> float:
             return time.perf_counter() - began
 
-        churning = asyncio.create_task(churn.run(now, limits.warm_up_s))
+        async def change() -> None:
+            try:
+                await churn.run(now, limits.warm_up_s)
+            except Exception as error:  # noqa: BLE001  whatever it was: what was measured before is reported
+                stop.set(f"changing adapters failed: {words_of(error)}")
+
+        churning = asyncio.create_task(change())
         try:
             await driver.run()
         finally:
@@ -92,7 +99,7 @@ class Session:
             return Scrape()
         from perseid_loadtest.analysis.server_metrics import scrape  # noqa: PLC0415  only where it is wanted
 
-        return await asyncio.to_thread(scrape, self.metrics_url, self.api_key, self.tls)
+        return await asyncio.to_thread(scrape, self.metrics_url, self.metrics_key, self.tls)
 
 
 def measured_seconds(records: Sequence[RequestRecord], warm_up_s: float) -> float:

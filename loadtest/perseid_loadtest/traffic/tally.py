@@ -19,6 +19,7 @@ class Tally:
     sent: int = 0
     ended: int = 0
     output_tokens: int = 0
+    done_sending: bool = False  # of an open loop: nothing more is due, or it gave up
     errors: Counter[str] = field(default_factory=Counter)
     recent: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=WINDOW))
 

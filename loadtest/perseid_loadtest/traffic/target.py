@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from perseid_loadtest.traffic.plan import Request
+from perseid_server.errors import PerseidError
 
 MESSAGE_CHARACTERS = 200
 CLIENT = "client"
@@ -28,6 +29,12 @@ class Failed(Exception):
 def kind_of_connection(error: Exception) -> str:
     """What a connection that failed is counted by."""
     return CLIENT if getattr(error, "errno", None) in OWN_LIMITS else "connection"
+
+
+def words_of(fault: Exception) -> str:
+    """What a fault of this program's says, in one line; what was meant for the user stands alone."""
+    text = fault.message if isinstance(fault, PerseidError) else f"{type(fault).__name__}: {fault}".removesuffix(": ")
+    return " ".join(text.split())[:MESSAGE_CHARACTERS]
 
 
 @dataclass(slots=True)
@@ -54,6 +61,11 @@ class Target(Protocol):
     @property
     def streams(self) -> bool:
         """Whether answers come in chunks."""
+        ...
+
+    @property
+    def stops_at_eos(self) -> bool:
+        """Whether the server refused to go on after an end token: answers end where it ends them."""
         ...
 
     @property

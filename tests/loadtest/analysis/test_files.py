@@ -25,7 +25,13 @@ def write(path, run):
 
 def test_a_run_comes_back(path):
     churn = (ChurnRecord("load", "x", 1.0, 1.5, "409"),)
-    told = {"churn": churn, "not_put_back": churn, "server_before": {"x": 1.0}, "stopped_early": "why"}
+    told = {
+        "churn": churn,
+        "not_put_back": churn,
+        "server_before": {"x": 1.0},
+        "stopped_early": "why",
+        "stops_at_eos": True,
+    }
     run = run_of(answer(retry_after_s=1.5), failure(1), **told, window_s=3.0)
     found = files.read(write(path, run))
     assert found == files.Saved(run, summarise(run, Slo(ttft_s=0.5)))

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from perseid_loadtest.analysis import compare, files, page, terminal
+from perseid_loadtest.analysis import compare, files, page, rows, terminal
 from perseid_loadtest.analysis.rows import Row
 from perseid_loadtest.analysis.slo import Slo
 from perseid_loadtest.analysis.summary import summarise
@@ -254,3 +254,9 @@ def test_comparisons_survive_every_run(name, full, tmp_path):
     found = written(tmp_path, saved(full), saved(RUNS[name]))
     assert found.plots >= PLOTS
     assert "nan" not in found.text.lower()
+
+
+def test_answers_that_end_where_the_server_ends_them_are_told():
+    told = "their lengths are not as planned."
+    assert told in rows.remarks(summarise(run_of(answer(), stops_at_eos=True)))[0]
+    assert rows.remarks(summarise(run_of(answer()))) == []

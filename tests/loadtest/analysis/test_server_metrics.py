@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from contextlib import contextmanager
+from urllib.error import URLError
 
 import pytest
 import trustme
@@ -87,7 +88,16 @@ def test_metrics_that_want_another_key_say_so(status):
     with server(b"", status=status) as (url, _):
         found = scrape(url, "secret")
     assert (found.samples, found.is_absent) == ({}, False)
-    assert f"HTTP {status}; it wants an --api-key that may read metrics" in (found.failure or "")
+    assert f"HTTP {status}; it wants a --metrics-key that may read them" in (found.failure or "")
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # which would keep what the environment said before
+    with server(TEXT.encode()) as (url, _):
+        assert scrape(url).failure is None
 
 
 def test_no_server_is_told(unused_tcp_port: int):
@@ -111,6 +121,13 @@ def test_a_private_authority_is_trusted_where_it_is_named():
     assert found.samples["perseid_num_preemptions_total"] == 3.0
     assert "its certificate is not trusted" in (refused.failure or "")
     assert "--ca" in (refused.failure or "")
+
+
+def test_an_end_for_want_of_a_certificate_names_the_option():
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    for error in (alert, URLError(alert), ssl.SSLEOFError(8, "EOF occurred in violation of protocol")):
+        assert "--client-cert names the one to show" in server_metrics._reason(error)
 
 
 READ, NONE, FAILED = Scrape({"a": 1.0}), Scrape(failure="404", is_absent=True), Scrape(failure="timeout")

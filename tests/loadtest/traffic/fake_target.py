@@ -16,6 +16,7 @@ class FakeTarget:
 
     address = "fake"
     streams = True
+    stops_at_eos = False
     names: Sequence[str] = ()
 
     def __init__(self, behave: Callable[[Request], Awaitable[None]] | None = None) -> None:

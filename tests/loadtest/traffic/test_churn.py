@@ -86,3 +86,29 @@ async def test_what_cannot_be_put_back_is_written_down_by_itself():
     assert left not in result.churn
     assert (left.action, left.adapter, left.error) == ("unload", "a", "409: in use")
     assert (await run(FakeTarget(), {"a": ("one",)}, seconds=0.02)).not_put_back == ()
+
+
+async def test_a_fault_while_changing_adapters_ends_the_run_and_keeps_its_records():
+    def fail(_: str) -> None:
+        raise ZeroDivisionError("oh")
+
+    result = await run(FakeTarget(), {"a": ("one",)}, seconds=60.0, before_load=fail)
+    assert result.stopped_early == "changing adapters failed: ZeroDivisionError: oh"
+    assert [(change.action, change.error) for change in result.churn] == [("load", "client: ZeroDivisionError: oh")]
+    assert result.seconds < 60.0
+
+
+async def test_a_fault_while_putting_back_keeps_the_records_and_the_others_are_put_back():
+    class Breaks(FakeTarget):
+        async def unload(self, name: str) -> None:
+            if name == "a":
+                raise ZeroDivisionError("oh")
+            await super().unload(name)
+
+    target = Breaks()
+    result = await run(target, {"a": ("one",), "b": ("one",)}, seconds=0.06)
+    assert [(change.adapter, change.error) for change in result.not_put_back] == [
+        ("a", "client: ZeroDivisionError: oh")
+    ]
+    assert target.changes[-1] == ("unload", "b")
+    assert (result.stopped_early, len(result.records) > 0) == (None, True)

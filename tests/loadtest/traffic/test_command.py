@@ -17,6 +17,11 @@ from tests.server.cli.running import Perseid
 URL = ("--target", "http://127.0.0.1:1")
 
 
+def shown(cert: str, key: str) -> tuple[str, ...]:
+    """To a server that asks for a certificate."""
+    return ("--client-cert", cert, "--client-key", key)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -46,7 +51,14 @@ URL = ("--target", "http://127.0.0.1:1")
         ((*URL, "--ca", "/none"), "--ca: allowed with https:// and grpcs:// only"),
         (("--target", "https://h", "--ca", "/none"), "--ca: /none: no such file"),
         (("--target", "https://h", "--ca", __file__), "not a PEM file"),
+        (("--target", "https://h", "--client-cert", __file__), "expected --client-cert and --client-key together"),
+        (("--target", "grpcs://h:1", "--client-key", __file__), "expected --client-cert and --client-key together"),
+        ((*URL, *shown("/none", "/none")), "--client-cert: allowed with https:// and grpcs:// only"),
+        (("--target", "https://h", *shown("/none", "/none")), "--client-cert: /none: no such file"),
+        (("--target", "https://h", *shown(__file__, "/none")), "--client-key: /none: no such file"),
+        (("--target", "https://h", *shown(__file__, __file__)), "--client-cert: "),
         ((*URL, "--api-key", "a\nb"), "--api-key: expected printable ASCII"),
+        ((*URL, "--metrics-key", "é"), "--metrics-key: expected printable ASCII"),
         ((*URL, "--metrics", "h:1"), "--metrics: 'h:1': expected http"),
         ((*URL, "--json", "/"), "--json: / cannot be written (is a directory)"),
         ((*URL, "--json", "/dev/null/x"), "--json: /dev/null/x cannot be written (not a directory); expected a file"),
@@ -87,8 +99,8 @@ def test_without_aiohttp_the_extra_is_named(perseid: Perseid, monkeypatch: pytes
     assert "pip install 'perseid[loadtest]'" in done.err
 
 
-def test_the_key_is_not_part_of_the_report():
-    options = LoadtestOptions(target="http://h:1", api_key="secret", rate=2.0, sweep=False)
+def test_keys_are_not_part_of_the_report():
+    options = LoadtestOptions(target="http://h:1", api_key="secret", metrics_key="secret", rate=2.0, sweep=False)
     check(options)
     assert "secret" not in str(options.told())
     assert options.told()["rate"] == 2.0

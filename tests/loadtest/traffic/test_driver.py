@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from perseid_loadtest.traffic.record import RequestRecord
 from perseid_loadtest.traffic.session import Session
 from perseid_loadtest.traffic.tally import Stop, Tally
 from perseid_loadtest.traffic.target import Failed
+from perseid_server.errors import InvalidRequest
 from tests.loadtest.traffic.fake_target import FakeTarget, plan
 
 EVERY = Trace(tuple(Due(0.01 * number) for number in range(40)))
@@ -217,3 +219,51 @@ async def test_a_trace_is_sent_to_its_end_however_late(monkeypatch):
     monkeypatch.setattr(driving, "MOST_BEHIND_S", 0.0)
     run = await measured(Limits(), Trace((Due(0.0),) * 500))
     assert (len(run.records), run.stopped_early) == (500, None)
+
+
+class Breaks:
+    """Lengths that end with a fault."""
+
+    def __init__(self, good: int) -> None:
+        self._good = good
+
+    def pick(self, number, draw):
+        if number >= self._good:
+            raise ZeroDivisionError("oh")
+        return 2
+
+
+@pytest.mark.parametrize("concurrency", [None, 2])
+async def test_a_fault_while_making_a_request_ends_the_run_and_keeps_its_records(concurrency):
+    broken = replace(plan(None if concurrency else EVERY), output=Breaks(6))
+    run = await Session(FakeTarget()).run(broken, Limits(concurrency=concurrency, requests=40), Stop())
+    assert run.stopped_early == "the load generator failed: ZeroDivisionError: oh"
+    assert [record.number for record in run.records] == list(range(6))
+    assert {(record.error, record.message) for record in run.records} <= {
+        (None, ""),
+        ("interrupted", run.stopped_early),
+    }
+    assert run.records[0].error is None
+
+
+async def test_a_fault_in_arrivals_ends_the_run_and_keeps_its_records():
+    class Broken:
+        def due(self, draw):
+            yield from EVERY.moments[:3]
+            raise InvalidRequest("line 4: not a number")
+
+    run = await measured(Limits(requests=40), Broken())
+    assert (run.stopped_early, len(run.records)) == ("the load generator failed: line 4: not a number", 3)
+
+
+async def test_sending_is_done_only_when_nothing_more_is_due():
+    tally, seen = Tally(), []
+
+    async def look(request):
+        seen.append(tally.done_sending)
+        await asyncio.sleep(0.02)
+        seen.append(tally.done_sending)
+
+    driver = Driver(FakeTarget(look), plan(Trace((Due(0.0),) * 3)), Limits(), Stop(), tally)
+    await driver.run()
+    assert (seen[0], seen[-1]) == (False, True)

@@ -80,6 +80,17 @@ async def test_a_stream_is_read_to_its_end(served, target: GrpcTarget):
     assert target.names == ("a", "b")
 
 
+async def test_a_proxy_of_the_environment_is_not_asked(served, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int):
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_tcp_port}")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    direct = GrpcTarget(served[1])
+    await direct.open()
+    await direct.close()
+    assert direct.names == ("a", "b")
+
+
 async def test_a_whole_answer_is_one_arrival(served):
     whole = GrpcTarget(served[1], stream=False)
     await whole.open()

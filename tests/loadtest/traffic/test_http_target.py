@@ -196,6 +196,14 @@ async def test_a_stream_is_read_to_its_end(fake: Fake):
     assert await target.vocabulary() == [5, 6, 7]
 
 
+async def test_a_proxy_of_the_environment_is_not_asked(fake: Fake, monkeypatch, unused_tcp_port: int):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    target = await fake.start(good)
+    await target.ask(REQUEST, Answer(0.0))
+    assert len(fake.bodies) == 1
+
+
 async def test_a_whole_answer_is_one_arrival(fake: Fake):
     target = await fake.start(whole, stream=False)
     answer = Answer(0.0)

@@ -10,8 +10,8 @@ from perseid_loadtest.traffic.record import RequestRecord
 from perseid_loadtest.traffic.tally import Tally
 
 
-def shown(limits: Limits, seconds: float) -> str:
-    tally = Tally(sent=5)
+def shown(limits: Limits, seconds: float, done_sending: bool = False) -> str:
+    tally = Tally(sent=5, done_sending=done_sending)
     tally.add(RequestRecord(0, "", 1.0, 1.0, 2.0, (Arrival(1.25, 7),), output_tokens=7))
     tally.add(RequestRecord(1, "", 1.0, 1.0, 2.0, error="429"))
     console = Console(width=120, record=True, quiet=True)
@@ -22,16 +22,20 @@ def shown(limits: Limits, seconds: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("limits", "seconds", "phase"),
+    ("limits", "seconds", "done_sending", "phase"),
     [
-        (Limits(warm_up_s=5.0, duration_s=10.0), 2.0, "warming up, 3 s more"),
-        (Limits(warm_up_s=5.0, duration_s=10.0), 9.0, "4 of 10 s"),
-        (Limits(duration_s=10.0), 12.0, "all sent, waiting for 3"),
-        (Limits(requests=50), 4.0, "4 s, 2 of 50 requests"),
+        (Limits(warm_up_s=5.0, duration_s=10.0), 2.0, False, "warming up, 3 s more"),
+        (Limits(warm_up_s=5.0, duration_s=10.0), 9.0, False, "4 of 10 s"),
+        (Limits(duration_s=10.0), 12.0, True, "done sending, waiting for 3"),
+        (Limits(duration_s=10.0), 12.0, False, "2 s behind, still sending what was due within 10 s"),
+        (Limits(duration_s=10.0, concurrency=2), 12.0, False, "done sending, waiting for 3"),
+        (Limits(requests=50), 4.0, False, "4 s, 2 of 50 requests"),
+        (Limits(requests=50), 4.0, True, "done sending, waiting for 3"),
+        (Limits(), 4.0, True, "done sending, waiting for 3"),
     ],
 )
-def test_where_the_run_stands(limits: Limits, seconds: float, phase: str):
-    text = shown(limits, seconds)
+def test_where_the_run_stands(limits: Limits, seconds: float, done_sending: bool, phase: str):
+    text = shown(limits, seconds, done_sending)
     assert phase in text
     for part in ("3 running, 2 ended, 2.0 a second", "7 in ended answers, 70 a second", "250 ms", "1 × 429"):
         assert part in text

@@ -24,8 +24,8 @@ class Peer:
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.bodies.append(body)
-        if (words := self._refused(body)) is not None:
-            return web.json_response({"error": {"message": words}}, status=400)
+        if (told := self._refused(body)) is not None:
+            return web.json_response({"error": {"message": told}} if isinstance(told, str) else told, status=400)
         return web.Response(body=self._body)
 
 
@@ -109,8 +109,50 @@ async def test_a_server_that_refuses_all_is_asked_no_more_than_three_times(strea
     assert len(peer.bodies) == (3 if stream else 1)
 
 
+REFUSED_EOS = {
+    "in words": {"error": {"message": "Unrecognized request argument supplied: ignore_eos"}},
+    "by its name beside them": {"error": {"message": "Extra inputs are not permitted", "param": "ignore_eos"}},
+    "as FastAPI does": {"detail": [{"type": "extra_forbidden", "loc": ["body", "ignore_eos"], "msg": "Extra inputs"}]},
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("told", REFUSED_EOS.values(), ids=REFUSED_EOS)
+async def test_a_server_that_refuses_ignore_eos_is_asked_without(told: object, stream: bool):
+    whole = b'{"choices": [{"text": "words"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}'
+    strict = Peer(BARE if stream else whole, lambda body: told if "ignore_eos" in body else None)
+    async with target_at({COMPLETIONS: strict.answer}, model="m", stream=stream) as target:
+        assert not target.stops_at_eos
+        answers = await asyncio.gather(*(ask(target) for _ in range(5)))
+        seen = len(strict.bodies)
+        await ask(target)
+        assert target.stops_at_eos
+    assert [answer.output_tokens for answer in answers] == [3 if stream else 2] * 5
+    assert ["ignore_eos" in body for body in strict.bodies[seen:]] == [False]
+    assert all("stream_options" in body for body in strict.bodies) == stream
+
+
+async def test_a_server_that_refuses_ignore_eos_and_stream_options_is_asked_without_both():
+    def refused(body: dict) -> str | None:
+        extra = [name for name in ("stream_options", "ignore_eos") if name in body]
+        return f"unknown: {', '.join(extra)}" if extra else None
+
+    strict = Peer(BARE, refused)
+    async with target_at({COMPLETIONS: strict.answer}, model="m") as target:
+        await ask(target)
+    assert not strict.bodies[-1].keys() & {"stream_options", "ignore_eos"}
+
+
+async def test_a_server_that_takes_ignore_eos_goes_on_after_an_end_token():
+    peer = Peer(BARE)
+    async with target_at({COMPLETIONS: peer.answer}, model="m") as target:
+        await ask(target)
+        assert not target.stops_at_eos
+    assert peer.bodies[0]["ignore_eos"] is True
+
+
 async def test_another_refusal_is_not_asked_again():
-    peer = Peer(b"", lambda _: "unknown field ignore_eos")
+    peer = Peer(b"", lambda _: "unknown field temperature")
     async with target_at({COMPLETIONS: peer.answer}, model="m") as target:
         with pytest.raises(Failed):
             await ask(target)

@@ -30,7 +30,7 @@ async def run(monkeypatch: pytest.MonkeyPatch, *scrapes: Scrape, **session):
 async def test_metrics_are_read_with_the_sessions_key_and_certificates(monkeypatch):
     tls = ssl.create_default_context()
     read = [Scrape({"a": 1.0}), Scrape({"a": 2.0})]
-    found, asked = await run(monkeypatch, *read, metrics_url=URL, api_key="key", tls=tls)
+    found, asked = await run(monkeypatch, *read, metrics_url=URL, metrics_key="key", tls=tls)
     assert asked == [(URL, "key", tls)] * 2
     assert (found.server_before, found.server_after, found.server_untold) == ({"a": 1.0}, {"a": 2.0}, None)
 
@@ -43,3 +43,11 @@ async def test_why_metrics_were_not_read_is_kept(monkeypatch):
 async def test_without_an_address_nothing_is_read(monkeypatch):
     found, asked = await run(monkeypatch)
     assert (asked, found.server_untold) == ([], None)
+
+
+async def test_a_run_tells_that_lengths_are_the_servers():
+    target = FakeTarget()
+    for refuses in (False, True):
+        target.stops_at_eos = refuses
+        result = await Session(target).run(plan(), Limits(requests=1, concurrency=1), Stop())
+        assert result.stops_at_eos is refuses
