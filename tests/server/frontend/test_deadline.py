@@ -36,6 +36,11 @@ def exceeded(stack: Stack) -> dict[str, float]:
     return {stage: float(count) for stage, count in found if float(count)}
 
 
+def failures(stack: Stack) -> dict[str, float]:
+    found = re.findall(r'perseid_request_failure_total\{kind="(\w+)"} (\S+)', stack.metrics.render().decode())
+    return {kind: float(count) for kind, count in found if float(count)}
+
+
 async def test_a_request_in_time_is_answered(stack: Stack) -> None:
     assert (await collect(stack, request(1000.0)))[0][-1].finish_reason == "length"
     assert exceeded(stack) == {}
@@ -171,14 +176,58 @@ async def test_a_timeout_of_the_works_own_is_not_the_deadlines() -> None:
         raise TimeoutError("the disk's")
 
     with pytest.raises(TimeoutError, match="the disk's"):
-        await Deadline(time.monotonic(), 1000.0, told.append).within(work(), "queue")
+        await Deadline(time.monotonic(), 1000.0, told.append).within(work())
     assert not told
 
 
 async def test_it_is_told_once_however_many_wait_for_it() -> None:
     told: list[str] = []
     deadline = Deadline(time.monotonic() - 10, 5.0, told.append)
-    for stage in ("queue", "running"):
-        with pytest.raises(DeadlineExceeded):
-            await deadline.within(asyncio.sleep(1000), stage)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded), deadline.minded():
+            await deadline.within(asyncio.sleep(1000))
     assert told == ["queue"]
+
+
+# --- clients that give up at the same time, or leave before -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaving", [asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize(
+    ("timeout_s", "left_s", "is_late"),
+    [(1.0, -0.5, True), (1.0, 0.004, True), (1000.0, 9.0, True), (1000.0, 11.0, False), (None, 0.0, False)],
+)
+def test_who_leaves_when_the_time_is_over_leaves_because_of_it(
+    leaving: type[BaseException], timeout_s: float | None, left_s: float, is_late: bool
+) -> None:
+    told: list[str] = []
+    arrived = time.monotonic() + left_s - (timeout_s or 0.0)
+    with pytest.raises(leaving), Deadline(arrived, timeout_s, told.append).minded():
+        raise leaving
+    assert told == ["queue"] * is_late
+
+
+async def test_who_leaves_amid_an_answer_when_its_time_is_over(stack: Stack) -> None:
+    late = replace(request(1000.0), arrived=time.monotonic() - 999.0)
+    with pytest.raises(asyncio.CancelledError):
+        async with stack.service.generate(late) as generation:
+            await anext(aiter(generation))
+            raise asyncio.CancelledError
+    assert exceeded(stack) == {"running": 1}
+    assert failures(stack) == {"deadline": 1}
+
+
+async def test_who_leaves_earlier_has_not_waited_for_it(stack: Stack) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        async with stack.service.generate(request(1000.0)) as generation:
+            await anext(aiter(generation))
+            raise asyncio.CancelledError
+    assert exceeded(stack) == {}
+    assert failures(stack) == {"aborted": 1}
+
+
+async def test_our_own_timer_counts_as_a_deadline_among_failures(stack: Stack) -> None:
+    stack.engine.hold()
+    with pytest.raises(DeadlineExceeded):
+        await collect(stack, request(0.05))
+    assert failures(stack) == {"deadline": 1}
