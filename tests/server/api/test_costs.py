@@ -1,6 +1,5 @@
 """What a key pays for a request that is not answered: nothing, over either way of answering, unless its client left."""
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable

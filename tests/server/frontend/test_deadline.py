@@ -207,21 +207,23 @@ def test_who_leaves_when_the_time_is_over_leaves_because_of_it(
     assert told == ["queue"] * is_late
 
 
+async def leave_amid(stack: Stack, asked: GenerationRequest) -> None:
+    async with stack.service.generate(asked) as generation:
+        await anext(aiter(generation))
+        raise asyncio.CancelledError
+
+
 async def test_who_leaves_amid_an_answer_when_its_time_is_over(stack: Stack) -> None:
     late = replace(request(1000.0), arrived=time.monotonic() - 999.0)
     with pytest.raises(asyncio.CancelledError):
-        async with stack.service.generate(late) as generation:
-            await anext(aiter(generation))
-            raise asyncio.CancelledError
+        await leave_amid(stack, late)
     assert exceeded(stack) == {"running": 1}
     assert failures(stack) == {"deadline": 1}
 
 
 async def test_who_leaves_earlier_has_not_waited_for_it(stack: Stack) -> None:
     with pytest.raises(asyncio.CancelledError):
-        async with stack.service.generate(request(1000.0)) as generation:
-            await anext(aiter(generation))
-            raise asyncio.CancelledError
+        await leave_amid(stack, request(1000.0))
     assert exceeded(stack) == {}
     assert failures(stack) == {"aborted": 1}
 
