@@ -21,7 +21,7 @@ from perseid_server.errors import InvalidRequest, QueueFull, Unavailable
 from perseid_server.frontend.adaptation import Resolved, Resolver
 from perseid_server.frontend.admission import OPEN_ANSWER, Admission, Place
 from perseid_server.frontend.choice import Choice
-from perseid_server.frontend.deadline import Deadline, Timeouts
+from perseid_server.frontend.deadline import Deadline, Stage, Timeouts
 from perseid_server.frontend.draining import Draining
 from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
@@ -144,8 +144,12 @@ class GenerationService:
         """It is in the queue inside. Nothing is waited for here."""
         record = begin_record(request, self._resolver.base_name)
         check_request(request, self.text.vocab_size)
-        timeout_s = self._timeouts.of(request.timeout_s)
-        deadline = Deadline(request.arrived, timeout_s, on_exceeded=self._metrics.deadline_exceeded)
+
+        def exceeded(stage: Stage) -> None:
+            self._metrics.deadline_exceeded(stage)
+            request.call.refused("deadline_exceeded", "timeout")
+
+        deadline = Deadline(request.arrived, self._timeouts.of(request.timeout_s), exceeded)
         with self._place_in_queue(request) as place, deadline.minded():
             yield _Accepted(request, record, deadline, place)
 

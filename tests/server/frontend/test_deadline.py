@@ -20,6 +20,7 @@ from perseid_server.frontend.adaptation_options import Named
 from perseid_server.frontend.deadline import Deadline, Timeouts
 from perseid_server.frontend.generation import Delta
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
+from perseid_server.observe.record import CallRecord
 from tests.server.frontend.test_service import collect, is_free
 from tests.server.stack import LiveStack, Stack, make_stack
 
@@ -214,11 +215,13 @@ async def leave_amid(stack: Stack, asked: GenerationRequest) -> None:
 
 
 async def test_who_leaves_amid_an_answer_when_its_time_is_over(stack: Stack) -> None:
-    late = replace(request(1000.0), arrived=time.monotonic() - 999.0)
+    call = CallRecord()
+    late = replace(request(1000.0), arrived=time.monotonic() - 999.0, call=call)
     with pytest.raises(asyncio.CancelledError):
         await leave_amid(stack, late)
     assert exceeded(stack) == {"running": 1}
     assert failures(stack) == {"deadline": 1}
+    assert (call.error, call.error_field) == ("deadline_exceeded", "timeout")
 
 
 async def test_who_leaves_earlier_has_not_waited_for_it(stack: Stack) -> None:

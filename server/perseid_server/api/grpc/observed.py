@@ -14,6 +14,7 @@ from perseid_server.observe.calls import Calls
 from perseid_server.observe.record import ABORTED, CallRecord, record_for_task
 
 PROBES = "/grpc.health.v1.Health/"
+_EXCEEDED = "deadline_exceeded"
 
 
 class Observed(grpc.aio.ServerInterceptor):
@@ -78,9 +79,9 @@ class _Running:
         if self.is_complete:
             self.call.status = grpc.StatusCode.OK.name
             return
-        passed = self._deadline.is_over
+        passed = self._deadline.is_over or self.call.error == _EXCEEDED
         self.call.status = (grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED).name
-        self.call.refused("deadline_exceeded" if passed else ABORTED)
+        self.call.refused(_EXCEEDED if passed else ABORTED)
 
 
 def _code_of(context: Context) -> str:
