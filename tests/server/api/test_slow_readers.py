@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -69,22 +69,29 @@ class Connections:
         return connection
 
 
-async def slowly(reader: asyncio.StreamReader) -> int:
-    """Read to the end of the answer, or of the connection; returns how much came."""
-    count = 0
+async def read_all(reader: asyncio.StreamReader, then: Callable[[], None] = lambda: None) -> int:
+    """To the end of the answer, or of the connection; returns how much came. `then` is done at every 128 KiB."""
+    count = done = 0
     with contextlib.suppress(ConnectionError):
         while count < LENGTH and (data := await reader.read(1 << 17)):
             count += len(data)
-            await asyncio.sleep(0.001)
+            if count >> 17 > done:
+                done = count >> 17
+                then()
     return count
 
 
-async def test_who_reads_slowly_gets_the_whole_answer(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "STALL_TIMEOUT_S", 0.1)
+async def test_who_reads_slowly_gets_the_whole_answer(connections: Connections) -> None:
     reader, writer = await connections.ask()
-    assert await slowly(reader) == LENGTH
+    connection, looks = connections.only, 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        connection._look_at_reading()
+
+    assert await read_all(reader, look) == LENGTH
+    assert looks > protocol._LOOKS  # more than who reads nothing has
     writer.close()
 
 
@@ -93,15 +100,17 @@ async def test_who_reads_nothing_is_cut_off(connections: Connections, monkeypatc
     reader, writer = await connections.ask()
     assert connections.live.api._http is not None
     await until(lambda: not connections.live.api._http.server_state.connections)
-    assert await slowly(reader) < LENGTH
+    assert await read_all(reader) < LENGTH
     writer.transport.abort()
 
 
-async def test_who_has_read_all_may_ask_again_later(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STALL_TIMEOUT_S", 0.02)
+async def test_who_has_read_all_may_ask_again_later(connections: Connections) -> None:
     reader, writer = await connections.ask()
-    assert await slowly(reader) == LENGTH
-    await asyncio.sleep(0.1)
+    assert await read_all(reader) == LENGTH
+    connection = connections.only
+    await until(lambda: not connection.is_leaving)
+    for _ in range(2 * protocol._LOOKS):
+        connection._look_at_reading()
     writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b"200" in await reader.readuntil(b"\r\n\r\n")
     writer.close()
@@ -112,7 +121,7 @@ async def test_a_connection_is_not_idle_while_its_answer_leaves(connections: Con
     connection = connections.only
     connection.timeout_keep_alive_handler()
     assert not connection.transport.is_closing()
-    assert await slowly(reader) == LENGTH
+    assert await read_all(reader) == LENGTH
     await until(lambda: not connection.is_leaving)
     connection.timeout_keep_alive_handler()
     assert connection.transport.is_closing()
@@ -131,7 +140,7 @@ async def test_an_answer_that_leaves_has_the_rest_of_the_grace_time(
         await api.stop()
 
     stopping = asyncio.create_task(stop())
-    assert await slowly(reader) == LENGTH
+    assert await read_all(reader) == LENGTH
     await stopping
     writer.close()
 

@@ -33,7 +33,6 @@ class Unread:
 def _asked(transport: asyncio.Transport) -> tuple[int, int, int]:
     connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_INFO", None)
     try:
-        told = connection.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO.size)
-        return _TCP_INFO.unpack(told)  # type: ignore[return-value]
+        return _TCP_INFO.unpack(connection.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO.size))
     except (AttributeError, TypeError, OSError, struct.error):  # no such option, or a shorter answer
         return 0, 0, 0
