@@ -102,9 +102,9 @@ class Limiter:
         state.requests.take(1, now)
 
     @contextmanager
-    def metered(self, caller: Caller, num_prompt: int) -> Iterator[Meter]:
+    def metered(self, caller: Caller, num_prompt: int, is_late: Callable[[], bool] = lambda: False) -> Iterator[Meter]:
         """Run a request of so many prompt tokens. RateLimited when its key has too few left; a request that the server
-        refuses or cannot answer costs nothing."""
+        refuses or cannot answer costs nothing. Who leaves pays, but for those who leave when the request `is_late`."""
         state = self._states.get(caller.key)
         if state is None:
             yield Meter()
@@ -121,8 +121,8 @@ class Limiter:
         meter = Meter(spend)
         try:
             yield meter
-        except PerseidError:
-            if not meter.answered:
+        except BaseException as error:
+            if not meter.answered and (isinstance(error, PerseidError) or is_late()):
                 spend(-num_prompt)
             raise
 

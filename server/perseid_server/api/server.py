@@ -16,6 +16,7 @@ from perseid_server.errors import Conflict
 
 LAST_WORDS_S = 2.0
 KEEP_ALIVE_S = 75  # of a connection on which nothing comes after an answer
+_LOOK_EVERY_S = 0.05
 _SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: what a client that does not read costs there
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # s, s, times; as gRPC's own
@@ -77,6 +78,17 @@ class ApiServer:
             await asyncio.sleep(0.01)
         return Addresses(self._host, self._socket.getsockname()[1], bound)
 
+    async def drain(self, grace_s: float) -> None:
+        """Return when the answers that leave by HTTP have left, or the time is over. They may be long, and their
+        clients slow, when all requests have ended."""
+        assert self._http is not None, "it was started"
+        connections = self._http.server_state.connections
+        leaving = set(connections)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while leaving := {one for one in leaving & connections if _is_leaving(one)}:  # noqa: ASYNC110  no event
+                    await asyncio.sleep(_LOOK_EVERY_S)
+
     async def stop(self) -> None:
         """Close both. What still runs has had its grace time and gets a moment to say how it ended."""
         if self._grpc is not None:
@@ -87,6 +99,10 @@ class ApiServer:
             self._http.force_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
         self._socket.close()
+
+
+def _is_leaving(connection: object) -> bool:
+    return isinstance(connection, PatientProtocol) and connection.is_leaving
 
 
 def _listen(host: str, port: int, transport: str) -> socket.socket:

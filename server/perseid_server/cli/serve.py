@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -74,8 +75,15 @@ async def _serve(config: ServeConfig) -> int:
         sys.stdout.flush()
         await stopping.wait()
         logger.info("shutting down; running requests get %g s", config.grace)
-        await asyncio.gather(running.service.drain(config.grace), running.registry.drain(config.grace))
+        await _drain(running, config.grace)
     return 0
+
+
+async def _drain(running: "RunningServer", grace_s: float) -> None:
+    """Let what runs come to its end; what is left of the time is for answers that are on their way."""
+    ends = time.monotonic() + grace_s
+    await asyncio.gather(running.service.drain(grace_s), running.registry.drain(grace_s))
+    await running.api.drain(ends - time.monotonic())
 
 
 def _stop_signals() -> asyncio.Event:
@@ -112,6 +120,7 @@ class RunningServer:
     """What the greeting tells, and what draining needs."""
 
     ready: EngineReady
+    api: ApiServer
     addresses: Addresses
     service: GenerationService
     registry: AdapterRegistry
@@ -183,7 +192,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
             service, registry, status, base.name, gate, security.credentials, calls, budget, most_connections
         )
         addresses = await api.start(app, grpc_server)
-        yield RunningServer(ready, addresses, service, registry, security)
+        yield RunningServer(ready, api, addresses, service, registry, security)
 
 
 def _named_source(text: str) -> NamedSource:

@@ -8,6 +8,7 @@ from typing import Literal
 from perseid_server.access.limits import Meter
 from perseid_server.engine.messages import SequenceOutput
 from perseid_server.frontend.adaptation import Resolved
+from perseid_server.frontend.deadline import Deadline
 from perseid_server.frontend.loaded import LoadedAdapter
 from perseid_server.frontend.requests import GenerationRequest
 from perseid_server.frontend.routing_report import RoutingTally, Shares
@@ -63,6 +64,7 @@ class Generation:
     resolved: Resolved
     prompt_token_ids: tuple[int, ...]
     deltas: AsyncIterator[Delta]
+    deadline: Deadline = field(default_factory=Deadline.none)
     usage: Usage = field(default_factory=Usage)
     created: int = field(default_factory=lambda: int(time.time()))
     routing: RoutingTally | None = None  # complete when the deltas have ended; when asked for

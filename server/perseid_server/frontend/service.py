@@ -8,9 +8,9 @@ generation.usage
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from perseid_server.access.caller import Caller
@@ -21,7 +21,7 @@ from perseid_server.errors import InvalidRequest, QueueFull, Unavailable
 from perseid_server.frontend.adaptation import Resolved, Resolver
 from perseid_server.frontend.admission import OPEN_ANSWER, Admission, Place
 from perseid_server.frontend.choice import Choice
-from perseid_server.frontend.deadline import Deadline, Timeouts
+from perseid_server.frontend.deadline import Deadline, Stage, Timeouts
 from perseid_server.frontend.draining import Draining
 from perseid_server.frontend.gate_sets import GateSets
 from perseid_server.frontend.generation import Delta, Generation
@@ -33,6 +33,7 @@ from perseid_server.frontend.speculation import Drafting
 from perseid_server.frontend.streams import merge
 from perseid_server.frontend.text import TextProcessor
 from perseid_server.model.sampling_params import SamplingParams
+from perseid_server.observe.record import GenerationRecord
 
 
 class Engine(Protocol):
@@ -41,6 +42,25 @@ class Engine(Protocol):
     ready: EngineReady | None
 
     def submit(self, request: Submit) -> AsyncIterator[SequenceOutput]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A request that is in the queue."""
+
+    request: GenerationRequest
+    record: GenerationRecord
+    deadline: Deadline
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """The same when its tokens are known."""
+
+    accepted: _Accepted
+    prompt: tuple[int, ...]
+    params: SamplingParams
 
 
 class GenerationService:
@@ -87,29 +107,18 @@ class GenerationService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generation]:
         """Check and start a request. Raises a PerseidError before the first token is computed."""
-        record = begin_record(request, self._resolver.base_name)
-        check_request(request, self.text.vocab_size)
-        deadline = Deadline(
-            request.arrived, self._timeouts.of(request.timeout_s), on_exceeded=self._metrics.deadline_exceeded
-        )
-        async with AsyncExitStack() as stack:
-            place = stack.enter_context(self._place_in_queue(request))
-            decide = stack.enter_context(self._resolver.leased(request.adaptation))
-            prompt = await deadline.within(self._encode(request), "queue")
-            params = self._sampling_params(request.sampling, len(prompt))
-            record.prompt_tokens = len(prompt)
-            place.count_tokens(len(prompt) + request.sampling.n * _length_of_answer(request.sampling, params))
-            resolved = decide(prompt)
-            tell_resolved(record, resolved)
-            generation = Generation(request, resolved, prompt, _nothing(), record=record)
-            generation.meter = stack.enter_context(self._limiter.metered(request.caller, len(prompt)))
-            generation.speculation = self._drafting.resolve(request.speculation, resolved)
-            generation.routing = _tally(request, resolved, self._resolver.base_name)
-            generation.usage.prompt_tokens = len(prompt)
-            deltas = deadline.guard(self._run(generation, params, deadline.at))
-            generation.deltas = deltas
-            stack.push_async_callback(deltas.aclose)
+        async with self.generate_all([request]) as [generation]:
             yield generation
+
+    @asynccontextmanager
+    async def generate_all(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Sequence[Generation]]:
+        """The same for all requests of a call, which want the same adaptation. What its names stand for is looked up
+        once, before anything is waited for: they are served alike, whatever is replaced or unloaded meanwhile."""
+        async with AsyncExitStack() as stack:
+            accepted = [stack.enter_context(self._accepted(request)) for request in requests]
+            decide = stack.enter_context(self._resolver.leased(requests[0].adaptation))
+            encoded = [await self._encoded(one) for one in accepted]
+            yield [self._started(one, decide(one.prompt), stack) for one in encoded]
 
     def check_room(self, caller: Caller) -> None:
         """QueueFull or Unavailable when no request of the caller's could come in now: it need not be read."""
@@ -129,6 +138,45 @@ class GenerationService:
             await asyncio.wait_for(self._idle.wait(), grace_s)
 
     # --- preparing ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _accepted(self, request: GenerationRequest) -> Iterator[_Accepted]:
+        """It is in the queue inside. Nothing is waited for here."""
+        record = begin_record(request, self._resolver.base_name)
+        check_request(request, self.text.vocab_size)
+
+        def exceeded(stage: Stage) -> None:
+            self._metrics.deadline_exceeded(stage)
+            request.call.refused("deadline_exceeded", "timeout")
+
+        deadline = Deadline(request.arrived, self._timeouts.of(request.timeout_s), exceeded)
+        with self._place_in_queue(request) as place, deadline.minded():
+            yield _Accepted(request, record, deadline, place)
+
+    async def _encoded(self, accepted: _Accepted) -> _Encoded:
+        request = accepted.request
+        prompt = await accepted.deadline.within(self._encode(request))
+        params = self._sampling_params(request.sampling, len(prompt))
+        accepted.record.prompt_tokens = len(prompt)
+        answers = request.sampling.n * _length_of_answer(request.sampling, params)
+        accepted.place.count_tokens(len(prompt) + answers)
+        return _Encoded(accepted, prompt, params)
+
+    def _started(self, encoded: _Encoded, resolved: Resolved, stack: AsyncExitStack) -> Generation:
+        """It ends with the stack."""
+        request, record, deadline = encoded.accepted.request, encoded.accepted.record, encoded.accepted.deadline
+        prompt = encoded.prompt
+        tell_resolved(record, resolved)
+        generation = Generation(request, resolved, prompt, _nothing(), deadline, record=record)
+        metered = self._limiter.metered(request.caller, len(prompt), lambda: deadline.is_over)
+        generation.meter = stack.enter_context(metered)
+        generation.speculation = self._drafting.resolve(request.speculation, resolved)
+        generation.routing = _tally(request, resolved, self._resolver.base_name)
+        generation.usage.prompt_tokens = len(prompt)
+        deltas = deadline.guard(self._run(generation, encoded.params, deadline.at))
+        generation.deltas = deltas
+        stack.push_async_callback(deltas.aclose)
+        return generation
 
     @contextlib.contextmanager
     def _place_in_queue(self, request: GenerationRequest) -> Iterator[Place]:

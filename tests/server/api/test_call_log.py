@@ -18,8 +18,10 @@ from perseid_protos.perseid.v1 import adapter_admin_pb2_grpc as admin_stubs
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.access.keys import Allowance
+from perseid_server.api.grpc.observed import _Running
 from perseid_server.api.http import bodies
 from perseid_server.observe.calls import Calls
+from perseid_server.observe.record import CallRecord
 from tests.server.access.rings import bearer, gate_of, key
 from tests.server.stack import LiveStack, Stack, make_stack, serving, write_adapter
 
@@ -286,6 +288,24 @@ async def test_a_grpc_deadline(live: LiveStack, channel, lines) -> None:
     assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
     (line,) = await lines()
     assert (line["status"], line["error"]) == ("DEADLINE_EXCEEDED", "deadline_exceeded")
+
+
+@pytest.mark.parametrize(("left_s", "status"), [(0.004, "DEADLINE_EXCEEDED"), (100.0, "CANCELLED")])
+async def test_a_grpc_client_gives_up_before_its_deadline_which_was_rounded_up_on_the_way(
+    left_s: float, status: str
+) -> None:
+    class Context:
+        def time_remaining(self) -> float:
+            return left_s
+
+        def set_trailing_metadata(self, _: object) -> None: ...
+
+    running = _Running(CallRecord())
+    with pytest.raises(asyncio.CancelledError):
+        async with running.handling(Context()):
+            raise asyncio.CancelledError
+    running.end()
+    assert running.call.status == status
 
 
 async def test_a_bug(live: LiveStack, channel, lines, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,3 +72,20 @@ async def test_a_call_that_is_cut_off(collector: Collector, tmp_path: Path) -> N
     assert statuses == [503]
     assert Stopping.asked == [200]
     assert Stopping.written == ["api", "ledger"]
+
+
+async def test_what_is_left_of_the_grace_time_is_for_answers_that_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [100.0], {}
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Part:
+        def __init__(self, name: str, takes_s: float) -> None:
+            self.name, self.takes_s = name, takes_s
+
+        async def drain(self, grace_s: float) -> None:
+            told[self.name] = grace_s
+            now[0] += self.takes_s
+
+    running = SimpleNamespace(service=Part("service", 3.0), registry=Part("registry", 0.0), api=Part("api", 0.0))
+    await serve._drain(running, 10.0)
+    assert told == {"service": 10.0, "registry": 10.0, "api": 7.0}

@@ -20,6 +20,7 @@ from perseid_server.frontend.adaptation_options import Named
 from perseid_server.frontend.deadline import Deadline, Timeouts
 from perseid_server.frontend.generation import Delta
 from perseid_server.frontend.requests import GenerationRequest, SamplingOptions, TextInput
+from perseid_server.observe.record import CallRecord
 from tests.server.frontend.test_service import collect, is_free
 from tests.server.stack import LiveStack, Stack, make_stack
 
@@ -34,6 +35,11 @@ def request(timeout_s: float | None = None, text: str = "say", **fields: object)
 def exceeded(stack: Stack) -> dict[str, float]:
     found = re.findall(r'perseid_deadline_exceeded_total\{stage="(\w+)"} (\S+)', stack.metrics.render().decode())
     return {stage: float(count) for stage, count in found if float(count)}
+
+
+def failures(stack: Stack) -> dict[str, float]:
+    found = re.findall(r'perseid_request_failure_total\{kind="(\w+)"} (\S+)', stack.metrics.render().decode())
+    return {kind: float(count) for kind, count in found if float(count)}
 
 
 async def test_a_request_in_time_is_answered(stack: Stack) -> None:
@@ -171,14 +177,62 @@ async def test_a_timeout_of_the_works_own_is_not_the_deadlines() -> None:
         raise TimeoutError("the disk's")
 
     with pytest.raises(TimeoutError, match="the disk's"):
-        await Deadline(time.monotonic(), 1000.0, told.append).within(work(), "queue")
+        await Deadline(time.monotonic(), 1000.0, told.append).within(work())
     assert not told
 
 
 async def test_it_is_told_once_however_many_wait_for_it() -> None:
     told: list[str] = []
     deadline = Deadline(time.monotonic() - 10, 5.0, told.append)
-    for stage in ("queue", "running"):
-        with pytest.raises(DeadlineExceeded):
-            await deadline.within(asyncio.sleep(1000), stage)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded), deadline.minded():
+            await deadline.within(asyncio.sleep(1000))
     assert told == ["queue"]
+
+
+# --- clients that give up at the same time, or leave before -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaving", [asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize(
+    ("timeout_s", "left_s", "is_late"),
+    [(1.0, -0.5, True), (1.0, 0.004, True), (1000.0, 9.0, True), (1000.0, 11.0, False), (None, 0.0, False)],
+)
+def test_who_leaves_when_the_time_is_over_leaves_because_of_it(
+    leaving: type[BaseException], timeout_s: float | None, left_s: float, is_late: bool
+) -> None:
+    told: list[str] = []
+    arrived = time.monotonic() + left_s - (timeout_s or 0.0)
+    with pytest.raises(leaving), Deadline(arrived, timeout_s, told.append).minded():
+        raise leaving
+    assert told == ["queue"] * is_late
+
+
+async def leave_amid(stack: Stack, asked: GenerationRequest) -> None:
+    async with stack.service.generate(asked) as generation:
+        await anext(aiter(generation))
+        raise asyncio.CancelledError
+
+
+async def test_who_leaves_amid_an_answer_when_its_time_is_over(stack: Stack) -> None:
+    call = CallRecord()
+    late = replace(request(1000.0), arrived=time.monotonic() - 999.0, call=call)
+    with pytest.raises(asyncio.CancelledError):
+        await leave_amid(stack, late)
+    assert exceeded(stack) == {"running": 1}
+    assert failures(stack) == {"deadline": 1}
+    assert (call.error, call.error_field) == ("deadline_exceeded", "timeout")
+
+
+async def test_who_leaves_earlier_has_not_waited_for_it(stack: Stack) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await leave_amid(stack, request(1000.0))
+    assert exceeded(stack) == {}
+    assert failures(stack) == {"aborted": 1}
+
+
+async def test_our_own_timer_counts_as_a_deadline_among_failures(stack: Stack) -> None:
+    stack.engine.hold()
+    with pytest.raises(DeadlineExceeded):
+        await collect(stack, request(0.05))
+    assert failures(stack) == {"deadline": 1}

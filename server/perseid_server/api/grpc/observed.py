@@ -9,10 +9,12 @@ import grpc
 
 from perseid_server.api.grpc.errors import REQUEST_ID
 from perseid_server.api.grpc.handlers import Context, Continuation, Found, Handler, put_around, shape_of
+from perseid_server.frontend.deadline import Deadline
 from perseid_server.observe.calls import Calls
 from perseid_server.observe.record import ABORTED, CallRecord, record_for_task
 
 PROBES = "/grpc.health.v1.Health/"
+_EXCEEDED = "deadline_exceeded"
 
 
 class Observed(grpc.aio.ServerInterceptor):
@@ -54,13 +56,12 @@ class _Running:
     def __init__(self, call: CallRecord) -> None:
         self.call = call
         self.is_complete = False
-        self._deadline: float | None = None  # monotonic, s
+        self._deadline = Deadline.none()
 
     @contextlib.asynccontextmanager
     async def handling(self, context: Context) -> AsyncIterator[None]:
         """The handler runs inside."""
-        left_s = context.time_remaining()
-        self._deadline = None if left_s is None else time.monotonic() + left_s
+        self._deadline = Deadline(time.monotonic(), context.time_remaining())
         context.set_trailing_metadata(((REQUEST_ID, self.call.request_id),))
         try:
             yield
@@ -78,9 +79,9 @@ class _Running:
         if self.is_complete:
             self.call.status = grpc.StatusCode.OK.name
             return
-        passed = self._deadline is not None and time.monotonic() >= self._deadline
+        passed = self._deadline.is_over or self.call.error == _EXCEEDED
         self.call.status = (grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED).name
-        self.call.refused("deadline_exceeded" if passed else ABORTED)
+        self.call.refused(_EXCEEDED if passed else ABORTED)
 
 
 def _code_of(context: Context) -> str:

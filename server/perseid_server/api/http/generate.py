@@ -94,21 +94,18 @@ class GenerationRoutes:
             for i, source in enumerate(inputs)
         ]
         async with AsyncExitStack() as stack:  # sees why a request ends: one that is not answered costs nothing
-            generations = await _unless_left(request, self._start_all(stack, requests))
+            generations = await _unless_left(request, self._start(stack, requests))
             if body.stream and generations is not None:
                 running = stack.pop_all()
                 return _Stream(_stream(shape, body, generations, running), running)
             whole = None if generations is None else await _unless_left(request, _whole(shape, generations))
             return Response(status_code=499) if whole is None else whole  # nobody reads that
 
-    async def _start_all(self, stack: AsyncExitStack, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        return [await self._start(stack, one) for one in requests]
-
-    async def _start(self, stack: AsyncExitStack, request: GenerationRequest) -> Generation:
+    async def _start(self, stack: AsyncExitStack, requests: Sequence[GenerationRequest]) -> Sequence[Generation]:
         try:
-            return await stack.enter_async_context(self._service.generate(request))
+            return await stack.enter_async_context(self._service.generate_all(requests))
         except (NotFound, InvalidRequest) as error:
-            raise _as_model(error, request) from error
+            raise _as_model(error, requests[0]) from error
 
 
 def _as_model(error: PerseidError, request: GenerationRequest) -> PerseidError:

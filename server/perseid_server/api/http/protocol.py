@@ -13,13 +13,15 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from perseid_server.api.http.errors import body_of
+from perseid_server.api.http.unread import Unread
 from perseid_server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
 HEADERS_TIMEOUT_S = 20.0  # from the first byte of a request to the end of its headers
 FIRST_REQUEST_TIMEOUT_S = 75.0  # of a connection that has said nothing yet
-STALL_TIMEOUT_S = 30.0  # in which a client that has 64 KiB of its answer to read must read most of them
+STALL_TIMEOUT_S = 30.0  # in which a client must take something of the answer that lies here for it
+_LOOKS = 8  # in that time, at what it has taken
 
 
 class PatientProtocol(H11Protocol):
@@ -32,6 +34,8 @@ class PatientProtocol(H11Protocol):
         self._has_begun = False  # whether a request's first bytes have come, but not all of its headers
         self._headers_due: asyncio.TimerHandle | None = None
         self._reading_due: asyncio.TimerHandle | None = None
+        self._unread: Unread | None = None  # when we looked last
+        self._looks_left = _LOOKS  # at the same, before the client is cut off
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -66,15 +70,27 @@ class PatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """More waits to be read than is kept."""
         super().pause_writing()
-        if self._reading_due is None:
-            self._reading_due = self.loop.call_later(STALL_TIMEOUT_S, self._cut, "does not read its answer")
+        self._watch_reading()
 
-    def resume_writing(self) -> None:
-        """Most of it has been read."""
-        super().resume_writing()
-        if self._reading_due is not None:
-            self._reading_due.cancel()
-            self._reading_due = None
+    def on_response_complete(self) -> None:
+        """All of an answer is written; under TLS nothing else tells how much of it waits to be read."""
+        super().on_response_complete()
+        self._watch_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """A connection is not idle while its answer leaves: closing it would give that half a minute under TLS."""
+        if not Unread.of(self.transport):
+            super().timeout_keep_alive_handler()
+            return
+        self._watch_reading()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether an answer is being written, or lies here unread. Of a connection that has not been lost."""
+        cycle = self.cycle
+        is_written = cycle is None or not cycle.response_started or cycle.response_complete
+        return not is_written or bool(Unread.of(self.transport))
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """What is no HTTP gets an answer as other mistakes do, and the connection ends.
@@ -104,6 +120,22 @@ class PatientProtocol(H11Protocol):
     @property
     def _is_between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _watch_reading(self) -> None:
+        """Look now and then whether something is read, until all is."""
+        if self._reading_due is None:
+            self._reading_due = self.loop.call_later(STALL_TIMEOUT_S / _LOOKS, self._look_at_reading)
+
+    def _look_at_reading(self) -> None:
+        before, self._unread = self._unread, Unread.of(self.transport)
+        self._looks_left = self._looks_left - 1 if self._unread == before else _LOOKS
+        self._reading_due = None
+        if not self._looks_left:
+            self._cut("does not read its answer")
+        elif self._unread:
+            self._watch_reading()
+        else:
+            self._unread = None
 
     def _cut(self, why: str) -> None:
         logger.info("a connection is closed: the client %s", why)

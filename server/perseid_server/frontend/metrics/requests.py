@@ -67,6 +67,7 @@ class RequestTimer:
         self._last = self._started
         self._num_tokens = 0
         self._num_prompt = len(generation.prompt_token_ids)
+        self._deadline = generation.deadline
         self._fixed, self._adapters = _counted_for(generation)
         self._finished = False
         self.has_echoed = False
@@ -110,7 +111,7 @@ class RequestTimer:
         for label in self._labels(traffic=self._num_tokens):
             self._metrics.adapter_tokens.labels(label).inc(self._num_tokens)
         if not self._finished:
-            self._metrics.failures.labels(_failure_kind(error)).inc()
+            self._metrics.failures.labels(_failure_kind(error, is_late=self._deadline.is_over)).inc()
 
     def _labels(self, traffic: float) -> list[str]:
         """Looked up for each event: an adapter may win or lose its label while its request runs."""
@@ -127,9 +128,11 @@ def _counted_for(generation: "Generation") -> tuple[tuple[str, ...], tuple[str, 
     return ((), (resolved.adapter.name,)) if resolved.adapter else ((BASE,), ())
 
 
-def _failure_kind(error: BaseException | None) -> FailureKind:
+def _failure_kind(error: BaseException | None, *, is_late: bool) -> FailureKind:
     if isinstance(error, Unavailable):
         return "unavailable"
     if isinstance(error, DeadlineExceeded):
         return "deadline"
-    return "failed" if isinstance(error, Exception) else "aborted"  # the client left: cancelled, or closed early
+    if isinstance(error, Exception):
+        return "failed"
+    return "deadline" if is_late else "aborted"  # ended from outside, when the time was over or the client left
