@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perseid_server.access.caller import Caller
-from perseid_server.errors import QueueFull
+from perseid_server.errors import InvalidRequest, QueueFull
 from perseid_server.frontend.drain_rate import DrainRate
 from perseid_server.frontend.metrics import Metrics
 from perseid_server.frontend.shared_limit import SharedLimit
@@ -83,6 +83,19 @@ class Admission:
             self._rate.left(place.tokens)
             if not self.in_progress:
                 self._rate.rest()
+
+    def check_call(self, num_prompts: int, *, num_answers: int = 0, num_tokens: int = 0) -> None:
+        """InvalidRequest for several prompts that never fit at once. A single one does, when it is alone."""
+        for amount, most, what, option in (
+            (num_answers, self.limits.max_requests, "answers", "--max-queue"),
+            (num_tokens, self.limits.max_tokens, "tokens", "--max-queue-tokens"),
+        ):
+            if num_prompts > 1 and amount > most:
+                raise InvalidRequest(
+                    f"prompt: {num_prompts} prompts make {amount} {what} or more, and {most} may be in progress at "
+                    f"once ({option}); send fewer prompts in one request",
+                    field="prompt",
+                )
 
     def check(self, caller: Caller, num_choices: int = 1) -> None:
         """QueueFull when no request could come in now, however short; it counts as refused."""

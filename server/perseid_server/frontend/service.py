@@ -61,6 +61,7 @@ class _Encoded:
     accepted: _Accepted
     prompt: tuple[int, ...]
     params: SamplingParams
+    num_tokens: int  # of the prompt, and as much as the answers may become
 
 
 class GenerationService:
@@ -114,10 +115,11 @@ class GenerationService:
     async def generate_all(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Sequence[Generation]]:
         """The same for all requests of a call, which want the same adaptation. What its names stand for is looked up
         once, before anything is waited for: they are served alike, whatever is replaced or unloaded meanwhile."""
+        self._admission.check_call(len(requests), num_answers=sum(one.sampling.n for one in requests))
         async with AsyncExitStack() as stack:
             accepted = [stack.enter_context(self._accepted(request)) for request in requests]
             decide = stack.enter_context(self._resolver.leased(requests[0].adaptation))
-            encoded = [await self._encoded(one) for one in accepted]
+            encoded = await self._encode_all(accepted)
             yield [self._started(one, decide(one.prompt), stack) for one in encoded]
 
     def check_room(self, caller: Caller) -> None:
@@ -153,14 +155,22 @@ class GenerationService:
         with self._place_in_queue(request) as place, deadline.minded():
             yield _Accepted(request, record, deadline, place)
 
+    async def _encode_all(self, accepted: Sequence[_Accepted]) -> Sequence[_Encoded]:
+        """Their tokens count as they are known."""
+        encoded: list[_Encoded] = []
+        for one in accepted:
+            encoded.append(await self._encoded(one))
+            self._admission.check_call(len(accepted), num_tokens=sum(each.num_tokens for each in encoded))
+            one.place.count_tokens(encoded[-1].num_tokens)
+        return encoded
+
     async def _encoded(self, accepted: _Accepted) -> _Encoded:
         request = accepted.request
         prompt = await accepted.deadline.within(self._encode(request))
         params = self._sampling_params(request.sampling, len(prompt))
         accepted.record.prompt_tokens = len(prompt)
         answers = request.sampling.n * _length_of_answer(request.sampling, params)
-        accepted.place.count_tokens(len(prompt) + answers)
-        return _Encoded(accepted, prompt, params)
+        return _Encoded(accepted, prompt, params, len(prompt) + answers)
 
     def _started(self, encoded: _Encoded, resolved: Resolved, stack: AsyncExitStack) -> Generation:
         """It ends with the stack."""

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from perseid_protos.perseid.v1 import generation_pb2 as pb
 from perseid_protos.perseid.v1 import generation_pb2_grpc as stubs
 from perseid_server.access.caller import Caller
-from perseid_server.errors import QueueFull
+from perseid_server.errors import InvalidRequest, QueueFull
 from perseid_server.frontend.admission import OPEN_ANSWER, Admission, AdmissionLimits
 from perseid_server.frontend.drain_rate import DrainRate
 from perseid_server.frontend.metrics import Metrics
@@ -70,6 +70,26 @@ async def test_a_full_queue_refuses_before_it_tokenizes(tmp_path, monkeypatch: p
         monkeypatch.setattr(stack.service.text, "encode", None)
         with pytest.raises(QueueFull, match="11 tokens"):
             await begin(stack, stay, GenerationRequest("r", TextInput("x" * 100_000)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"max_queue": 5}, r"2 prompts make 6 answers or more, and 5 may be in progress at once \(--max-queue\)"),
+        ({"max_queue_tokens": 53}, r"2 prompts make 54 tokens or more, and 53 .* \(--max-queue-tokens\)"),
+    ],
+    ids=["answers", "tokens"],
+)
+async def test_prompts_that_never_fit_together_are_not_told_to_come_back(tmp_path, limits: dict, told: str) -> None:
+    stack = make_stack(tmp_path, **limits)
+    with pytest.raises(InvalidRequest, match=told) as refused:
+        async with stack.service.generate_all([request(3, n=3)] * 2):
+            pass
+    assert refused.value.field == "prompt"
+    assert stack.service._admission.in_progress == 0
+    stack = make_stack(tmp_path / "more", **{name: limit + 1 for name, limit in limits.items()})
+    async with stack.service.generate_all([request(3, n=3)] * 2) as generations:
+        assert len(generations) == 2
 
 
 async def test_one_request_larger_than_the_limit_runs_alone(tmp_path) -> None:
