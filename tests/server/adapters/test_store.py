@@ -158,7 +158,7 @@ def test_a_pickle_in_place_of_safetensors_is_refused_with_the_way_out(store, roo
 
 
 def test_a_file_beyond_the_limit_is_refused(store, root, monkeypatch):
-    monkeypatch.setattr("perseid_server.adapters.copying.MAX_ADAPTER_BYTES", 50)
+    monkeypatch.setattr("perseid_server.adapters.sizes.MAX_ADAPTER_BYTES", 50)
     with pytest.raises(TooLarge, match="100 bytes; the limit is 50"):
         store.stage(source_of(root, "x"))
 
