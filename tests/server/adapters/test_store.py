@@ -420,6 +420,28 @@ def test_opening_sweeps_up_what_an_earlier_run_left(store, root):
     store.close()
 
 
+def test_opening_deletes_versions_that_were_never_named(store, root, monkeypatch):
+    """A kill between the two leaves one that is whole, and that nobody would ever ask for."""
+    version = load(store, root, "a", "x")
+    staged = store.stage(source_of(root, "y"))
+    staged.folder.rename(root / "versions" / staged.version)
+    store = reopened(store, root)
+    assert [path.name for path in (root / "versions").iterdir()] == [version]
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["damaged", "deleted"])
+def test_opening_deletes_nothing_that_a_lost_manifest_may_have_named(lost, store, root):
+    load(store, root, "a", "x")
+    load(store, root, "b", "y")
+    harm = flip if lost == "damaged" else Path.unlink
+    harm(root / "manifest.json")
+    store = reopened(store, root)
+    assert list(names(store)) == ["a"]
+    assert len(list((root / "versions").iterdir())) == 2
+    store.close()
+
+
 @pytest.mark.parametrize("change", [-1, 1], ids=["grew", "shrank"])
 def test_a_file_that_changes_its_size_while_it_is_copied_is_refused(change, store, root, monkeypatch):
     real = os.fstat
