@@ -107,7 +107,7 @@ def _ask(at: HubId, access: HubAccess) -> _Repository:
     import huggingface_hub  # noqa: PLC0415
 
     token = None if access.cache is None else False
-    found = huggingface_hub.HfApi().repo_info(
+    found = huggingface_hub.HfApi().model_info(
         at.repo, revision=at.revision, files_metadata=True, timeout=_LISTING_TIMEOUT_S, token=token
     )
     if found.sha is None:
@@ -162,15 +162,15 @@ def _further_files(folder: Path, allow_pickle_heads: bool) -> tuple[str, ...]:
 def _bar_until(end: float) -> type:
     """A progress bar that shows nothing and ends a download whose time is over: huggingface_hub tells bars of each
     piece, and asks nothing else whether to go on."""
-    from huggingface_hub.utils import tqdm  # noqa: PLC0415
+    from huggingface_hub.utils.tqdm import tqdm  # noqa: PLC0415
 
-    class Until(tqdm):  # type: ignore[misc, type-arg]
+    class Until(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **(kwargs | {"disable": True}))
+            super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> None:
             if time.monotonic() > end:
                 raise TimeoutError("the download took too long")
-            return super().update(n)
+            super().update(n)
 
     return Until
