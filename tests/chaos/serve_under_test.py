@@ -3,7 +3,8 @@
 PERSEID_TEST_ENGINE names a function that builds the engine, as module:function; its answers can be computed
 (`tests.fakes.expected`), and no model is loaded. Without it the real engine runs. PERSEID_TEST_BACKOFF_S bounds how
 long a restart waits: tests kill the engine more often than anything else does. As long as the file
-PERSEID_TEST_SLOW_DISK is there, nothing that is written reaches the disk.
+PERSEID_TEST_SLOW_DISK is there, nothing that is written reaches the disk; as long as PERSEID_TEST_SLOW_HUB is there,
+no base is found; PERSEID_TEST_SLOW_HUB.waiting tells that one is looked for.
 """
 
 import contextlib
@@ -40,9 +41,17 @@ def main() -> None:
 def _stand_ins(entry: str) -> dict[str, object]:
     return {
         "EngineProcess": partial(EngineProcess, entry=entry),
-        "resolve_model": lambda stated: ModelSource("gguf", Path("fake"), BASE, stated),
+        "resolve_model": _resolve_model,
         "export_tokenizer": lambda _: byte_bundle(),
     }
+
+
+def _resolve_model(stated: str) -> ModelSource:
+    if held := os.environ.get("PERSEID_TEST_SLOW_HUB"):
+        Path(f"{held}.waiting").touch()
+        while Path(held).exists():
+            time.sleep(0.005)
+    return ModelSource("gguf", Path("fake"), BASE, stated)
 
 
 def _slow_fsync(held: Path, fsync: Callable[[int], None], descriptor: int) -> None:

@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 from perseid_server.adapters.layout import FILES
 from perseid_server.adapters.lora import why_missing
+from perseid_server.adapters.sizes import check_size
 from perseid_server.adapters.source import AdapterFolder
-from perseid_server.adapters.untrusted import MAX_CONFIG_BYTES, unreadable
-from perseid_server.errors import AdapterRejected, TooLarge
+from perseid_server.adapters.untrusted import unreadable
+from perseid_server.errors import AdapterRejected
 
-MAX_ADAPTER_BYTES = 8 << 30
 _CHUNK = 1 << 20
 
 
@@ -30,9 +30,7 @@ def copy_file(folder: AdapterFolder, name: str, target: Path) -> None:
         opened = os.path.realpath(f"/proc/self/fd/{reader.fileno()}")
         if not stat.S_ISREG(status.st_mode) or not (folder.follow_links or opened == str(source)):
             raise AdapterRejected(f"{name} is not a regular file of its folder")
-        limit = MAX_CONFIG_BYTES if name.endswith(".json") else MAX_ADAPTER_BYTES
-        if status.st_size > limit:
-            raise TooLarge(f"{name} has {status.st_size} bytes; the limit is {limit}")
+        check_size(name, status.st_size)
         _copy(reader, writer, status.st_size, name)
         writer.flush()
         os.fsync(writer.fileno())

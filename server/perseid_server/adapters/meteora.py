@@ -18,13 +18,13 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from perseid_router.gate_set import NEVER, Column, Gate, GateSet, GateSetConfig
 from perseid_server.adapters.gate_set_file import check_gate_set
@@ -33,6 +33,7 @@ from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.meteora_config import MeteoraAdapter, MeteoraConfig, read_meteora_config
 from perseid_server.adapters.store import version_of
 from perseid_server.adapters.tensor_file import TensorFile
+from perseid_server.adapters.tensor_writer import append_tensors, begin_tensors
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import PARENT_OF_PROJECTION, BaseSpec
 
@@ -49,8 +50,6 @@ _OF_THE_BASE = re.compile(
     r"self_attn\.rotary_emb\.inv_freq|(?:self_attn|mlp)\.\w+_proj\.(?:base_layer\.)?(?:weight|bias)))",
     re.ASCII,
 )
-
-Split = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +83,14 @@ def split_meteora(folder: Path, out: Path, base: BaseSpec) -> MeteoraParts:
     config = read_meteora_config(folder, base)
     file = TensorFile.open(folder / CHECKPOINT_FILE)
     checkpoint = _Checkpoint(config, file, _modules(file, base))
-    checkpoint.check(base)
+    acting = checkpoint.check(base)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
+        checkpoint.write_adapters(acting, draft / "adapters", base)
         columns = []
         for adapter in config.adapters:
             target = draft / "adapters" / adapter.name
-            checkpoint.write_adapter(adapter, target)
             check_adapter(target, base)
             columns.append(Column(adapter.name, version_of(target)))
         _refuse_twins(columns)
@@ -136,6 +135,11 @@ def _why_unknown(name: str) -> str:
     )
 
 
+def _stem(site: Site) -> str:
+    """What the names of a module's tensors begin with in an adapter's file."""
+    return f"base_model.model.{site.module}"
+
+
 def _refuse_twins(columns: list[Column]) -> None:
     """Equal adapters are one version, which a gate set cannot list twice."""
     first: dict[str, str] = {}
@@ -156,22 +160,39 @@ class _Checkpoint:
         """Adapters that have rows in a module, in order."""
         return [adapter for adapter in self.config.adapters if site.projection in adapter.modules]
 
-    def check(self, base: BaseSpec) -> None:
-        """Refuse missing parts, wrong shapes, and numbers that are not finite."""
+    def slices(self, site: Site) -> list[tuple[MeteoraAdapter, slice]]:
+        """Adapters that have rows in a module, and which of its ranks are theirs."""
+        holders = self.holders(site)
+        ends = accumulate(adapter.rank for adapter in holders)
+        return [(adapter, slice(end - adapter.rank, end)) for adapter, end in zip(holders, ends, strict=True)]
+
+    def check(self, base: BaseSpec) -> dict[str, frozenset[Site]]:
+        """Refuse missing parts, wrong shapes, and numbers that are not finite. The modules that each adapter acts in:
+        both its blocks hold something else than zeros."""
+        acting: dict[str, list[Site]] = {adapter.name: [] for adapter in self.config.adapters}
         for site, parts in self.modules.items():
-            for part in _PARTS:
-                if part not in parts:
-                    raise AdapterRejected(f"tensor {next(iter(parts.values()))!r} has no {part} beside it")
-            shape, holders = base.projections[site.projection], self.holders(site)
-            total = sum(adapter.rank for adapter in holders)
-            self._check_shape(parts["lora_A"], (total, shape.in_features), f"the sum of {len(holders)} ranks", total)
-            self._check_shape(parts["lora_B"], (shape.out_features, total), f"the sum of {len(holders)} ranks", total)
-            self._check_shape(
-                parts["moe_gate"], (len(holders), shape.in_features), "the adapters with it", len(holders)
-            )
-            for name in parts.values():
-                if not np.isfinite(self.file.read(name)).all():
-                    raise AdapterRejected(f"tensor {name!r} holds NaN or Inf")
+            self._check_shapes(site, parts, base)
+            a, b, _ = (self._finite(parts[part]) for part in _PARTS)
+            for adapter, ranks in self.slices(site):
+                if a[ranks].any() and b[:, ranks].any():
+                    acting[adapter.name].append(site)
+        return {name: frozenset(sites) for name, sites in acting.items()}
+
+    def _finite(self, name: str) -> NDArray[np.float32]:
+        values = self.file.read(name)
+        if not np.isfinite(values).all():
+            raise AdapterRejected(f"tensor {name!r} holds NaN or Inf")
+        return values
+
+    def _check_shapes(self, site: Site, parts: Mapping[str, str], base: BaseSpec) -> None:
+        for part in _PARTS:
+            if part not in parts:
+                raise AdapterRejected(f"tensor {next(iter(parts.values()))!r} has no {part} beside it")
+        shape, holders = base.projections[site.projection], self.holders(site)
+        total = sum(adapter.rank for adapter in holders)
+        self._check_shape(parts["lora_A"], (total, shape.in_features), f"the sum of {len(holders)} ranks", total)
+        self._check_shape(parts["lora_B"], (shape.out_features, total), f"the sum of {len(holders)} ranks", total)
+        self._check_shape(parts["moe_gate"], (len(holders), shape.in_features), "the adapters with it", len(holders))
 
     def _check_shape(self, name: str, wanted: tuple[int, int], what: str, count: int) -> None:
         shape = self.file.tensors[name].shape
@@ -181,33 +202,33 @@ class _Checkpoint:
                 "correct rank and modules in meteora.json, or serve the base that the checkpoint was trained on"
             )
 
-    def write_adapter(self, adapter: MeteoraAdapter, target: Path) -> None:
-        """A PEFT folder with one adapter's part of every module, exactly."""
-        tensors: Split = {}
-        zeros: Split = {}
-        for site in self.modules:
-            if adapter.name in (names := [holder.name for holder in self.holders(site)]):
-                start = sum(holder.rank for holder in self.holders(site)[: names.index(adapter.name)])
-                a, b = self._blocks(site, slice(start, start + adapter.rank))
-                stem = f"base_model.model.{site.module}"
-                (tensors if a.any() and b.any() else zeros).update(
-                    {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
-                )
-        tensors = (
-            tensors or zeros
-        )  # an adapter that is zero everywhere stays one, and is warned about when it is loaded
-        if not tensors:
+    def write_adapters(self, acting: Mapping[str, frozenset[Site]], target: Path, base: BaseSpec) -> None:
+        """For each adapter a PEFT folder with its part of every module that it acts in, exactly. Each matrix is read
+        once, however many adapters lie in it."""
+        for adapter in self.config.adapters:
+            self._begin_adapter(adapter, acting[adapter.name], target / adapter.name, base)
+        for site in sorted(self.modules, key=_stem):  # the order of the tensors in the files
+            a, b = (self.file.read(self.modules[site][part]) for part in ("lora_A", "lora_B"))
+            for adapter, ranks in self.slices(site):
+                # An adapter that is zero everywhere stays one, and is warned about when it is loaded.
+                if site in acting[adapter.name] or not acting[adapter.name]:
+                    append_tensors(target / adapter.name / WEIGHTS_FILE, a[ranks], b[:, ranks])
+
+    def _begin_adapter(self, adapter: MeteoraAdapter, acting: frozenset[Site], target: Path, base: BaseSpec) -> None:
+        sites = acting or [site for site in self.modules if site.projection in adapter.modules]
+        if not sites:
             raise AdapterRejected(f"the adapter {adapter.name!r} has no rows: no module of its `modules` is adapted")
+        shapes = {}
+        for site in sites:
+            shape = base.projections[site.projection]
+            shapes[f"{_stem(site)}.lora_A.weight"] = (adapter.rank, shape.in_features)
+            shapes[f"{_stem(site)}.lora_B.weight"] = (shape.out_features, adapter.rank)
         target.mkdir(parents=True)
-        (target / CONFIG_FILE).write_text(json.dumps(self._peft_config(adapter, tensors), indent=1))
-        save_file(tensors, target / WEIGHTS_FILE)
+        config = self._peft_config(adapter, {site.projection for site in sites})
+        (target / CONFIG_FILE).write_text(json.dumps(config, indent=1))
+        begin_tensors(target / WEIGHTS_FILE, shapes)
 
-    def _blocks(self, site: Site, ranks: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        parts = self.modules[site]
-        a, b = self.file.read(parts["lora_A"])[ranks], self.file.read(parts["lora_B"])[:, ranks]
-        return np.ascontiguousarray(a), np.ascontiguousarray(b)
-
-    def _peft_config(self, adapter: MeteoraAdapter, tensors: Split) -> dict[str, object]:
+    def _peft_config(self, adapter: MeteoraAdapter, projections: Set[str]) -> dict[str, object]:
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -215,7 +236,7 @@ class _Checkpoint:
             "r": adapter.rank,
             "lora_alpha": adapter.alpha,
             "use_rslora": adapter.rslora,
-            "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+            "target_modules": sorted(projections),
             "bias": "none",
             "inference_mode": True,
         }

@@ -5,7 +5,6 @@ no symbolic link on the way, and hub ids when `--allow-hub` is set. Refusals tel
 outside.
 """
 
-import functools
 import os
 import re
 import stat
@@ -13,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perseid_server.adapters.layout import ALL_FILES, FILES, HUB_FILES, kind_of
-from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, Unavailable, quoted
-from perseid_server.speculation.heads_config import TENSORS_FILE
-from perseid_server.speculation.heads_folder import PICKLE_FILE, VLLM_TENSORS_FILE
+from perseid_server.adapters.hub import HubAccess, HubId, download
+from perseid_server.adapters.layout import ALL_FILES, FILES
+from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, quoted
 
 _HUB_ID = re.compile(
     r"(?P<repo>[a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})"
@@ -51,17 +49,34 @@ OPERATOR = SourcePolicy(allow_hub=True, trusted=True)
 
 def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
     """A folder on this machine that holds the files of an adapter, a gate set or heads. Blocking: a hub id is
-    downloaded."""
+    downloaded, into the operator's own cache."""
+    found = locate(source, policy)
+    return found if isinstance(found, AdapterFolder) else from_hub(found, policy)
+
+
+def from_hub(
+    at: HubId, policy: SourcePolicy, *, own_cache: Path | None = None, until: float | None = None
+) -> AdapterFolder:
+    """Download a repository. Blocking, and long. `own_cache`: an empty folder, which whoever sees only a part needs;
+    `until`: by time.monotonic, when to give up."""
+    if policy.sees is not None and own_cache is None:
+        raise ValueError("the operator's cache is not for those who see only a part")
+    access = HubAccess(own_cache, policy.allow_pickle_heads, until)
+    return AdapterFolder(download(at, access), follow_links=True)
+
+
+def locate(source: str, policy: SourcePolicy) -> AdapterFolder | HubId:
+    """The folder, or the repository that is allowed to be asked for. Blocking: it looks at the disk."""
     if not source or len(source) > _MAX_SOURCE or "\0" in source:
         raise InvalidRequest("source: expected a folder or a hub id org/name[@revision]", field="source")
     if policy.trusted:
-        return _trusted(source, policy)
+        return _trusted(source)
     inside = _inside_a_root(source, policy)
     if inside is not None:
         return AdapterFolder(inside, follow_links=False)
     if match := _HUB_ID.fullmatch(source):
         if policy.allow_hub:
-            return _from_hub(match["repo"], match["revision"], policy)
+            return HubId(match["repo"], match["revision"])
         if not source.startswith(("/", ".")):
             raise Forbidden(
                 f"source {quoted(source)}: loading from the hub is not allowed here; the operator can allow it with "
@@ -75,7 +90,7 @@ def resolve_adapter(source: str, policy: SourcePolicy) -> AdapterFolder:
     )
 
 
-def _trusted(source: str, policy: SourcePolicy) -> AdapterFolder:
+def _trusted(source: str) -> AdapterFolder | HubId:
     try:
         folder = Path(source).expanduser()
         mode = folder.stat().st_mode
@@ -92,7 +107,7 @@ def _trusted(source: str, policy: SourcePolicy) -> AdapterFolder:
             field="source",
         )
     if match := _HUB_ID.fullmatch(source):
-        return _from_hub(match["repo"], match["revision"], policy)
+        return HubId(match["repo"], match["revision"])
     raise NotFound(f"source {quoted(source)}: no such folder, and not a hub id org/name[@revision]", field="source")
 
 
@@ -127,38 +142,3 @@ def _is_plain_folder(base: Path, folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _from_hub(repo: str, revision: str | None, policy: SourcePolicy) -> AdapterFolder:
-    """Download the files of an adapter, a gate set or heads into huggingface_hub's cache."""
-    import huggingface_hub  # noqa: PLC0415  slow to import, and needed for hub ids only
-    from huggingface_hub import errors  # noqa: PLC0415
-
-    at = f"{repo}@{revision}" if revision else repo
-    # The operator's own token opens repositories that are not everybody's.
-    download = functools.partial(
-        huggingface_hub.snapshot_download, repo, revision=revision, **({} if policy.sees is None else {"token": False})
-    )
-    try:
-        path = download(allow_patterns=list(HUB_FILES))
-        further = _further_files(Path(path), policy)
-        if further:
-            path = download(allow_patterns=list(further))
-        return AdapterFolder(Path(path), follow_links=True)
-    except errors.HFValidationError as error:
-        raise InvalidRequest(f"source {quoted(at)}: not a hub id org/name[@revision]", field="source") from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotFound(
-            f"source {quoted(at)}: the hub has no such repository or revision, or does not show it to this server",
-            field="source",
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise Unavailable(f"source {quoted(at)}: the Hugging Face hub cannot be reached") from error
-
-
-def _further_files(folder: Path, policy: SourcePolicy) -> tuple[str, ...]:
-    """Other files that heads' tensors may lie in. Those of a model are asked for only when its config says that it is
-    Medusa heads."""
-    if kind_of(folder) != "heads" or (folder / TENSORS_FILE).exists():
-        return ()
-    return (VLLM_TENSORS_FILE, PICKLE_FILE) if policy.allow_pickle_heads else (VLLM_TENSORS_FILE,)

@@ -88,7 +88,10 @@ class AdapterStore:
         self._lock = self._take_lock()
         shutil.rmtree(self._tmp)
         self._tmp.mkdir()
+        is_known = self._manifest.exists()
         self._entries = self._recover()
+        if is_known and not any(root.glob("manifest*.damaged")):  # a manifest that is lost may have named more
+            self.collect(())
 
     def close(self) -> None:
         """Let another server have the store."""

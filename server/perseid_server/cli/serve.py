@@ -29,6 +29,7 @@ from perseid_server.api.http.app import build_app
 from perseid_server.api.http.debug import DebugSources
 from perseid_server.api.server import Addresses, ApiServer
 from perseid_server.api.status import ServerStatus
+from perseid_server.cli.ending import without_threads
 from perseid_server.cli.security import Security, limited, secured
 from perseid_server.cli.tracing import check_tracing, traced
 from perseid_server.config import NamedSource, ServeConfig
@@ -65,6 +66,10 @@ def serve(config: Annotated[ServeConfig, Parameter(name="*")] = ServeConfig()) -
 
 
 async def _serve(config: ServeConfig) -> int:
+    return await without_threads(_until_stopped(config))
+
+
+async def _until_stopped(config: ServeConfig) -> int:
     stopping = _stop_signals()
     async with contextlib.AsyncExitStack() as stack:
         running = await _unless_stopped(stopping, stack.enter_async_context(_server(config)))
@@ -164,6 +169,7 @@ async def _server(config: ServeConfig) -> AsyncGenerator[RunningServer]:
             ready.adapter_pages_total,
             allow_pickle_heads=config.allow_pickle_heads,
         )
+        behind_api.callback(registry.close)
         metrics = Metrics(ready.adapter_pages_total)
         _connect(engine, metrics, registry)
         limiter.on_refusal(metrics.rejected)

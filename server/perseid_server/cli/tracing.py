@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,7 +38,10 @@ async def traced(config: ServeConfig) -> AsyncGenerator[OnClose | None]:
     try:
         yield tracing.tell
     finally:
-        await asyncio.to_thread(tracing.stop)
+        # A thread of its own: asyncio's may all be busy for longer than a server that ends can wait.
+        thread = ThreadPoolExecutor(1)
+        await asyncio.get_running_loop().run_in_executor(thread, tracing.stop)
+        thread.shutdown(wait=False)
 
 
 def _is_address(endpoint: str) -> bool:

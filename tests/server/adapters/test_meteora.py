@@ -14,6 +14,7 @@ from perseid_server.adapters.lora import Site, check_adapter
 from perseid_server.adapters.meteora import CHECKPOINT_FILE, MeteoraParts, is_meteora, split_meteora
 from perseid_server.adapters.meteora_config import CONFIG_FILE
 from perseid_server.adapters.store import version_of
+from perseid_server.adapters.tensor_file import TensorFile
 from perseid_server.errors import AdapterRejected
 from perseid_server.model.spec import PARENT_OF_PROJECTION
 from tests.fakes import tiny_spec
@@ -187,6 +188,45 @@ def test_a_checkpoint_is_recognised(tmp_path):
     save_file({"x": np.zeros(2, "f4")}, tmp_path / "in" / CHECKPOINT_FILE)
     assert not is_meteora(tmp_path / "in")
     assert not is_meteora(tmp_path)
+
+
+def many(count: int) -> tuple[Tensors, dict[str, object]]:
+    """A checkpoint of so many adapters of rank 1 on all modules."""
+    random, tensors = np.random.default_rng(count), {}
+    for layer in range(BASE.num_layers):
+        for projection in MODULES:
+            shape, name = BASE.projections[projection], stem(layer, projection)
+            tensors[f"{name}.lora_A.weight"] = random.normal(size=(count, shape.in_features)).astype("f4")
+            tensors[f"{name}.lora_B.weight"] = random.normal(size=(shape.out_features, count)).astype("f4")
+            tensors[f"{name}.moe_gate.weight"] = random.normal(size=(count, shape.in_features)).astype("f4")
+    return tensors, {"adapters": [{"name": f"n{number}", "rank": 1, "alpha": 1} for number in range(count)], "k": 1}
+
+
+def test_a_matrix_is_not_read_again_for_each_adapter(tmp_path, monkeypatch):
+    read, reads = TensorFile.read, []
+
+    def spy(file: TensorFile, name: str) -> np.ndarray:
+        if file.path.name == CHECKPOINT_FILE:
+            reads.append(name)
+        return read(file, name)
+
+    monkeypatch.setattr(TensorFile, "read", spy)
+    num_reads = {}
+    for count in (1, 16):
+        reads.clear()
+        tensors, config = many(count)
+        parts = split_meteora(write(tmp_path / f"in-{count}", tensors, config), tmp_path / f"out-{count}", BASE)
+        assert len(parts.adapter_folders) == count
+        num_reads[count] = len(reads)
+    assert num_reads[1] == num_reads[16] > 0
+
+
+def test_an_adapters_file_is_the_one_that_safetensors_writes(parts):
+    """Its hash is in gate sets that were made of it before."""
+    for folder in parts.adapter_folders.values():
+        ours = (folder / "adapter_model.safetensors").read_bytes()
+        save_file(load_file(folder / "adapter_model.safetensors"), folder / "theirs")
+        assert ours == (folder / "theirs").read_bytes()
 
 
 def change(name: str, value: np.ndarray | None) -> Callable[[Tensors], Tensors]:

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
-import huggingface_hub
 import pytest
-from huggingface_hub import errors
 
-from perseid_server.adapters.layout import HUB_FILES
+from perseid_server.adapters.hub import HubAccess, HubId
 from perseid_server.adapters.lora import WEIGHTS_FILE
 from perseid_server.adapters.lora_config import CONFIG_FILE
 from perseid_server.adapters.source import OPERATOR, SourcePolicy, resolve_adapter
 from perseid_server.adapters.store import AdapterStore
-from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, PerseidError, Unavailable
+from perseid_server.errors import AdapterRejected, Forbidden, InvalidRequest, NotFound, PerseidError
 from tests.server.adapters.folders import write_adapter
 
 
@@ -34,9 +32,9 @@ def remote(root: Path) -> SourcePolicy:
 
 @pytest.fixture
 def download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
-    """Stands in for huggingface_hub's download."""
-    fake = Mock(return_value=str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    """Stands in for the download."""
+    fake = Mock(return_value=tmp_path / "hub")
+    monkeypatch.setattr("perseid_server.adapters.source.download", fake)
     return fake
 
 
@@ -207,27 +205,7 @@ def test_a_hub_id_is_downloaded_when_it_is_allowed(source, remote, download, tmp
     policy = SourcePolicy(remote.roots, allow_hub=True)
     folder = resolve_adapter(source, policy)
     assert (folder.path, folder.follow_links) == (tmp_path / "hub", True)
-    repo, revision = HUB_IDS[source]
-    download.assert_called_once_with(repo, revision=revision, allow_patterns=list(HUB_FILES))
-
-
-@pytest.mark.parametrize(
-    ("there", "pickles", "asked_for"),
-    [
-        ({"config.json": '{"model_type": "medusa"}'}, False, ["model.safetensors"]),
-        ({"config.json": '{"medusa_num_heads": 3}'}, True, ["model.safetensors", "medusa_lm_head.pt"]),
-        ({"config.json": '{"model_type": "medusa"}', "medusa_lm_head.safetensors": ""}, True, None),
-        ({"config.json": '{"model_type": "llama"}'}, True, None),
-        ({CONFIG_FILE: "{}", "config.json": '{"model_type": "medusa"}'}, True, None),
-    ],
-)
-def test_the_hub_is_asked_for_a_models_files_only_when_they_are_heads(there, pickles, asked_for, download, tmp_path):
-    (tmp_path / "hub").mkdir(exist_ok=True)
-    for name, content in there.items():
-        (tmp_path / "hub" / name).write_text(content)
-    resolve_adapter("org/name", SourcePolicy(allow_hub=True, allow_pickle_heads=pickles))
-    further = [call.kwargs["allow_patterns"] for call in download.call_args_list[1:]]
-    assert further == ([] if asked_for is None else [asked_for])
+    download.assert_called_once_with(HubId(*HUB_IDS[source]), HubAccess())
 
 
 def test_a_hub_id_is_forbidden_without_the_operators_word(remote, download):
@@ -273,30 +251,6 @@ def test_what_only_resembles_a_hub_id_is_never_asked_for(source, trusted, downlo
     policy = SourcePolicy((tmp_path,), allow_hub=True, trusted=trusted)
     refused(source, policy, NotFound if trusted else Forbidden)
     download.assert_not_called()
-
-
-@pytest.mark.parametrize("source", ["org/na--me", "org/name.git", "org/na..me", "org/name-"])
-def test_a_hub_id_that_the_hub_itself_does_not_allow_is_refused(source):
-    refused(source, SourcePolicy(allow_hub=True), InvalidRequest)
-
-
-HUB_ERRORS = {
-    errors.RepositoryNotFoundError: NotFound,
-    errors.GatedRepoError: NotFound,
-    errors.RevisionNotFoundError: NotFound,
-    errors.LocalEntryNotFoundError: Unavailable,
-    errors.HfHubHTTPError: Unavailable,
-    errors.OfflineModeIsEnabled: Unavailable,
-    ConnectionError: Unavailable,
-    PermissionError: Unavailable,
-}
-
-
-@pytest.mark.parametrize("error", HUB_ERRORS)
-def test_each_failure_of_the_hub_has_its_error(error, download):
-    is_http = issubclass(error, errors.HfHubHTTPError)
-    download.side_effect = error("no", response=Mock()) if is_http else error("no")
-    assert "org/name" in refused("org/name", OPERATOR, HUB_ERRORS[error]).message
 
 
 # --- the operator ---------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_a_pickle_in_place_of_safetensors_is_refused_with_the_way_out(store, roo
 
 
 def test_a_file_beyond_the_limit_is_refused(store, root, monkeypatch):
-    monkeypatch.setattr("perseid_server.adapters.copying.MAX_ADAPTER_BYTES", 50)
+    monkeypatch.setattr("perseid_server.adapters.sizes.MAX_ADAPTER_BYTES", 50)
     with pytest.raises(TooLarge, match="100 bytes; the limit is 50"):
         store.stage(source_of(root, "x"))
 
@@ -417,6 +417,28 @@ def test_opening_sweeps_up_what_an_earlier_run_left(store, root):
     (root / "tmp" / "manifest.half").write_text("{")
     store = reopened(store, root)
     assert list((root / "tmp").iterdir()) == []
+    store.close()
+
+
+def test_opening_deletes_versions_that_were_never_named(store, root, monkeypatch):
+    """A kill between the two leaves one that is whole, and that nobody would ever ask for."""
+    version = load(store, root, "a", "x")
+    staged = store.stage(source_of(root, "y"))
+    staged.folder.rename(root / "versions" / staged.version)
+    store = reopened(store, root)
+    assert [path.name for path in (root / "versions").iterdir()] == [version]
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["damaged", "deleted"])
+def test_opening_deletes_nothing_that_a_lost_manifest_may_have_named(lost, store, root):
+    load(store, root, "a", "x")
+    load(store, root, "b", "y")
+    harm = flip if lost == "damaged" else Path.unlink
+    harm(root / "manifest.json")
+    store = reopened(store, root)
+    assert list(names(store)) == ["a"]
+    assert len(list((root / "versions").iterdir())) == 2
     store.close()
 
 

