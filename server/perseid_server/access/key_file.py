@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from perseid_server.access.caller import ROLES, Caller, Role
+from perseid_server.access.followed import Unreadable
 from perseid_server.access.keys import HASH_PREFIX, Allowance, Key, KeyRing
 from perseid_server.errors import InvalidRequest
 
@@ -45,7 +46,7 @@ def read_keys(path: Path) -> KeyRing:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise _refusal(path, None, f"cannot be read: {error.strerror}") from error
+        raise Unreadable(f"--api-keys {path}: cannot be read: {error.strerror}", field="api_keys") from error
     if len(raw) > MAX_FILE_BYTES:
         raise _refusal(path, None, f"is larger than {MAX_FILE_BYTES} bytes")
     try:
