@@ -158,6 +158,7 @@ def test_what_is_wrong_is_told_by_file(case: str, files: Files, tmp_path: Path) 
     with pytest.raises(InvalidRequest) as caught:
         Tls(TlsFiles(files.cert, files.key, files.ca))
     assert caught.value.message.startswith(f"{option} {tmp_path}")
+    assert caught.value.field == option[2:].replace("-", "_")
     assert told in caught.value.message
 
 
