@@ -79,7 +79,7 @@ def line_of(text: str, name: str | None, field: str | None = None) -> int | None
         return None
     header = re.compile(rf"""\s*\[\s*["']?keys["']?\s*\.\s*["']?{re.escape(name)}["']?\s*\]""")
     begin = None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would take more than TOML for a line's end
         if begin is None:
             begin = number if header.match(line) else None
         elif line.lstrip().startswith("["):
