@@ -67,7 +67,7 @@ def _without(text: str, name: str) -> str | None:
     lines = [line + "\n" for line in text.split("\n")]
     begin = header - 1
     end = next((place for place in range(header, len(lines)) if re.match(r"\s*\[", lines[place])), len(lines))
-    while end > header and re.match(r"\s*(#|$)", lines[end - 1]):
+    while re.match(r"\s*(#|$)", lines[end - 1]):
         end -= 1
     if end == len(lines) or not lines[end].strip():  # one gap is left, not two
         while begin > 0 and not lines[begin - 1].strip():

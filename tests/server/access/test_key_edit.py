@@ -1,8 +1,11 @@
 """Keys are added and taken out; what else the file holds, and who may read it, stays."""
 
+import errno
+import fcntl
 import os
 import stat
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -28,20 +31,25 @@ def mode(path: Path) -> int:
 # --- who may read it ------------------------------------------------------------------------------------------------
 
 
-def test_a_new_file_is_for_its_owner_alone(path: Path) -> None:
-    add_key(path, "a", {})
+@pytest.mark.parametrize("umask", [0, 0o077, 0o277])
+def test_a_new_file_is_for_its_owner_alone(umask: int, path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        add_key(path, "a", {})
+    finally:
+        os.umask(before)
     assert mode(path) == 0o600
 
 
-@pytest.mark.parametrize("before", [0o640, 0o660, 0o400, 0o644])
+@pytest.mark.parametrize("before", [0o640, 0o660, 0o400, 0o644, 0o2640])
 def test_who_could_read_the_file_still_can(before: int, path: Path) -> None:
     """A server may read it through its group."""
     add_key(path, "a", {})
     path.chmod(before)
     add_key(path, "b", {})
-    assert mode(path) == before
+    assert mode(path) == before & 0o777
     remove_key(path, "b")
-    assert mode(path) == before
+    assert mode(path) == before & 0o777
 
 
 def test_a_group_that_cannot_be_kept_lets_no_other_group_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +65,14 @@ def test_a_group_that_cannot_be_kept_lets_no_other_group_in(path: Path, monkeypa
     assert mode(path) == 0o600
 
 
+def test_owner_and_group_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(path, "a", {})
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _, uid, gid: told.append((uid, gid)))
+    add_key(path, "b", {})
+    assert sorted(told) == [(-1, path.stat().st_gid), (path.stat().st_uid, -1)]
+
+
 def test_the_group_is_kept_though_the_owner_cannot_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_key(path, "a", {})
     path.chmod(0o640)
@@ -70,6 +86,39 @@ def test_the_group_is_kept_though_the_owner_cannot_be(path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fchown", refuse)
     add_key(path, "b", {})
     assert (groups, mode(path)) == ([path.stat().st_gid], 0o640)
+
+
+def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "theirs.toml")
+    add_key(path, "a", {})
+    assert path.is_symlink()
+    assert list(read_keys(tmp_path / "theirs.toml").keys) == ["a"]
+
+
+def test_a_full_disk_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(path, "a", {})
+    before = path.read_bytes()
+
+    def no_space(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(InvalidRequest, match="cannot be written: No space left"):
+        add_key(path, "b", {})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_changes_wait_for_each_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, folder = fcntl.flock, os.open(path.parent, os.O_RDONLY)
+    try:
+        lock(folder, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", lambda file, how: lock(file, how | fcntl.LOCK_NB))
+        with pytest.raises(BlockingIOError):
+            add_key(path, "a", {})
+    finally:
+        os.close(folder)
+    add_key(path, "a", {})
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -133,6 +182,13 @@ def test_a_name_that_is_none_is_refused(name: str, path: Path) -> None:
     with pytest.raises(InvalidRequest, match="expected a name of 1 to 64") as caught:
         add_key(path, name, {})
     assert caught.value.field == "name"
+    assert "a" * 65 not in caught.value.message
+
+
+def test_what_is_neither_text_nor_number(path: Path) -> None:
+    add_key(path, "a", {"enabled": False, "expires": date(2027, 1, 31), "weight": 2})
+    told = tomllib.loads(path.read_text())["keys"]["a"]
+    assert (told["enabled"], told["expires"], told["weight"]) == (False, date(2027, 1, 31), 2)
 
 
 # --- what is taken out ----------------------------------------------------------------------------------------------
@@ -169,6 +225,12 @@ def test_a_key_that_is_next_without_a_gap_keeps_the_one_above(path: Path) -> Non
     path.write_text(f"# all keys\n\n[keys.a]\nhash = '{HASH}'\n[keys.b]\nhash = '{OTHER}'\n")
     remove_key(path, "a")
     assert path.read_text() == f"# all keys\n\n[keys.b]\nhash = '{OTHER}'\n"
+
+
+def test_a_file_may_end_without_a_line_end(path: Path) -> None:
+    path.write_text(f"# all keys\n\n[keys.a]\nhash = '{HASH}'")
+    remove_key(path, "a")
+    assert path.read_text() == "# all keys"
 
 
 @pytest.mark.parametrize(
