@@ -112,10 +112,11 @@ def _ring(content: Mapping[str, Any]) -> KeyRing:
     if not isinstance(tables, dict):
         raise _Wrong(None, None, "expected tables [keys.NAME]")
     keys: dict[str, Key] = {}
+    names: dict[bytes, str] = {}
     for name, table in tables.items():
         key = _key(name, table)
-        same = next((other.name for other in keys.values() if other.digest == key.digest), None)
-        if same is not None:
+        same = names.setdefault(key.digest, name)
+        if same != name:
             raise _Wrong(name, "hash", f"the key {same!r} has the same; expected a key of its own")
         keys[name] = key
     return KeyRing(keys)

@@ -1,13 +1,15 @@
 """The operator's file of keys: read strictly, refused by line and field, changed whole, followed while it changes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from perseid_server.access import key_file
 from perseid_server.access.key_edit import add_key, remove_key
 from perseid_server.access.key_file import parse_keys, read_keys
-from perseid_server.access.keys import hash_text
+from perseid_server.access.keys import Key, hash_text
 from perseid_server.access.watched import WatchedKeys
 from perseid_server.errors import Conflict, InvalidRequest, NotFound
 
@@ -49,6 +51,25 @@ def test_a_key_is_found_by_what_was_shown(tmp_path: Path) -> None:
     assert [found and found.name for found in map(ring.find, ("secret", "other", "no", HASH, "", "x" * 9999))] == [
         "a", "b", None, None, None, None
     ]  # fmt: skip
+
+
+def test_many_keys_are_not_compared_each_with_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Counted(bytes):
+        __hash__ = bytes.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return bytes.__eq__(self, other)
+
+    def counted(name: str, table: dict, original=key_file._key) -> Key:
+        made = original(name, table)
+        return replace(made, digest=Counted(made.digest))
+
+    compared: list[object] = []
+    monkeypatch.setattr(key_file, "_key", counted)
+    text = "".join(f'[keys.k{number}]\nhash = "{hash_text(str(number))}"\n' for number in range(100))
+    assert len(parse_keys(text, tmp_path).keys) == 100
+    assert len(compared) < 100
 
 
 BROKEN = {
