@@ -147,6 +147,7 @@ BROKEN = {
     "cut": (lambda files, _: files.cert.write_text(files.cert.read_text()[:200]), "--tls-cert", "cannot be read"),
     "another's key": (another, "--tls-key", "does not belong"),
     "expired": (expired, "--tls-cert", "expired"),
+    "authority empty": (lambda files, _: files.ca.write_text(""), "--tls-client-ca", "not PEM"),
     "authority not PEM": (lambda files, _: files.ca.write_text("x"), "--tls-client-ca", "not PEM"),
 }
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -42,6 +43,19 @@ async def shown(live: LiveStack, *authorities: trustme.CA) -> None:
     assert await check(live.grpc, grpc.ssl_channel_credentials(roots)) is grpc.StatusCode.OK
 
 
+def meanwhile(patched: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Something happens once between the first look at the key and the next."""
+    changes = [change]
+
+    def read(option: str, path: Path, original=module._read) -> bytes:
+        told = original(option, path)
+        if option == "--tls-key" and changes:
+            changes.pop()()
+        return told
+
+    patched.setattr(module, "_read", read)
+
+
 async def test_files_that_change_after_they_were_checked_break_nothing(
     stack: Stack,
     files: Files,  # noqa: F811
@@ -72,19 +86,54 @@ async def test_both_transports_show_the_same_though_files_change_while_they_are_
     async with serving(stack, tls) as live:
         later: list[trustme.CA] = []
 
-        def read(option: str, path: Path, original=module._read) -> bytes:
-            told = original(option, path)
-            if option == "--tls-key" and not later:
-                later.append(replace(files))
-            return told
-
         replace(files)
         with monkeypatch.context() as patched:
-            patched.setattr(module, "_read", read)
+            meanwhile(patched, lambda: later.append(replace(files)))
             tls.refresh()
         await shown(live, files.authority)
         tls.refresh()
         await shown(live, *later)
+
+
+def test_a_renewed_certificate_of_the_same_authority_is_one_of_both_transports(
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who trusts one of them trusts the other: no handshake tells them apart."""
+
+    def renew() -> None:
+        issue(files.authority, files.cert.with_suffix(""))
+        files.cert.write_bytes(files.cert.read_bytes() + files.ca.read_bytes())
+
+    renew()
+    tls = Tls(TlsFiles(files.cert, files.key))
+    before = tls.context
+    renew()
+    with monkeypatch.context() as patched:
+        meanwhile(patched, renew)
+        tls.refresh()
+    assert tls.context is before
+    tls.refresh()
+    assert tls.context is not before
+
+
+def test_a_key_that_is_gone_for_a_moment_while_it_is_read(
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tls = Tls(TlsFiles(files.cert, files.key))
+    before = tls.context
+    replace(files)
+    key = files.key.read_bytes()
+    with monkeypatch.context() as patched:
+        meanwhile(patched, files.key.unlink)
+        tls.refresh()
+    assert f"--tls-key {files.key}: No such file or directory" in caplog.text
+    assert tls.context is before
+    files.key.write_bytes(key)
+    tls.refresh()
+    assert tls.context is not before
 
 
 async def test_with_mutual_tls_clients_need_a_certificate_after_a_change_too(stack: Stack, files: Files) -> None:  # noqa: F811
