@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from perseid_server.access.caller import ROLES, Caller, Role
+from perseid_server.access.followed import Unreadable
 from perseid_server.access.keys import HASH_PREFIX, Allowance, Key, KeyRing
 from perseid_server.errors import InvalidRequest
 
@@ -45,7 +46,7 @@ def read_keys(path: Path) -> KeyRing:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise _refusal(path, None, f"cannot be read: {error.strerror}") from error
+        raise Unreadable(f"--api-keys {path}: cannot be read: {error.strerror}", field="api_keys") from error
     if len(raw) > MAX_FILE_BYTES:
         raise _refusal(path, None, f"is larger than {MAX_FILE_BYTES} bytes")
     try:
@@ -78,7 +79,7 @@ def line_of(text: str, name: str | None, field: str | None = None) -> int | None
         return None
     header = re.compile(rf"""\s*\[\s*["']?keys["']?\s*\.\s*["']?{re.escape(name)}["']?\s*\]""")
     begin = None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would take more than TOML for a line's end
         if begin is None:
             begin = number if header.match(line) else None
         elif line.lstrip().startswith("["):
@@ -111,10 +112,11 @@ def _ring(content: Mapping[str, Any]) -> KeyRing:
     if not isinstance(tables, dict):
         raise _Wrong(None, None, "expected tables [keys.NAME]")
     keys: dict[str, Key] = {}
+    names: dict[bytes, str] = {}
     for name, table in tables.items():
         key = _key(name, table)
-        same = next((other.name for other in keys.values() if other.digest == key.digest), None)
-        if same is not None:
+        same = names.setdefault(key.digest, name)
+        if same != name:
             raise _Wrong(name, "hash", f"the key {same!r} has the same; expected a key of its own")
         keys[name] = key
     return KeyRing(keys)

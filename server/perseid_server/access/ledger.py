@@ -69,12 +69,22 @@ class Ledger:
         """When the day's count begins anew, s from now."""
         return max(0.001, (self.used(key).day + 1) * DAY_S - self._wall())
 
-    def add(self, key: str, tokens: int) -> None:
-        """Count tokens; fewer than none are given back."""
+    def add(self, key: str, tokens: int) -> int:
+        """Count tokens; returns the day that they count for."""
         with self._lock:
             used = self.used(key)
-            used.total = max(0, used.total + tokens)
-            used.today = max(0, used.today + tokens)
+            used.total += tokens
+            used.today += tokens
+            self._dirty = True
+            return used.day
+
+    def give_back(self, key: str, tokens: int, day: int) -> None:
+        """Tokens that were counted for a day. The next one has nothing of them to give."""
+        with self._lock:
+            used = self.used(key)
+            used.total = max(0, used.total - tokens)
+            if used.day <= day:  # less where the clock was set back: see `used`
+                used.today = max(0, used.today - tokens)
             self._dirty = True
 
     def save(self) -> None:

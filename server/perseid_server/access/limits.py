@@ -112,18 +112,18 @@ class Limiter:
 
         def spend(tokens: int) -> None:
             self.ledger.add(caller.key, tokens)
-            bucket = self._states[caller.key].tokens  # as it is now: limits may have changed meanwhile
-            if bucket is not None:
-                bucket.take(tokens, self._clock())
+            self._take(caller.key, tokens)
 
         self._check_tokens(caller.key, state, num_prompt)
-        spend(num_prompt)
+        day = self.ledger.add(caller.key, num_prompt)
+        self._take(caller.key, num_prompt)
         meter = Meter(spend)
         try:
             yield meter
         except BaseException as error:
             if not meter.answered and (isinstance(error, PerseidError) or is_late()):
-                spend(-num_prompt)
+                self.ledger.give_back(caller.key, num_prompt, day)
+                self._take(caller.key, -num_prompt)
             raise
 
     def headers(self, key: str) -> Mapping[str, str]:
@@ -161,6 +161,11 @@ class Limiter:
         if allowance.tokens_per_day is not None and used.today + num_prompt > allowance.tokens_per_day:
             until = self.ledger.until_tomorrow_s(key)
             self._refuse_quota("a day", allowance.tokens_per_day, used.today, num_prompt, until)
+
+    def _take(self, key: str, tokens: int) -> None:
+        bucket = self._states[key].tokens  # as it is now: limits may have changed meanwhile
+        if bucket is not None:
+            bucket.take(tokens, self._clock())
 
     def _refuse(self, limit: int, of: str, wait_s: float) -> None:
         self._on_refusal("rate_limit")

@@ -2,11 +2,13 @@
 
 import logging
 import stat
+from functools import partial
 from pathlib import Path
 
+from perseid_server.access.followed import Followed
 from perseid_server.access.key_file import read_keys
+from perseid_server.access.keys import KeyRing
 from perseid_server.access.periodically import Periodically
-from perseid_server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +22,14 @@ class WatchedKeys:
     def __init__(self, path: Path) -> None:
         """InvalidRequest when the file cannot be read now."""
         self._path = path
-        self._seen = _signature(path)
-        self.ring = read_keys(path)
+        self._file = Followed(partial(_signature, path), partial(read_keys, path), "the keys stay as they were")
         self._warn_if_open()
         self._watching = Periodically("reading the API keys again", INTERVAL_S, self.refresh)
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys as of now."""
+        return self._file.content
 
     def start(self) -> None:
         """Look for changes from now on."""
@@ -34,23 +40,15 @@ class WatchedKeys:
         self._watching.stop()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed. One that is wrong changes nothing, and is logged once."""
-        signature = _signature(self._path)
-        if signature == self._seen:
-            return
-        self._seen = signature  # taken before the file is read: what is written meanwhile is read next time
-        try:
-            ring = read_keys(self._path)
-        except InvalidRequest as error:
-            logger.error("%s; the keys stay as they were", error.message)  # noqa: TRY400  the message says it all
-            return
-        added, removed = set(ring.keys) - set(self.ring.keys), set(self.ring.keys) - set(ring.keys)
-        logger.info("API keys: %d, %d added, %d removed", len(ring.keys), len(added), len(removed))
-        self.ring = ring
-        self._warn_if_open()
+        """Read the file again if it has changed, or could not be read. One that is wrong changes nothing."""
+        before = set(self.ring.keys)
+        if self._file.refresh():
+            now = set(self.ring.keys)
+            logger.info("API keys: %d, %d added, %d removed", len(now), len(now - before), len(before - now))
+            self._warn_if_open()
 
     def _warn_if_open(self) -> None:
-        mode = (self._seen or (0,))[0]
+        mode = (_signature(self._path) or (0,))[0]
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             logger.warning("--api-keys %s can be used by others than its owner; chmod 600 mends it", self._path)
 

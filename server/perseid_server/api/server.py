@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from perseid_server.api.grpc.server import GrpcServer
+from perseid_server.api.http.listener import Listener
 from perseid_server.api.http.protocol import PatientProtocol
 from perseid_server.api.tls import Tls
 from perseid_server.errors import Conflict
@@ -44,12 +45,13 @@ class ApiServer:
     ) -> None:
         """`tls`: None for plain text; `most_connections`: of HTTP. Conflict when a port is not free."""
         self._tls = tls
-        self._protocol = partial(PatientProtocol, most_connections=most_connections)
+        self._most_connections = most_connections
         self._socket = _listen(host, http_port, "HTTP")
         _listen(host, grpc_port, "gRPC").close()  # gRPC takes its port itself, when it starts
         self._host = host
         self._grpc_port = grpc_port
         self._http: uvicorn.Server | None = None
+        self._listener: Listener | None = None
         self._grpc: GrpcServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -60,7 +62,7 @@ class ApiServer:
         self._grpc = grpc_server
         config = uvicorn.Config(
             app,
-            http=self._protocol,  # type: ignore[arg-type]  # it makes protocols, as the class does
+            http=PatientProtocol,
             ws="none",
             loop="none",
             log_config=None,
@@ -68,15 +70,24 @@ class ApiServer:
             lifespan="off",
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        if self._tls is not None:
-            config.load()
-            config.ssl = self._tls.context
         self._http = uvicorn.Server(config)
         self._http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # the command handles them
-        self._serving = asyncio.create_task(self._http.serve(sockets=[self._socket]))
+        self._serving = asyncio.create_task(self._http.serve(sockets=[]))
         while not self._http.started:  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(0.01)
+        self._listener = self._listener_of(self._http)
+        self._listener.start()
         return Addresses(self._host, self._socket.getsockname()[1], bound)
+
+    def _listener_of(self, http: uvicorn.Server) -> Listener:
+        """In place of uvicorn's own, which does not count connections before their TLS handshake is over."""
+        return Listener(
+            self._socket,
+            partial(PatientProtocol, http.config, http.server_state, http.lifespan.state),
+            http.server_state.connections,
+            context=lambda: self._tls.context if self._tls is not None else None,
+            most_connections=self._most_connections,
+        )
 
     async def drain(self, grace_s: float) -> None:
         """Return when the answers that leave by HTTP have left, or the time is over. They may be long, and their
@@ -93,6 +104,8 @@ class ApiServer:
         """Close both. What still runs has had its grace time and gets a moment to say how it ended."""
         if self._grpc is not None:
             await self._grpc.stop(0.5)
+        if self._listener is not None:
+            self._listener.stop()
         if self._http is not None and self._serving is not None:
             self._http.should_exit = True
             await asyncio.wait([self._serving], timeout=LAST_WORDS_S)
@@ -116,7 +129,7 @@ def _listen(host: str, port: int, transport: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # its connections inherit it
         _notice_who_is_gone(listener)
         listener.bind((host, port))
-        listener.listen(1024)
+        listener.listen(2048)
     except OSError as error:
         listener.close()
         field = f"{transport.lower()}_port"

@@ -17,6 +17,7 @@ from perseid_server.access.keys import Key
 keys = App(name="keys", help="Make, list and revoke the API keys of a server.")
 
 _File = Annotated[Path, Parameter(name="--api-keys", help="The file that the server reads.")]
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)  # a later moment west of Greenwich is none in UTC
 _REPEATED = Parameter(negative=(), consume_multiple=False, show_default=False)
 
 
@@ -110,4 +111,6 @@ def _state(key: Key) -> str:
         return "disabled"
     if key.expires is None:
         return "good"
-    return "expired" if key.expires <= datetime.now(UTC) else f"until {key.expires:%Y-%m-%d %H:%M} UTC"
+    if key.expires <= datetime.now(UTC):
+        return "expired"
+    return f"until {min(key.expires, _LAST).astimezone(UTC):%Y-%m-%d %H:%M} UTC"

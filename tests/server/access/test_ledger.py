@@ -168,6 +168,36 @@ def test_days_are_those_of_utc() -> None:
 
 def test_what_is_given_back_is_no_more_than_was_taken() -> None:
     ledger = Ledger(wall=lambda: 0.0)
-    ledger.add("a", 5)
-    ledger.add("a", -7)
+    day = ledger.add("a", 5)
+    ledger.give_back("a", 7, day)
+    assert (ledger.used("a").total, ledger.used("a").today) == (0, 0)
+
+
+def test_what_is_given_back_is_written(path: Path) -> None:
+    ledger = Ledger(path)
+    day = ledger.add("a", 5)
+    ledger.save()
+    ledger.give_back("a", 2, day)
+    ledger.save()
+    assert Ledger(path).used("a").total == 3
+
+
+def test_the_next_day_gets_nothing_back_of_what_the_day_before_took() -> None:
+    now = [10 * DAY_S - 1.0]
+    ledger = Ledger(wall=lambda: now[0])
+    yesterday = ledger.add("a", 5)
+    now[0] += 1
+    today = ledger.add("a", 7)
+    ledger.give_back("a", 5, yesterday)
+    assert (ledger.used("a").total, ledger.used("a").today) == (7, 7)
+    ledger.give_back("a", 7, today)
+    assert (ledger.used("a").total, ledger.used("a").today) == (0, 0)
+
+
+def test_what_a_later_day_took_is_given_back_though_the_clock_is_set_back() -> None:
+    now = [10 * DAY_S]
+    ledger = Ledger(wall=lambda: now[0])
+    day = ledger.add("a", 5)
+    now[0] -= DAY_S  # what was taken counts for this day now
+    ledger.give_back("a", 5, day)
     assert (ledger.used("a").total, ledger.used("a").today) == (0, 0)

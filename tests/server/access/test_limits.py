@@ -85,6 +85,22 @@ def test_what_the_server_refuses_costs_nothing(clock: Clock) -> None:
     assert limiter.ledger.used("a").total == 50
 
 
+def test_a_prompt_of_yesterday_is_not_given_back_today(clock: Clock) -> None:
+    wall = Clock()
+    wall.now = 10 * DAY_S - 1.0
+    allowance = Allowance(tokens_per_day=100, tokens_per_minute=100)
+    limiter, one = Limiter(Ledger(wall=wall), clock), key("a", allowance=allowance)
+    limiter.count_request(one)
+    with contextlib.suppress(QueueFull), limiter.metered(one.caller, 50):
+        wall.now += 1
+        with limiter.metered(one.caller, 30):
+            pass
+        raise QueueFull("full")
+    used = limiter.ledger.used("a")
+    assert (used.total, used.today) == (30, 30)
+    assert limiter.headers("a")["x-ratelimit-remaining-tokens"] == "70"
+
+
 def test_a_day_ends_and_a_total_does_not(clock: Clock) -> None:
     wall = Clock()
     wall.now = 10 * DAY_S + 100.0

@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-from asyncio import constants
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from perseid_server.api import server
 from perseid_server.api.descriptors import ENOUGH, allow_connections, connections_of_each
-from perseid_server.api.http import protocol
+from perseid_server.api.http import listener, protocol
 from perseid_server.api.tls import Tls, TlsFiles
 from tests.server.api.test_tls import files  # noqa: F401  a fixture
 from tests.server.stack import LiveStack, make_stack, serving, until
@@ -82,7 +81,7 @@ def _protocols(live: LiveStack) -> list[protocol.PatientProtocol]:
 
 
 async def test_tls_handshakes_that_do_not_end(tmp_path, files, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(constants, "SSL_HANDSHAKE_TIMEOUT", 2.0)  # a minute, usually
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 2.0)
     trust = ssl.create_default_context(cafile=files.ca)
     async with serving(make_stack(tmp_path / "stack"), Tls(TlsFiles(files.cert, files.key))) as live:
         hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # the beginning of one
@@ -123,6 +122,46 @@ async def test_a_connection_too_many_is_closed_and_the_others_are_served(tmp_pat
         await answered(*ports)
 
 
+async def test_a_handshake_too_many_is_closed_and_the_others_are_served(tmp_path, files) -> None:  # noqa: F811
+    """A connection takes a descriptor from its first moment, long before TLS has come about."""
+    trust = ssl.create_default_context(cafile=files.ca)
+    tls = Tls(TlsFiles(files.cert, files.key))
+    async with serving(make_stack(tmp_path / "stack"), tls, most_connections=20) as live:
+        port = live.addresses.http_port
+        first = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        held = await connect(port, 24)
+        await closed_by_server(held, 5)
+        assert len(_protocols(live)) == 1
+        first[1].write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await first[0].readline()).startswith(b"HTTP/1.1 200")
+        await close([first, *held])
+        await until(lambda: not _protocols(live) and not live.api._listener.handshakes)
+        await answered(port, 0, trust)
+
+
+async def test_handshakes_that_fail_make_room(tmp_path, files) -> None:  # noqa: F811
+    trust = ssl.create_default_context(cafile=files.ca)
+    tls = Tls(TlsFiles(files.cert, files.key))
+    async with serving(make_stack(tmp_path / "stack"), tls, most_connections=2) as live:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x01\x00", b""):
+            for _ in range(3):
+                [(reader, writer)] = await connect(live.addresses.http_port, 1, data)
+                writer.write_eof()
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                await close([(reader, writer)])
+        await until(lambda: not live.api._listener.handshakes)
+        await answered(live.addresses.http_port, 0, trust)
+
+
+async def test_the_end_does_not_wait_for_handshakes(tmp_path, files) -> None:  # noqa: F811
+    async with serving(make_stack(tmp_path / "stack"), Tls(TlsFiles(files.cert, files.key))) as live:
+        held = await connect(live.addresses.http_port, 3)
+        await until(lambda: live.api._listener.handshakes == 3)
+    await closed_by_server(held, 3)
+    await close(held)
+
+
 @contextlib.asynccontextmanager
 async def few_descriptors(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
     """A server with a limit of open files, and its ports."""
@@ -151,6 +190,19 @@ async def test_adapters_load_while_clients_take_all_connections_they_can() -> No
         for connections in held:
             await close(connections)
         await answered(*ports)
+
+
+async def test_adapters_load_while_clients_begin_all_handshakes_they_can(files) -> None:  # noqa: F811
+    async with few_descriptors("400", str(files.cert), str(files.key)) as (process, ports):
+        held = [await connect(port, 250) for port in ports]
+        for connections in held:
+            await closed_by_server(connections, 100)
+        process.stdin.write(b"load\n")
+        async with asyncio.timeout(30):
+            assert json.loads(await process.stdout.readline()) == {"error": None}
+        for connections in held:
+            await close(connections)
+        await answered(*ports, ssl.create_default_context(cafile=files.ca))
 
 
 async def test_a_server_without_descriptors_serves_again_when_there_are_some() -> None:

@@ -147,6 +147,7 @@ BROKEN = {
     "cut": (lambda files, _: files.cert.write_text(files.cert.read_text()[:200]), "--tls-cert", "cannot be read"),
     "another's key": (another, "--tls-key", "does not belong"),
     "expired": (expired, "--tls-cert", "expired"),
+    "authority empty": (lambda files, _: files.ca.write_text(""), "--tls-client-ca", "not PEM"),
     "authority not PEM": (lambda files, _: files.ca.write_text("x"), "--tls-client-ca", "not PEM"),
 }
 
@@ -158,6 +159,7 @@ def test_what_is_wrong_is_told_by_file(case: str, files: Files, tmp_path: Path) 
     with pytest.raises(InvalidRequest) as caught:
         Tls(TlsFiles(files.cert, files.key, files.ca))
     assert caught.value.message.startswith(f"{option} {tmp_path}")
+    assert caught.value.field == option[2:].replace("-", "_")
     assert told in caught.value.message
 
 

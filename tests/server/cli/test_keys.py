@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from perseid_server.access.key_file import read_keys
+from perseid_server.access.keys import hash_text
 from perseid_server.api.tls import Tls, TlsFiles
 from tests.server.access.rings import gate_of, key
 from tests.server.cli.running import Perseid
@@ -59,6 +60,21 @@ def test_a_key_is_shown_once_listed_and_revoked(perseid: Perseid, tmp_path: Path
     assert perseid("keys", "revoke", "web", "--api-keys", path).status == 0
     assert read_keys(Path(path)).keys == {}
     assert perseid("keys", "revoke", "web", "--api-keys", path).err == f"perseid: {path} has no key 'web'\n"
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ("2099-12-31T22:30:00-05:00", "until 2100-01-01 03:30 UTC"),
+        ("2099-12-31T22:30:00", "until 2099-12-31 22:30 UTC"),
+        ("9999-12-31T23:59:59-05:00", "until 9999-12-31 00:00 UTC"),  # beyond what UTC can tell
+        ("0001-01-01T00:00:00+05:00", "expired"),
+    ],
+)
+def test_the_end_of_a_key_is_told_in_utc(stated: str, told: str, perseid: Perseid, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[keys.a]\nhash = "{hash_text("a")}"\nexpires = {stated}\n')
+    assert told in perseid("keys", "list", "--api-keys", str(path)).out
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

@@ -6,6 +6,7 @@ uvicorn itself waits without end for the headers of a request and for a client t
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -27,10 +28,10 @@ _LOOKS = 8  # in that time, at what it has taken
 class PatientProtocol(H11Protocol):
     """Patient, but not for ever."""
 
-    def __init__(self, *arguments: Any, most_connections: int | None = None, **options: Any) -> None:
-        """`most_connections`: beyond them a client is turned away at once."""
+    def __init__(self, *arguments: Any, on_made: Callable[["PatientProtocol"], None], **options: Any) -> None:
+        """`on_made` is told when its connection is there, TLS and all."""
         super().__init__(*arguments, **options)
-        self._most_connections = most_connections
+        self._on_made = on_made
         self._has_begun = False  # whether a request's first bytes have come, but not all of its headers
         self._headers_due: asyncio.TimerHandle | None = None
         self._reading_due: asyncio.TimerHandle | None = None
@@ -40,9 +41,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
-        if self._most_connections is not None and len(self.connections) > self._most_connections:
-            self._cut(f"is one too many, {self._most_connections} are there")
-            return
+        self._on_made(self)
         self._headers_due = self.loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._cut, "sent no request")
 
     def connection_lost(self, exc: Exception | None) -> None:
