@@ -1,6 +1,7 @@
 """gRPC clients that do not read, or do not send: they are ended after a limit, and nobody else notices."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import grpc
@@ -64,7 +65,8 @@ async def test_who_does_not_read_is_ended_and_who_reads_is_answered_as_ever(
             tokens, ended = await rest(call)
             assert 0 < len(tokens) < 3900
             assert ended.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "did not read its answer" in ended.details()
+            # Which limit comes first, of time or of what is kept, depends on how busy the machine is.
+            assert re.search("did not read its answer|reads too slowly", ended.details())
 
 
 async def test_the_engine_gives_up_an_answer_nobody_takes_before_the_call_is_ended(

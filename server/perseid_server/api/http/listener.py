@@ -57,8 +57,8 @@ class Listener:
         self._loop.add_reader(self._listening, self._accept)
 
     def stop(self) -> None:
-        """Listen no more, and end handshakes. Connections that are made stay."""
-        if self._loop is not None:
+        """Listen no more, and end handshakes. Connections that are made stay. Again: nothing."""
+        if self._loop is not None and self._listening.fileno() >= 0:
             self._loop.remove_reader(self._listening)
         if self._retry is not None:
             self._retry.cancel()
