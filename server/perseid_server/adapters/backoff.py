@@ -22,6 +22,10 @@ class Backoff:
         """Whether to try again."""
         return self._until <= now
 
+    def left_s(self, now: float) -> float:
+        """How long till then."""
+        return max(self._until - now, 0.0)
+
     def reset(self) -> None:
         """It went well, or begins anew."""
         self._wait_s, self._until = FIRST_RETRY_S, -math.inf

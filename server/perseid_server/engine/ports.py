@@ -134,8 +134,9 @@ class Residency(Protocol):
 
     def release(self, *versions: str) -> None: ...
 
-    def prefetch(self, version: str) -> None:
-        """Bring it to host memory ahead of its turn."""
+    def prefetch(self, *versions: str, claimed: ListOf[str] = ()) -> None:
+        """What those who wait need, the next first, and whoever has the claim: bring it to host memory ahead of its
+        turn, as far as there is room. Said anew in each step."""
         ...
 
     def poll(self) -> ResidencyEvents: ...
