@@ -29,3 +29,8 @@ class Backoff:
     def reset(self) -> None:
         """It went well, or begins anew."""
         self._wait_s, self._until = FIRST_RETRY_S, -math.inf
+
+
+def soonest(*waits_s: float | None) -> float | None:
+    """The shortest wait; None where there is none."""
+    return min((wait for wait in waits_s if wait is not None), default=None)

@@ -176,6 +176,13 @@ class GateResidency:
         happened, self._events = self._events, Happened()
         return happened.told()
 
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll tries a pinned set again, though the loader is idle."""
+        missing = [each for each in self._sets.values() if each.pinned and each.table is None and each.error is None]
+        now = self._clock()
+        return min((each.backoff.left_s(now) for each in missing if each.loading is None), default=None)
+
     def close(self) -> None:
         """End the loader thread."""
         self._loader.shutdown()

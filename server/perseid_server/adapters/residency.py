@@ -199,6 +199,11 @@ class Residency:
         happened, self._events = self._events, Happened()
         return happened.told()
 
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try for a pin, though the loader is idle. None: not of itself."""
+        return self._pins.retry_in_s(self._clock())
+
     def close(self) -> None:
         """End the loader thread."""
         self._loader.close()

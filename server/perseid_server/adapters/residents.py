@@ -5,6 +5,7 @@ from pathlib import Path
 
 from perseid_kernels.routing import GateTable
 from perseid_kernels.segments import PageList
+from perseid_server.adapters.backoff import soonest
 from perseid_server.adapters.gate_residency import GateResidency, GateSource
 from perseid_server.adapters.residency import Residency
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
@@ -117,6 +118,11 @@ class Residents:
         return ResidencyEvents(
             (*adapters.moved, *gates.moved), {**adapters.failed, **gates.failed}, adapters.passing | gates.passing
         )
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try, though nothing loads."""
+        return soonest(self._adapters.retry_in_s, self._gates.retry_in_s)
 
     def stats(self) -> ResidencyStats:
         """Counts for the metrics."""

@@ -31,8 +31,8 @@ class _Held(Generic[T]):
 class HeadsResidency(Generic[T]):
     """All calls come from the engine's thread. Heads are few and small: all that are registered are on the device.
 
-    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only. Where the reason may pass,
-    it is tried again after a while.
+    Nobody waits for them, so what cannot be loaded is logged and told, and costs drafts only. Where the reason may
+    pass, it is tried again after a while.
     """
 
     load: Callable[[Path], T]  # runs on the loader's thread; PerseidError or OSError says why it cannot be done
@@ -82,6 +82,13 @@ class HeadsResidency(Generic[T]):
             else:
                 failed[version] = self._not_loaded(version, held, error)
         return ResidencyEvents(moved=tuple(moved), failed=failed)
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll tries some again, though the loader is idle."""
+        failed = [held for held in self._held.values() if held.may_pass and held.loading is None]
+        now = self.clock()
+        return min((held.backoff.left_s(now) for held in failed), default=None)
 
     def fail(self, version: str, error: str) -> None:
         """Heads that are there do not work: let them go, and tell why at the next poll."""
