@@ -221,7 +221,9 @@ class FakeResidency:
 
     def pin(self, version: str, pinned: bool) -> None: ...
 
-    def prefetch(self, version: str) -> None: ...
+    def prefetch(self, *versions: str, claimed: ListOf[str] = ()) -> None: ...
+
+    retry_in_s = None
 
     def acquire(self, *versions: str, evict_wanted: bool = True) -> Admission:
         found = [self._bring(version) for version in versions if version not in self.device]
@@ -324,6 +326,8 @@ class FakeHeads:
         moved = tuple(version for version, is_loaded in self._known.items() if not is_loaded)
         self._known |= dict.fromkeys(moved, True)
         return ResidencyEvents(moved)
+
+    retry_in_s = None
 
     def knows(self, version: str) -> bool:
         return version in self._known

@@ -121,7 +121,7 @@ class ServeConfig:
     """Memory for adapters on the device, MiB. Others wait in host memory or on disk."""
 
     adapter_host_memory: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 1024
-    """Memory for adapters kept ready in host memory, MiB."""
+    """Memory for adapters kept ready in host memory, in float32, MiB. One alone may be larger."""
 
     max_batch_tokens: Annotated[int, Parameter(group=CAPACITY, validator=POSITIVE)] = 512
     """Most tokens in one step, prefill chunks and decodes together. Larger: faster prefill, longer steps."""

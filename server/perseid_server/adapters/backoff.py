@@ -22,6 +22,15 @@ class Backoff:
         """Whether to try again."""
         return self._until <= now
 
+    def left_s(self, now: float) -> float:
+        """How long till then."""
+        return max(self._until - now, 0.0)
+
     def reset(self) -> None:
         """It went well, or begins anew."""
         self._wait_s, self._until = FIRST_RETRY_S, -math.inf
+
+
+def soonest(*waits_s: float | None) -> float | None:
+    """The shortest wait; None where there is none."""
+    return min((wait for wait in waits_s if wait is not None), default=None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from perseid_kernels.routing import GateTable
 from perseid_server.adapters.backoff import Backoff
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, Resident, is_final, why
+from perseid_server.adapters.state import Admission, Happened, Location, ResidencyEvents, Resident, is_final, why
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,6 @@ class _GateSet:
         self.backoff.reset()
 
 
-@dataclass(slots=True)
-class _Events:
-    moved: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    passing: set[str] = field(default_factory=set)
-
-
 class GateResidency:
     """All calls come from the engine's thread."""
 
@@ -72,7 +65,7 @@ class GateResidency:
         self._build = build
         self._clock = clock
         self._sets: OrderedDict[str, _GateSet] = OrderedDict()  # least recently used first
-        self._events = _Events()
+        self._events = Happened()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="gate-loader")
 
     def register(self, version: str, source: GateSource, *, pinned: bool) -> None:
@@ -180,8 +173,15 @@ class GateResidency:
             elif gates.pinned and gates.backoff.is_over(self._clock()):
                 self.prefetch(version)
         self._evict()
-        events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
+        happened, self._events = self._events, Happened()
+        return happened.told()
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll tries a pinned set again, though the loader is idle."""
+        missing = [each for each in self._sets.values() if each.pinned and each.table is None and each.error is None]
+        now = self._clock()
+        return min((each.backoff.left_s(now) for each in missing if each.loading is None), default=None)
 
     def close(self) -> None:
         """End the loader thread."""

@@ -76,9 +76,9 @@ class Loader:
     # --- on the engine's thread ---------------------------------------------------------------------------------
 
     @property
-    def is_busy(self) -> bool:
-        """Whether there are jobs whose end has not been taken over."""
-        return self._num_jobs > 0
+    def num_jobs(self) -> int:
+        """Jobs whose end has not been taken over."""
+        return self._num_jobs
 
     def hand_over(self, job: Read | Write) -> None:
         """One more job."""

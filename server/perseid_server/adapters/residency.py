@@ -5,24 +5,19 @@ All of this happens on the engine's thread, which asks and decides; the work is 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseid_kernels.segments import PageList
+from perseid_server.adapters.demand import Demand, Need
 from perseid_server.adapters.device_tier import DeviceTier
 from perseid_server.adapters.host_tier import HostTier
-from perseid_server.adapters.loader import Done, HostCopy, Loader, Read, Write
+from perseid_server.adapters.loader import Done, Loader, Read, Write
+from perseid_server.adapters.pins import Pins
 from perseid_server.adapters.pool import AdapterPool
-from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
+from perseid_server.adapters.reading import Reading
+from perseid_server.adapters.state import Admission, Happened, Location, ResidencyEvents, ResidencyStats, Resident
 from perseid_server.adapters.tracked import Tracked
 from perseid_server.model.spec import BaseSpec
-
-
-@dataclass(slots=True)
-class _Events:
-    moved: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    passing: set[str] = field(default_factory=set)
 
 
 class Residency:
@@ -35,11 +30,13 @@ class Residency:
         self._clock = clock
         self._pool = pool
         self._loader = Loader(spec, pool)
-        self._host = HostTier(host_bytes)
+        self._demand = Demand()
+        self._host = HostTier(host_bytes, lambda version: self._demand.need(self._adapters[version]))
+        self._reading = Reading(self._loader, self._host, self._demand)
         self._device = DeviceTier(pool)
         self._adapters: dict[str, Tracked] = {}
-        self._pinned: set[str] = set()
-        self._events = _Events()
+        self._pins = Pins()
+        self._events = Happened()
         self._lookups = 0
         self._hits = 0
 
@@ -57,8 +54,7 @@ class Residency:
         """Let a version go with its last user."""
         adapter = self._adapters[version]
         adapter.forgotten = True
-        adapter.pinned = False
-        self._pinned.discard(version)
+        self._pins.remove(adapter)
         self._drop_if_forgotten(adapter)
 
     def pin(self, version: str, pinned: bool) -> None:
@@ -66,13 +62,11 @@ class Residency:
         adapter = self._adapters[version]
         if adapter.forgotten:  # and in use still
             return
-        adapter.pinned = pinned
         if pinned:
-            adapter.wanted = True
-            self._pinned.add(version)
+            self._pins.add(adapter)
             self._advance(adapter)
         else:
-            self._pinned.discard(version)
+            self._pins.remove(adapter)
 
     def knows(self, version: str) -> bool:
         """Whether the version is registered (and not forgotten and gone)."""
@@ -105,12 +99,12 @@ class Residency:
         error = next((adapter.error for adapter in adapters if adapter.error is not None), None)
         if error is not None or all(adapter.on_device for adapter in adapters):
             return error
-        return self._device.why_never(adapters, [self._adapters[version] for version in self._pinned])
+        return self._device.why_never(adapters, list(self._pins))
 
     @property
     def is_loading(self) -> bool:
         """Whether the loader has work whose end a poll will take over."""
-        return self._loader.is_busy
+        return self._loader.num_jobs > 0
 
     def pages(self, version: str) -> PageList:
         """The pages of a version on the device."""
@@ -153,6 +147,8 @@ class Residency:
         for adapter in adapters:
             adapter.wanted = bool(missing)
         if missing:
+            if evict_wanted:
+                self._demand.claimed = frozenset(versions)
             # all are asked for, so that they are read meanwhile, whether there is room for the first or not
             advanced = [self._advance(each, spare_wanted=not evict_wanted, spared=versions) for each in missing]
             if self.problem(*versions) is not None:
@@ -175,24 +171,38 @@ class Residency:
             adapter = self._adapters[version]
             assert adapter.users > 0, "released more often than acquired"
             adapter.users -= 1
+            self._pins.is_due = True
             self._drop_if_forgotten(adapter)
 
-    def prefetch(self, version: str) -> None:
-        """Bring a version to the host, so that only the copy to the device is left when its turn comes."""
-        adapter = self._adapters.get(version)
-        if adapter is not None and adapter.error is None and not adapter.on_device:
-            self._start_reading(adapter)
+    def claim(self, *versions: str) -> None:
+        """It is the turn of who needs these: bring them to the host before all others."""
+        self._demand.claimed = frozenset(versions)
+        self._reading.start_in_order(self._adapters.get(version) for version in versions)
+
+    def prefetch(self, *versions: str, claimed: Sequence[str] = ()) -> None:
+        """What those who wait need, the next first, and whoever has the claim: bring as much to the host as it holds,
+        so that only the copy to the device is left when its turn comes. What was said before holds no more."""
+        if self._demand.changes(versions, claimed):
+            self._pins.is_due = True
+            if not versions:  # nobody waits: what comes now takes no room, and what has come keeps none from others
+                for adapter in self._adapters.values():
+                    adapter.wanted = adapter.wanted and adapter.pinned
+        self._reading.start_in_order(self._adapters.get(version) for version in (*claimed, *versions))
 
     def poll(self) -> ResidencyEvents:
         """Take over what the loader has done, and report what happened since the last poll."""
         for done in self._loader.done():
             self._take_over(done)
-        for version in self._pinned:
-            adapter = self._adapters[version]
-            if adapter.wanted and adapter.backoff.is_over(self._clock()):
+        for adapter in self._pins.to_try(self._clock()):
+            if self._device.has_room([adapter], ()):  # no use in reading it before
                 self._advance(adapter, spare_wanted=True)
-        events, self._events = self._events, _Events()
-        return ResidencyEvents(tuple(events.moved), events.failed, frozenset(events.passing))
+        happened, self._events = self._events, Happened()
+        return happened.told()
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try for a pin, though the loader is idle. None: not of itself."""
+        return self._pins.retry_in_s(self._clock())
 
     def close(self) -> None:
         """End the loader thread."""
@@ -210,7 +220,8 @@ class Residency:
             return True
         host = self._host.get(adapter.version)
         if host is None:
-            self._start_reading(adapter)
+            if self._demand.need(adapter) >= Need.PIN:  # for others that is done in the order of their turn
+                self._reading.start(adapter)
             return True
         num_pages = host.info.num_pages
         if num_pages > self._pool.num_pages:
@@ -232,22 +243,19 @@ class Residency:
         self._loader.hand_over(Write(adapter.version, pages, host))
         return True
 
-    def _start_reading(self, adapter: Tracked) -> None:
-        if self._host.get(adapter.version) is None and not adapter.reading:
-            adapter.reading = True
-            adapter.read_again = False
-            self._loader.hand_over(Read(adapter.version, adapter.path))
-
     def _take_over(self, done: Done) -> None:
         adapter = self._adapters[done.job.version]
         if isinstance(done.job, Read):
             adapter.reading = False
-            if done.error is not None:
-                self._read_failed(adapter, done.error, is_final=done.is_final)
-            elif done.host is not None:
-                self._keep_on_host(adapter, done.host)
-                if adapter.wanted and not adapter.forgotten:
+            if done.host is None:
+                self._host.comes_not(adapter.version)
+                self._read_failed(adapter, done.error or "", is_final=done.is_final)
+            else:
+                adapter.num_pages = done.host.info.num_pages
+                self._host.add(adapter.version, done.host)
+                if adapter.wanted and not adapter.forgotten and self._may_pass(adapter):
                     self._advance(adapter, spare_wanted=True)
+                self._events.moved.update((adapter.version, *self._host.make_room(adapter.version)))
         else:
             adapter.writing = False
             if done.error is not None:
@@ -260,21 +268,16 @@ class Residency:
                 self._events.moved.add(adapter.version)
         self._drop_if_forgotten(adapter)
 
-    def _keep_on_host(self, adapter: Tracked, host: HostCopy) -> None:
-        adapter.num_pages = host.info.num_pages
-        gone = self._host.keep(adapter.version, host, is_waited_for=self._is_waited_for, is_in_use=self._is_written)
-        self._events.moved.update((adapter.version, *gone))
-
-    def _is_waited_for(self, version: str) -> bool:
-        return self._adapters[version].wanted and not self._adapters[version].on_device
-
-    def _is_written(self, version: str) -> bool:
-        return self._adapters[version].writing
+    def _may_pass(self, adapter: Tracked) -> bool:
+        """Whether one that has come may take room on the device though nobody asks just now. Not before a claim that
+        waits for room with all it needs next at hand."""
+        ready = [self._adapters[version] for version in self._demand.claimed if self._host.get(version) is not None]
+        return self._demand.need(adapter) >= Need.PIN or all(each.on_device or each.writing for each in ready)
 
     def _read_failed(self, adapter: Tracked, error: str, *, is_final: bool) -> None:
         """The files of a version that is forgotten are deleted, also under the loader's hands: that is no failure."""
         if adapter.read_again:
-            self._start_reading(adapter)
+            self._reading.start(adapter)
         elif not adapter.forgotten:
             self._fail(adapter, error, is_final=is_final)
 
@@ -291,7 +294,6 @@ class Residency:
         if adapter.on_device:
             self._device.leave(adapter)
             self._events.moved.add(adapter.version)
-        if self._host.get(adapter.version) is not None:
-            self._host.drop(adapter.version)
+        if self._host.forget(adapter.version):
             self._events.moved.add(adapter.version)
         del self._adapters[adapter.version]

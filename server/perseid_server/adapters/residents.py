@@ -5,6 +5,7 @@ from pathlib import Path
 
 from perseid_kernels.routing import GateTable
 from perseid_kernels.segments import PageList
+from perseid_server.adapters.backoff import soonest
 from perseid_server.adapters.gate_residency import GateResidency, GateSource
 from perseid_server.adapters.residency import Residency
 from perseid_server.adapters.state import Admission, Location, ResidencyEvents, ResidencyStats, Resident
@@ -75,9 +76,8 @@ class Residents:
         worst: Admission = min([*found.values(), "ready"], key=_WORST_FIRST.index)
         if worst == "ready":
             worst = self._adapters.acquire(*adapters, evict_wanted=evict_wanted)
-        else:  # meanwhile they come closer
-            for version in adapters:
-                self._adapters.prefetch(version)
+        elif evict_wanted:  # meanwhile they come closer
+            self._adapters.claim(*adapters)
         if worst != "ready":
             for version, admission in found.items():
                 if admission == "ready":
@@ -96,10 +96,13 @@ class Residents:
             self._gates.release(version)
         self._adapters.release(*adapters)
 
-    def prefetch(self, version: str) -> None:
-        """Bring one closer ahead of its turn."""
-        if self.knows(version):
-            self._of(version).prefetch(version)
+    def prefetch(self, *versions: str, claimed: Sequence[str] = ()) -> None:
+        """What those who wait need, the next first, and whoever has the claim: bring it closer ahead of its turn."""
+        gate_sets, adapters = self._sorted(versions)
+        claimed_sets, claimed_adapters = self._sorted(claimed)
+        for version in (*claimed_sets, *gate_sets):
+            self._gates.prefetch(version)
+        self._adapters.prefetch(*adapters, claimed=claimed_adapters)
 
     def pages(self, version: str) -> PageList:
         """The pages of an acquired adapter."""
@@ -115,6 +118,11 @@ class Residents:
         return ResidencyEvents(
             (*adapters.moved, *gates.moved), {**adapters.failed, **gates.failed}, adapters.passing | gates.passing
         )
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try, though nothing loads."""
+        return soonest(self._adapters.retry_in_s, self._gates.retry_in_s)
 
     def stats(self) -> ResidencyStats:
         """Counts for the metrics."""

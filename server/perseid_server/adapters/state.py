@@ -32,6 +32,19 @@ class ResidencyEvents:
     passing: frozenset[str] = frozenset()  # of these, those that may be loaded when they are asked for again
 
 
+@dataclass(slots=True)
+class Happened:
+    """The same, while it is gathered."""
+
+    moved: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
+
+    def told(self) -> ResidencyEvents:
+        """For those who poll."""
+        return ResidencyEvents(tuple(self.moved), self.failed, frozenset(self.passing))
+
+
 @dataclass(frozen=True, slots=True)
 class ResidencyStats:
     """Counts for the metrics."""

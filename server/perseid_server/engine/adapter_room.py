@@ -3,8 +3,8 @@
 The first waiting sequence whose adapters are not there has a claim until it starts. It alone may evict what came for
 others that wait. Where there is no room because everything is in use, some of the adapters in use are closed: no
 further sequence starts with them, so they become idle when those that run have ended. They are taken from those who
-have been served most, as few as make enough room. Meanwhile sequences start on what is there, but nothing else is
-brought.
+have been served most, as few as make enough room, and stay closed until the claimant starts or ends. Meanwhile
+sequences start on what is there, but nothing else is brought.
 """
 
 from collections.abc import Iterable
@@ -52,6 +52,11 @@ class AdapterRoom:
             self._claim(sequence, running, is_short=admission == "no_room")
         return admission
 
+    @property
+    def claimed(self) -> tuple[str, ...]:
+        """What the claimant needs on the device."""
+        return self.claimant.adaptation.versions if self.claimant is not None else ()
+
     def came(self, version: str) -> None:
         """It is on the device now."""
         self._loads.came(version)
@@ -60,7 +65,7 @@ class AdapterRoom:
         """No new request names it."""
         self._loads.forget(version)
 
-    def leave(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Sequence | None) -> None:
         """It starts, or has ended: its claim is over, if it had one."""
         if sequence is self.claimant:
             self.claimant = None
@@ -83,11 +88,10 @@ class AdapterRoom:
 
     def _claim(self, sequence: Sequence, running: Iterable[Sequence], *, is_short: bool) -> None:
         if sequence is not self.claimant:
-            self._closed = []
+            self.leave(self.claimant)
         self.claimant = sequence
-        self._is_short = is_short
+        self._is_short = self._is_short or is_short  # also while the rest of what it needs is read
         if not is_short:
-            self._closed = []
             return
         versions = sequence.adaptation.versions
         for other in sorted(running, key=lambda each: self._shares[each].service, reverse=True):

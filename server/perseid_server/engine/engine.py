@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from perseid_server.adapters.backoff import soonest
 from perseid_server.engine.answers import (
     Ends,
     accept,
@@ -81,6 +82,11 @@ class Engine:
     def is_loading(self) -> bool:
         """Whether an adapter or heads are on their way: a step will take them over when they have come."""
         return self._residency.is_loading or self._drafter.heads.is_loading
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a step tries a load that failed or had no room, though nothing else happens. None: never."""
+        return soonest(self._residency.retry_in_s, self._drafter.heads.retry_in_s)
 
     def submit(self, request: Submit) -> None:
         """Let a request wait for its turn. One that can never run ends with an error in the next step's outputs."""

@@ -68,6 +68,11 @@ class HeadRunner:
         version = sequence.request.speculation.heads
         return version is not None and sequence.hidden is not None and self._residency.get(version) is not None
 
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll tries some again, though nothing loads."""
+        return self._residency.retry_in_s
+
     def propose(self, sequences: Sequence[Running]) -> list[Candidates]:
         """One pass for each set of heads."""
         places: defaultdict[str, list[int]] = defaultdict(list)

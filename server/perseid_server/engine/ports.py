@@ -92,6 +92,11 @@ class Heads(Protocol):
 
     def poll(self) -> ResidencyEvents: ...
 
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try, though nothing loads. None: not of itself."""
+        ...
+
     def knows(self, version: str) -> bool: ...
 
     def location(self, version: str) -> Location: ...
@@ -134,11 +139,17 @@ class Residency(Protocol):
 
     def release(self, *versions: str) -> None: ...
 
-    def prefetch(self, version: str) -> None:
-        """Bring it to host memory ahead of its turn."""
+    def prefetch(self, *versions: str, claimed: ListOf[str] = ()) -> None:
+        """What those who wait need, the next first, and whoever has the claim: bring it to host memory ahead of its
+        turn, as far as there is room. Said anew in each step."""
         ...
 
     def poll(self) -> ResidencyEvents: ...
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll has something to try, though nothing loads. None: not of itself."""
+        ...
 
     def location(self, version: str) -> Location: ...
 

@@ -289,7 +289,8 @@ class Scheduler:
         return chunk
 
     def _prefetch(self) -> None:
+        versions: dict[str, None] = {}  # in the order of their turn
         for sequence in islice(self.waiting.in_order(), PREFETCH_DEPTH):
-            for version in sequence.adaptation.versions:
-                self._residency.prefetch(version)
+            versions |= dict.fromkeys(sequence.adaptation.versions)
             self.waiting.close_line(sequence)
+        self._residency.prefetch(*versions, claimed=self._adapters.claimed)

@@ -149,7 +149,7 @@ def _patience(engine: Engine, outputs: StepOutputs) -> float | None:
     """How long to wait for messages before the next step."""
     if engine.has_work and outputs.iteration_tokens:
         return 0.0
-    return _WAIT_FOR_LOAD_S if engine.has_work or engine.is_loading else None
+    return _WAIT_FOR_LOAD_S if engine.has_work or engine.is_loading else engine.retry_in_s
 
 
 def _take(engine: Engine, message: ToEngine) -> None:

@@ -83,6 +83,13 @@ class HeadsResidency(Generic[T]):
                 failed[version] = self._not_loaded(version, held, error)
         return ResidencyEvents(moved=tuple(moved), failed=failed)
 
+    @property
+    def retry_in_s(self) -> float | None:
+        """After how long a poll tries some again, though the loader is idle."""
+        failed = [held for held in self._held.values() if held.may_pass and held.loading is None]
+        now = self.clock()
+        return min((held.backoff.left_s(now) for held in failed), default=None)
+
     def fail(self, version: str, error: str) -> None:
         """Heads that are there do not work: let them go, and tell why at the next poll."""
         held = self._held[version]
