@@ -118,7 +118,8 @@ class FakeEngineProcess:
         try:
             while not ended:
                 while inbox.empty():
-                    await asyncio.sleep(0)
+                    # Else the loader's thread gets the interpreter for one small step in 5 ms, while this one spins.
+                    await asyncio.sleep(0.001 if self.engine.is_loading else 0)
                     await self._may_step.wait()
                     if inbox.empty():
                         self._step()
