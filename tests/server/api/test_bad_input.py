@@ -185,3 +185,18 @@ def test_a_message_too_large_for_grpc_is_refused(live: LiveStack) -> None:
     with grpc.insecure_channel(live.grpc, options) as channel, pytest.raises(grpc.RpcError) as refused:
         stubs.GenerationStub(channel).Generate(case.message(), timeout=20)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_errors_are_answered_without_a_thread(live: LiveStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a thread for an error's words")
+
+    monkeypatch.setattr("starlette._exception_handler.run_in_threadpool", refuse)
+    transport = httpx.ASGITransport(live.stack.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answers = [
+            await client.post("/v1/completions", json={"model": "nobody", "prompt": "x"}),
+            await client.post("/v1/completions", json={}),
+            await client.get("/v1/completions"),
+        ]
+    assert [answer.status_code for answer in answers] == [404, 400, 405]

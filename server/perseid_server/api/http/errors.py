@@ -80,12 +80,12 @@ def _body(message: str, kind: str, param: str | None = None, code: str | None = 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _perseid_error(_: Request, error: PerseidError) -> Response:
+async def _perseid_error(_: Request, error: PerseidError) -> Response:
     current_call().failed(error)
     return JSONResponse(body_of(error), status_of(error), headers_of(error))
 
 
-def _validation_error(_: Request, error: RequestValidationError) -> Response:
+async def _validation_error(_: Request, error: RequestValidationError) -> Response:
     body = _validation_body(error)
     current_call().refused("invalid_request", body["error"]["param"])
     return JSONResponse(body, 400)
@@ -104,12 +104,12 @@ def _validation_body(error: RequestValidationError) -> dict[str, Any]:
     return _body(message, "invalid_request_error", field)
 
 
-def _http_exception(_: Request, error: HTTPException) -> Response:
+async def _http_exception(_: Request, error: HTTPException) -> Response:
     kind = next((kind for _, status, kind in _STATUS if status == error.status_code), "invalid_request_error")
     return JSONResponse(_body(str(error.detail), kind), error.status_code, error.headers)
 
 
-def _unexpected(request: Request, _: Exception) -> Response:
+async def _unexpected(request: Request, _: Exception) -> Response:
     """Starlette raises it again behind the answer, and uvicorn writes it into the log."""
     request_id = getattr(request.state, "request_id", "unknown")
     body = _body(f"internal error in request {request_id}", "server_error")
@@ -117,7 +117,7 @@ def _unexpected(request: Request, _: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Map every error that can leave a handler."""
+    """Map every error that can leave a handler. What is not async would run in a thread of its own."""
     app.add_exception_handler(PerseidError, _perseid_error)  # type: ignore[arg-type]  # narrower than Exception
     app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_exception)  # type: ignore[arg-type]
