@@ -186,8 +186,7 @@ def _of_requests(run: Run, plan: Plan) -> list[Check]:
 
 
 def _flat(process: Watched) -> Check:
-    """The median of the last third of the samples, beside that of the first. That an allocator gives memory back, now
-    and then, is no fault."""
+    """The median of the last third of the samples, beside that of the first."""
     name, third = f"memory of the {process.name} flat", len(process.mib) // 3
     if process.has_ended:
         return Check(name, False, "it ended during the run")
@@ -195,7 +194,7 @@ def _flat(process: Watched) -> Check:
         return Check(name, False, f"not enough samples: {len(process.mib)}")
     first, last = statistics.median(process.mib[:third]), statistics.median(process.mib[-third:])
     found = f"{first:.0f} MiB at first, {last:.0f} MiB at the end ({last / first - 1:+.1%})"
-    return Check(name, last / first - 1 <= MOST_GROWTH, found)
+    return Check(name, abs(last / first - 1) <= MOST_GROWTH, found)
 
 
 async def _same_alone(probes: Probes) -> Check:
