@@ -179,8 +179,10 @@ async def few_descriptors(*arguments: str) -> AsyncIterator[tuple[asyncio.subpro
         await process.wait()
 
 
-async def test_adapters_load_while_clients_take_all_connections_they_can() -> None:
-    async with few_descriptors("400") as (process, ports):
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "handshakes"])
+async def test_adapters_load_while_clients_take_all_connections_they_can(files, with_tls: bool) -> None:  # noqa: F811
+    certificate = (str(files.cert), str(files.key)) if with_tls else ()
+    async with few_descriptors("400", *certificate) as (process, ports):
         held = [await connect(port, 250) for port in ports]
         for connections in held:
             await closed_by_server(connections, 100)
@@ -189,20 +191,7 @@ async def test_adapters_load_while_clients_take_all_connections_they_can() -> No
             assert json.loads(await process.stdout.readline()) == {"error": None}
         for connections in held:
             await close(connections)
-        await answered(*ports)
-
-
-async def test_adapters_load_while_clients_begin_all_handshakes_they_can(files) -> None:  # noqa: F811
-    async with few_descriptors("400", str(files.cert), str(files.key)) as (process, ports):
-        held = [await connect(port, 250) for port in ports]
-        for connections in held:
-            await closed_by_server(connections, 100)
-        process.stdin.write(b"load\n")
-        async with asyncio.timeout(30):
-            assert json.loads(await process.stdout.readline()) == {"error": None}
-        for connections in held:
-            await close(connections)
-        await answered(*ports, ssl.create_default_context(cafile=files.ca))
+        await answered(*ports, ssl.create_default_context(cafile=files.ca) if with_tls else True)
 
 
 async def test_a_server_without_descriptors_serves_again_when_there_are_some() -> None:

@@ -56,6 +56,13 @@ def meanwhile(patched: pytest.MonkeyPatch, change: Callable[[], object]) -> None
     patched.setattr(module, "_read", read)
 
 
+def taken_at_the_next_look(tls: Tls, before: ssl.SSLContext) -> None:
+    """What was not taken yet."""
+    assert tls.context is before
+    tls.refresh()
+    assert tls.context is not before
+
+
 async def test_files_that_change_after_they_were_checked_break_nothing(
     stack: Stack,
     files: Files,  # noqa: F811
@@ -112,9 +119,7 @@ def test_a_renewed_certificate_of_the_same_authority_is_one_of_both_transports(
     with monkeypatch.context() as patched:
         meanwhile(patched, renew)
         tls.refresh()
-    assert tls.context is before
-    tls.refresh()
-    assert tls.context is not before
+    taken_at_the_next_look(tls, before)
 
 
 def test_a_key_that_is_gone_for_a_moment_while_it_is_read(
@@ -182,9 +187,7 @@ def test_what_cannot_be_read_for_a_moment_is_read_again(
     assert [record.getMessage() for record in caplog.records] == [
         f"--tls-cert {files.cert}: {os.strerror(number)}; the certificate stays as it was"
     ]
-    assert tls.context is before
-    tls.refresh()
-    assert tls.context is not before
+    taken_at_the_next_look(tls, before)
 
 
 def test_files_that_are_wrong_are_read_and_told_once(
