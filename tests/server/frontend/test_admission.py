@@ -167,3 +167,21 @@ def test_what_has_left_shortens_the_time_until_the_next_try() -> None:
     with admission.enter(Caller(), 1) as place:
         place.count_tokens(500)
         assert admission.retry_after_s() == rate.retry_after_s(500)
+
+
+def test_the_rate_counts_only_time_with_something_in_progress() -> None:
+    now = [100.0]
+    rate = DrainRate(lambda: now[0], lambda: 0.5)
+    admission = Admission(AdmissionLimits(4, 1000), Metrics(8), rate)
+    with admission.enter(Caller(), 1), admission.enter(Caller(), 1) as place:
+        place.count_tokens(100)
+        now[0] += 5.0
+    before = rate.tokens_per_s
+    assert before > 0
+    now[0] += 600.0
+    assert rate.tokens_per_s == before
+    with admission.enter(Caller(), 1):
+        with admission.enter(Caller(), 1):
+            pass  # the other is in progress still
+        now[0] += 600.0
+        assert rate.tokens_per_s < 0.01 * before
